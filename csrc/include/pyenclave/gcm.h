@@ -1,0 +1,6 @@
+#ifndef PYENCLAVE_GCM_H
+#define PYENCLAVE_GCM_H
+
+#include "pyenclave/base.h"
+
+#endif

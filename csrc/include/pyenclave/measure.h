@@ -1,0 +1,6 @@
+#ifndef PYENCLAVE_MEASURE_H
+#define PYENCLAVE_MEASURE_H
+
+#include "pyenclave/base.h"
+
+#endif

@@ -1,0 +1,62 @@
+"""
+pyenclave: confidential computing for Python.
+
+Run trusted code in an enclave, prove what runs, and give keys only to code that proved itself.
+Importing this package does no work: each public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyenclave._platform.client import local_platform_root as local_platform_root
+    from pyenclave.attestation import AppraisalPolicy as AppraisalPolicy
+    from pyenclave.attestation import verify as verify
+    from pyenclave.host import Enclave as Enclave
+    from pyenclave.trusted import PublicError as PublicError
+    from pyenclave.trusted import SealPolicy as SealPolicy
+    from pyenclave.trusted import ecall as ecall
+
+# The public names, and the module that each comes from.
+_PUBLIC = {
+    "AppraisalPolicy": "pyenclave.attestation",
+    "Enclave": "pyenclave.host",
+    "PublicError": "pyenclave.trusted",
+    "SealPolicy": "pyenclave.trusted",
+    "ecall": "pyenclave.trusted",
+    "local_platform_root": "pyenclave._platform.client",
+    "verify": "pyenclave.attestation",
+}
+_MODULES = ("attestation", "errors", "measurement", "sealed", "trusted")
+
+__version__ = "0.1.0"
+__all__ = [  # noqa: PLE0604 - computed from the table above
+    *_PUBLIC,
+    *_MODULES,
+    "__version__",
+    "get_include",
+]
+
+
+def get_include() -> str:
+    """Return the folder of ``pyenclave_trusted.h``, for compiling native trusted code."""
+    from pathlib import Path
+
+    return str(Path(__file__).parent / "include")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(_PUBLIC[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"pyenclave.{name}")
+    else:
+        raise AttributeError(f"module 'pyenclave' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,322 @@
+"""The tree of errors.
+
+Each class has a stable ``code``, listed with cause and cure in ``docs/errors.md``. An error that
+comes from a check carries what was checked, what was expected and what was found. Impossible
+arguments (a wrong type, a negative size) are the builtin ``TypeError`` and ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from pyenclave.attestation.result import AttestationResult
+
+__all__ = [
+    "AppraisalError",
+    "ArgumentError",
+    "AttestationError",
+    "BusyError",
+    "CallError",
+    "CallTimeoutError",
+    "CollateralError",
+    "EcallError",
+    "EnclaveClosedError",
+    "EnclaveError",
+    "EnclaveLostError",
+    "EnclavePoisonedError",
+    "EnclaveStateError",
+    "EvidenceFormatError",
+    "ImageError",
+    "KeyReleaseError",
+    "LaunchError",
+    "LaunchRefusedError",
+    "ManifestError",
+    "MeasurementError",
+    "NotInEnclaveError",
+    "OcallError",
+    "PlatformUnavailableError",
+    "RollbackError",
+    "RuntimeLockError",
+    "SealLimitError",
+    "SealingError",
+    "SignatureError",
+    "UnknownFunctionError",
+    "UnsealError",
+    "by_code",
+]
+
+
+class EnclaveError(Exception):
+    """
+    Base of every error of this package.
+
+    Args:
+        message: One sentence for people; it names the check that failed.
+        expected: What the check wanted, when there is such a value.
+        found: What it found instead.
+        advice: What to do about it.
+    """
+
+    code: ClassVar[str] = "enclave"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        expected: object = None,
+        found: object = None,
+        advice: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.expected = expected
+        self.found = found
+        self.advice = advice
+
+    def __str__(self) -> str:
+        parts = [self.message or self.code]
+        if self.expected is not None:
+            parts.append(f"expected {self.expected}")
+        if self.found is not None:
+            parts.append(f"found {self.found}")
+        text = "; ".join(parts)
+        return f"{text}. {self.advice}" if self.advice else text
+
+
+class ImageError(EnclaveError):
+    """An image, or what it is built from, is not usable."""
+
+    code = "image"
+
+
+class ManifestError(ImageError):
+    """``enclave.toml`` is wrong: the message names the table, the key and the value."""
+
+    code = "image.manifest"
+
+
+class SignatureError(ImageError):
+    """The signature of an image does not hold, or is missing where one is needed."""
+
+    code = "image.signature"
+
+
+class RuntimeLockError(ImageError):
+    """
+    The runtime differs from the image's lock list.
+
+    Attributes:
+        files: One line a file that is missing, changed or not listed.
+    """
+
+    code = "image.runtime_lock"
+
+    def __init__(self, message: str = "", *, files: tuple[str, ...] = (), **details: Any) -> None:
+        super().__init__(message, **details)
+        self.files = tuple(files)
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        shown = "".join(f"\n  {line}" for line in self.files[:20])
+        more = f"\n  … and {len(self.files) - 20} more" if len(self.files) > 20 else ""
+        return text + shown + more
+
+
+class LaunchError(EnclaveError):
+    """An enclave could not be started."""
+
+    code = "launch"
+
+
+class LaunchRefusedError(LaunchError):
+    """The platform's LaunchPolicy refuses the image, or a demanded protection is not there."""
+
+    code = "launch.refused"
+
+
+class PlatformUnavailableError(LaunchError):
+    """The platform process cannot be reached or started."""
+
+    code = "launch.platform"
+
+
+class EnclaveStateError(EnclaveError):
+    """The handle or object is not in a state that allows this."""
+
+    code = "state"
+
+
+class EnclaveClosedError(EnclaveStateError):
+    """The enclave was closed, or not yet started."""
+
+    code = "state.closed"
+
+
+class EnclaveLostError(EnclaveStateError):
+    """
+    The worker ended. Sealed data brings the work back.
+
+    Attributes:
+        started: Whether the lost call may have begun inside (``None``: no call was under way).
+    """
+
+    code = "state.lost"
+
+    def __init__(self, message: str = "", *, started: bool | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.started = started
+
+
+class EnclavePoisonedError(EnclaveStateError):
+    """The enclave destroyed itself after a protocol or integrity failure; the reason is named."""
+
+    code = "state.poisoned"
+
+
+class NotInEnclaveError(EnclaveStateError):
+    """The function works only inside an enclave."""
+
+    code = "state.not_in_enclave"
+
+
+class CallError(EnclaveError):
+    """A call did not give a result; the enclave lives on."""
+
+    code = "call"
+
+
+class UnknownFunctionError(CallError):
+    """The enclave has no such function."""
+
+    code = "call.unknown_function"
+
+
+class ArgumentError(CallError):
+    """An argument does not fit the function's signature, or a limit."""
+
+    code = "call.argument"
+
+
+class EcallError(CallError):
+    """
+    The trusted function raised.
+
+    Attributes:
+        type: Name of the exception's class inside.
+        id: Correlation id, found in the logs of a debug enclave.
+    """
+
+    code = "call.ecall"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        type: str = "",  # noqa: A002 - the contract's name
+        id: str = "",  # noqa: A002
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.type = type
+        self.id = id
+
+
+class OcallError(CallError):
+    """A host function that the enclave called failed, or is not declared."""
+
+    code = "call.ocall"
+
+
+class BusyError(CallError):
+    """The handle's queue of calls is full."""
+
+    code = "call.busy"
+
+
+class CallTimeoutError(CallError, TimeoutError):
+    """The deadline passed; the lane stays busy until the call returns."""
+
+    code = "call.timeout"
+
+
+class SealingError(EnclaveError):
+    """Sealing or unsealing failed."""
+
+    code = "sealing"
+
+
+class UnsealError(SealingError):
+    """The blob or page is not authentic for this key, identity or version."""
+
+    code = "sealing.unseal"
+
+
+class RollbackError(SealingError):
+    """Older data than the trusted counter allows."""
+
+    code = "sealing.rollback"
+
+
+class SealLimitError(SealingError):
+    """A key has sealed as much as it may."""
+
+    code = "sealing.limit"
+
+
+class MeasurementError(EnclaveError):
+    """A file cannot be measured."""
+
+    code = "measurement"
+
+
+class AttestationError(EnclaveError):
+    """Base of what goes wrong with evidence."""
+
+    code = "attestation"
+
+
+class EvidenceFormatError(AttestationError):
+    """The bytes are not evidence of a known kind, or are malformed."""
+
+    code = "attestation.format"
+
+
+class AppraisalError(AttestationError):
+    """
+    The evidence was refused.
+
+    Attributes:
+        result: The whole result, check by check.
+    """
+
+    code = "attestation.appraisal"
+
+    def __init__(
+        self, message: str = "", *, result: AttestationResult | None = None, **details: Any
+    ) -> None:
+        super().__init__(message, **details)
+        self.result = result
+
+
+class CollateralError(AttestationError):
+    """Collateral is missing, expired or not authentic."""
+
+    code = "attestation.collateral"
+
+
+class KeyReleaseError(EnclaveError):
+    """A key was not released."""
+
+    code = "key_release"
+
+
+def by_code() -> dict[str, type[EnclaveError]]:
+    """Return every error class by its stable code."""
+    found: dict[str, type[EnclaveError]] = {}
+    pending: list[type[EnclaveError]] = [EnclaveError]
+    while pending:
+        cls = pending.pop()
+        found[cls.code] = cls
+        pending.extend(cls.__subclasses__())
+    return found

@@ -1,0 +1,104 @@
+"""Native parts of the build. Everything declarative is in pyproject.toml."""
+
+import os
+import platform
+import sysconfig
+from glob import glob
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# CPython 3.11 is the first release whose limited API has the buffer protocol.
+# Free-threaded builds older than 3.15 have no limited API at all.
+LIMITED_API = "0x030b0000"
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+SANITIZE = os.environ.get("PYENCLAVE_SANITIZE") == "1"
+WERROR = os.environ.get("PYENCLAVE_WERROR") == "1"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+WARN = [
+    "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wvla", "-Wundef", "-Wconversion",
+    "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith", "-Wcast-qual",
+    "-Wwrite-strings", "-Wformat=2", *(["-Werror"] if WERROR else []),
+]  # fmt: skip
+HARDEN = [
+    "-fvisibility=hidden", "-fstack-protector-strong", "-fstack-clash-protection",
+    *(["-fcf-protection"] if X86 else []),
+    "-fno-strict-overflow", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2",
+]  # fmt: skip
+# -fno-wrapv: Python's own flags contain -fwrapv, which hides signed overflow from UBSan.
+SAN = [
+    "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer",
+    "-fno-wrapv", "-UNDEBUG",
+]  # fmt: skip
+# Fortified string functions hide overflows from ASan, so the sanitizer build goes without.
+OPT = ["-O1", "-g", *SAN, "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"] if SANITIZE else ["-O3", "-g0"]
+LINK = ["-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--exclude-libs,ALL"]
+
+HEADERS = sorted(
+    [*glob("csrc/include/**/*.h", recursive=True), *glob("csrc/src/**/*.h", recursive=True)]
+)
+SOURCES = sorted(glob("csrc/src/**/*.c", recursive=True))
+BINDINGS = sorted(f for f in glob("csrc/bindings/*") if os.path.isfile(f))
+
+
+class BuildExt(build_ext):
+    """Give both binding modules the same flags, and build the core first."""
+
+    def run(self):
+        self.run_command("build_clib")
+        super().run()
+
+    def build_extensions(self):
+        # Some Pythons put an rpath to their own prefix into every extension.
+        self.compiler.linker_so = [
+            arg for arg in self.compiler.linker_so if not arg.startswith("-Wl,-rpath")
+        ]
+        super().build_extensions()
+
+    def build_extension(self, ext):
+        ext.libraries = ["pyenclave_core"]
+        ext.include_dirs = ["csrc/include"]
+        ext.depends = [*HEADERS, *SOURCES, *BINDINGS]
+        # gnu11, not c11: generated code uses alloca and asm.
+        ext.extra_compile_args = ["-std=gnu11", *HARDEN, *OPT]
+        ext.extra_link_args = [*LINK, *(SAN if SANITIZE else [])]
+        if LIMITED:
+            ext.define_macros.append(("Py_LIMITED_API", LIMITED_API))
+        super().build_extension(ext)
+
+
+core = (
+    "pyenclave_core",
+    {
+        "sources": SOURCES,
+        "include_dirs": ["csrc/include", "csrc/src"],
+        "cflags": ["-std=c11", "-fPIC", *WARN, *HARDEN, *OPT],
+        "obj_deps": {"": HEADERS},
+    },
+)
+hot = Extension(
+    "pyenclave._core",
+    ["csrc/bindings/_core.pyx"],
+    depends=[*HEADERS, *BINDINGS],
+    py_limited_api=LIMITED,
+)
+
+setup(
+    libraries=[core],
+    ext_modules=cythonize(
+        [hot],
+        build_dir="build/cython",
+        include_path=["csrc/bindings"],
+        compiler_directives={
+            "language_level": 3,
+            "freethreading_compatible": True,
+            "boundscheck": False,
+            "wraparound": False,
+        },
+    ),
+    cffi_modules=["csrc/bindings/ffi_build.py:ffi"],
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
+)
