@@ -1,0 +1,1 @@
+"""The platform process: launch control, identity, keys, reports, quotes, counters."""

@@ -1,0 +1,1 @@
+"""The enclave process: zygote, importer, dispatch."""

@@ -1,0 +1,1 @@
+"""Verifying evidence and appraising it against a policy."""

@@ -1,0 +1,1 @@
+"""The wire between processes: typed frames, rings in shared memory, control channels."""

@@ -1,0 +1,1 @@
+"""Bytes and dataclasses: every layout that is read or written, without I/O."""

@@ -1,0 +1,329 @@
+"""
+Control messages between host, platform and worker: bytes ↔ structs, no I/O.
+
+Each message is one MessagePack map with a ``t`` member that names it. Descriptors travel beside
+the bytes; which ones a message has is said at its class. Unknown members are refused, so that a
+peer of another version fails loudly.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from pyenclave.errors import EnclaveStateError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_MESSAGE",
+    "Close",
+    "Closed",
+    "CounterRequest",
+    "CounterValue",
+    "EnclaveInfo",
+    "Ending",
+    "Failure",
+    "Hello",
+    "HelloReply",
+    "Identity",
+    "KeyReply",
+    "KeyRequestMessage",
+    "Kill",
+    "Launch",
+    "Launched",
+    "List",
+    "Listing",
+    "Message",
+    "Ok",
+    "Poisoned",
+    "QuoteReply",
+    "QuoteRequest",
+    "ReportReply",
+    "ReportRequest",
+    "Root",
+    "RootReply",
+    "Running",
+    "VerifyReport",
+    "Why",
+    "WhyReply",
+    "decode",
+    "encode",
+]
+
+FORMAT_VERSION = 1
+MAX_MESSAGE = 64 * 1024
+
+
+class _Base(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
+    pass
+
+
+# ---- host → platform, and the answers ---------------------------------------------------------
+
+
+class Hello(_Base, tag="hello"):
+    """First message of a host."""
+
+    version: int = FORMAT_VERSION
+
+
+class HelloReply(_Base, tag="hello.ok"):
+    """The platform's answer: who it is and at which level it works."""
+
+    version: int
+    instance: bytes  # 16 random bytes, new for each platform process
+    level: str  # "embedded" or "service"
+    ephemeral: bool  # the root lives in memory only
+    pid: int
+
+
+class Launch(_Base, tag="launch"):
+    """Start an enclave. Descriptors: image (write-sealed memfd), ring (size-sealed memfd)."""
+
+    debug: bool | None = None  # None: production if signed, else debug
+    require: tuple[str, ...] = ()  # protection bits without which the launch is refused
+
+
+class Launched(_Base, tag="launched"):
+    """The enclave runs. Descriptor: pidfd of the worker."""
+
+    enclave_id: bytes
+    pid: int
+    debug: bool
+    mrenclave: bytes
+    mrsigner: bytes
+    record: bytes
+    runtime_public_key: bytes
+
+
+class Close(_Base, tag="close"):
+    """End an enclave of this connection; answered by Ok when the worker is reaped."""
+
+    enclave_id: bytes
+
+
+class Why(_Base, tag="why"):
+    """Ask why an enclave of this connection ended."""
+
+    enclave_id: bytes
+
+
+class WhyReply(_Base, tag="why.ok"):
+    """State of an enclave: ``running``, ``closed``, ``lost`` or ``poisoned``, and the reason."""
+
+    state: str
+    reason: str
+
+
+class EnclaveInfo(_Base, tag="enclave"):
+    """One row of a listing."""
+
+    enclave_id: bytes
+    name: str
+    pid: int
+    host_pid: int
+    debug: bool
+    mrenclave: bytes
+    started: float  # seconds since the epoch
+
+
+class List(_Base, tag="list"):
+    """Ask for the running enclaves of this platform."""
+
+
+class Listing(_Base, tag="list.ok"):
+    """The running enclaves."""
+
+    enclaves: tuple[EnclaveInfo, ...]
+
+
+class Kill(_Base, tag="kill"):
+    """End any enclave of this platform (the same user's)."""
+
+    enclave_id: bytes
+
+
+class Root(_Base, tag="root"):
+    """Ask for the platform's root certificate."""
+
+
+class RootReply(_Base, tag="root.ok"):
+    """The platform's root certificate (DER) and whether it is ephemeral."""
+
+    certificate: bytes
+    ephemeral: bool
+
+
+class Ok(_Base, tag="ok"):
+    """Done."""
+
+
+class Failure(_Base, tag="error"):
+    """An error, by the stable code of its class."""
+
+    code: str
+    message: str
+    files: tuple[str, ...] = ()  # RuntimeLockError: one line a file
+
+
+# ---- worker → platform, and the answers -------------------------------------------------------
+
+
+class Closed(_Base, tag="closed"):
+    """The worker's sandbox is closed; each bit was tried inside."""
+
+    inside: dict[str, bool | int]
+    secret_memory: str  # "memfd_secret", "locked" or "unlocked"
+
+
+class Identity(_Base, tag="identity"):
+    """What the worker is; sent only after the platform's own probes."""
+
+    enclave_id: bytes
+    body: bytes  # 384-byte SGX report body; REPORTDATA zero
+    debug: bool
+    level: str
+    record: bytes
+    seed: bytes  # 32 bytes from the platform, mixed into the worker's generators
+
+
+class Running(_Base, tag="running"):
+    """The worker made its runtime key and serves calls."""
+
+    runtime_public_key: bytes
+
+
+class KeyRequestMessage(_Base, tag="key"):
+    """EGETKEY for this worker's identity: a 512-byte KEYREQUEST."""
+
+    request: bytes
+
+
+class KeyReply(_Base, tag="key.ok"):
+    """A 256-bit key."""
+
+    key: bytes
+
+
+class ReportRequest(_Base, tag="report"):
+    """EREPORT: a 512-byte TARGETINFO and 64 bytes of report data."""
+
+    target: bytes
+    data: bytes
+
+
+class ReportReply(_Base, tag="report.ok"):
+    """A 432-byte REPORT."""
+
+    report: bytes
+
+
+class VerifyReport(_Base, tag="report.verify"):
+    """Check the MAC of a report that was made for this worker; answered by Ok or Failure."""
+
+    report: bytes
+
+
+class QuoteRequest(_Base, tag="quote"):
+    """A quote over 64 bytes of report data."""
+
+    data: bytes
+
+
+class QuoteReply(_Base, tag="quote.ok"):
+    """A DCAP v3 quote of the platform."""
+
+    quote: bytes
+
+
+class CounterRequest(_Base, tag="counter"):
+    """A monotonic counter of this enclave's signer and product."""
+
+    operation: str  # "create", "read", "increment", "destroy"
+    counter_id: bytes = b""  # 16 bytes; empty for create
+    expected: int | None = None  # increment: refused unless this is the value
+
+
+class CounterValue(_Base, tag="counter.ok"):
+    """The counter's identity and value."""
+
+    counter_id: bytes
+    value: int
+
+
+class Poisoned(_Base, tag="poisoned"):
+    """Last words: the worker wiped its secrets and ends."""
+
+    reason: str
+
+
+class Ending(_Base, tag="ending"):
+    """Last words: the worker could not start (code and message as in Failure)."""
+
+    code: str
+    message: str
+    files: tuple[str, ...] = ()
+
+
+Message = (
+    Hello
+    | HelloReply
+    | Launch
+    | Launched
+    | Close
+    | Why
+    | WhyReply
+    | List
+    | Listing
+    | Kill
+    | Root
+    | RootReply
+    | Ok
+    | Failure
+    | Closed
+    | Identity
+    | Running
+    | KeyRequestMessage
+    | KeyReply
+    | ReportRequest
+    | ReportReply
+    | VerifyReport
+    | QuoteRequest
+    | QuoteReply
+    | CounterRequest
+    | CounterValue
+    | Poisoned
+    | Ending
+)
+
+T = TypeVar("T", bound=_Base)
+
+_decoder = msgspec.msgpack.Decoder(Message, strict=True)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: _Base) -> bytes:
+    """Encode *message*. Raises ValueError if it is longer than MAX_MESSAGE."""
+    data = _encoder.encode(message)
+    if len(data) > MAX_MESSAGE:
+        raise ValueError(f"message of {len(data)} bytes is longer than {MAX_MESSAGE}")
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """
+    Decode one message.
+
+    Raises:
+        EnclaveStateError: The bytes are not a known message.
+    """
+    if len(data) > MAX_MESSAGE:
+        raise EnclaveStateError(
+            "control message is too long", expected=f"at most {MAX_MESSAGE}", found=len(data)
+        )
+    try:
+        message: Message = _decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EnclaveStateError(f"malformed control message: {error}") from None
+    return message

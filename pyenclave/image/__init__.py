@@ -1,0 +1,1 @@
+"""Enclave images: manifest, lock list, build, signature."""

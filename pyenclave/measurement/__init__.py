@@ -1,0 +1,1 @@
+"""Measuring code the way the hardware does."""

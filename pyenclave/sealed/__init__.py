@@ -1,0 +1,1 @@
+"""Sealed data: blobs that live on beyond a launch."""

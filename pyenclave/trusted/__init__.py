@@ -1,0 +1,1 @@
+"""What trusted code may use inside an enclave."""
