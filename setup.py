@@ -33,7 +33,9 @@ SAN = [
     "-fno-wrapv", "-UNDEBUG",
 ]  # fmt: skip
 # Fortified string functions hide overflows from ASan, so the sanitizer build goes without.
-OPT = ["-O1", "-g", *SAN, "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"] if SANITIZE else ["-O3", "-g0"]
+OPT = (
+    ["-O1", "-g", *SAN, "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"] if SANITIZE else ["-O3", "-g0"]
+)
 LINK = ["-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--exclude-libs,ALL"]
 
 HEADERS = sorted(

@@ -1,7 +1,3 @@
-"""Types of the data plane (csrc/bindings/_core.pyx)."""
-
-from typing_extensions import Buffer
-
 # ---- base ------------------------------------------------------------------------------------
 
 def cpu_features() -> int: ...

@@ -56,6 +56,7 @@ class EnclaveError(Exception):
         expected: What the check wanted, when there is such a value.
         found: What it found instead.
         advice: What to do about it.
+
     """
 
     code: ClassVar[str] = "enclave"
@@ -108,6 +109,7 @@ class RuntimeLockError(ImageError):
 
     Attributes:
         files: One line a file that is missing, changed or not listed.
+
     """
 
     code = "image.runtime_lock"
@@ -159,6 +161,7 @@ class EnclaveLostError(EnclaveStateError):
 
     Attributes:
         started: Whether the lost call may have begun inside (``None``: no call was under way).
+
     """
 
     code = "state.lost"
@@ -205,6 +208,7 @@ class EcallError(CallError):
     Attributes:
         type: Name of the exception's class inside.
         id: Correlation id, found in the logs of a debug enclave.
+
     """
 
     code = "call.ecall"
@@ -288,6 +292,7 @@ class AppraisalError(AttestationError):
 
     Attributes:
         result: The whole result, check by check.
+
     """
 
     code = "attestation.appraisal"

@@ -38,6 +38,7 @@ class Channel:
 
     Args:
         sock: A connected ``AF_UNIX``/``SOCK_SEQPACKET`` socket; the channel owns it.
+
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -65,6 +66,7 @@ class Channel:
 
         Raises:
             EnclaveLostError: The peer is gone.
+
         """
         data = messages.encode(message)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -89,6 +91,7 @@ class Channel:
             TimeoutError: Nothing came in time.
             EnclaveLostError: The peer is gone.
             EnclaveStateError: What came is not a message; its descriptors are closed.
+
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         space = socket.CMSG_SPACE(_MAX_FDS * 4)

@@ -62,13 +62,13 @@ class _Base(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unk
 # ---- host → platform, and the answers ---------------------------------------------------------
 
 
-class Hello(_Base, tag="hello"):
+class Hello(_Base, frozen=True, kw_only=True, tag="hello"):
     """First message of a host."""
 
     version: int = FORMAT_VERSION
 
 
-class HelloReply(_Base, tag="hello.ok"):
+class HelloReply(_Base, frozen=True, kw_only=True, tag="hello.ok"):
     """The platform's answer: who it is and at which level it works."""
 
     version: int
@@ -78,14 +78,14 @@ class HelloReply(_Base, tag="hello.ok"):
     pid: int
 
 
-class Launch(_Base, tag="launch"):
+class Launch(_Base, frozen=True, kw_only=True, tag="launch"):
     """Start an enclave. Descriptors: image (write-sealed memfd), ring (size-sealed memfd)."""
 
     debug: bool | None = None  # None: production if signed, else debug
     require: tuple[str, ...] = ()  # protection bits without which the launch is refused
 
 
-class Launched(_Base, tag="launched"):
+class Launched(_Base, frozen=True, kw_only=True, tag="launched"):
     """The enclave runs. Descriptor: pidfd of the worker."""
 
     enclave_id: bytes
@@ -97,26 +97,26 @@ class Launched(_Base, tag="launched"):
     runtime_public_key: bytes
 
 
-class Close(_Base, tag="close"):
+class Close(_Base, frozen=True, kw_only=True, tag="close"):
     """End an enclave of this connection; answered by Ok when the worker is reaped."""
 
     enclave_id: bytes
 
 
-class Why(_Base, tag="why"):
+class Why(_Base, frozen=True, kw_only=True, tag="why"):
     """Ask why an enclave of this connection ended."""
 
     enclave_id: bytes
 
 
-class WhyReply(_Base, tag="why.ok"):
+class WhyReply(_Base, frozen=True, kw_only=True, tag="why.ok"):
     """State of an enclave: ``running``, ``closed``, ``lost`` or ``poisoned``, and the reason."""
 
     state: str
     reason: str
 
 
-class EnclaveInfo(_Base, tag="enclave"):
+class EnclaveInfo(_Base, frozen=True, kw_only=True, tag="enclave"):
     """One row of a listing."""
 
     enclave_id: bytes
@@ -128,38 +128,38 @@ class EnclaveInfo(_Base, tag="enclave"):
     started: float  # seconds since the epoch
 
 
-class List(_Base, tag="list"):
+class List(_Base, frozen=True, kw_only=True, tag="list"):
     """Ask for the running enclaves of this platform."""
 
 
-class Listing(_Base, tag="list.ok"):
+class Listing(_Base, frozen=True, kw_only=True, tag="list.ok"):
     """The running enclaves."""
 
     enclaves: tuple[EnclaveInfo, ...]
 
 
-class Kill(_Base, tag="kill"):
+class Kill(_Base, frozen=True, kw_only=True, tag="kill"):
     """End any enclave of this platform (the same user's)."""
 
     enclave_id: bytes
 
 
-class Root(_Base, tag="root"):
+class Root(_Base, frozen=True, kw_only=True, tag="root"):
     """Ask for the platform's root certificate."""
 
 
-class RootReply(_Base, tag="root.ok"):
+class RootReply(_Base, frozen=True, kw_only=True, tag="root.ok"):
     """The platform's root certificate (DER) and whether it is ephemeral."""
 
     certificate: bytes
     ephemeral: bool
 
 
-class Ok(_Base, tag="ok"):
+class Ok(_Base, frozen=True, kw_only=True, tag="ok"):
     """Done."""
 
 
-class Failure(_Base, tag="error"):
+class Failure(_Base, frozen=True, kw_only=True, tag="error"):
     """An error, by the stable code of its class."""
 
     code: str
@@ -170,14 +170,14 @@ class Failure(_Base, tag="error"):
 # ---- worker → platform, and the answers -------------------------------------------------------
 
 
-class Closed(_Base, tag="closed"):
+class Closed(_Base, frozen=True, kw_only=True, tag="closed"):
     """The worker's sandbox is closed; each bit was tried inside."""
 
     inside: dict[str, bool | int]
     secret_memory: str  # "memfd_secret", "locked" or "unlocked"
 
 
-class Identity(_Base, tag="identity"):
+class Identity(_Base, frozen=True, kw_only=True, tag="identity"):
     """What the worker is; sent only after the platform's own probes."""
 
     enclave_id: bytes
@@ -188,56 +188,56 @@ class Identity(_Base, tag="identity"):
     seed: bytes  # 32 bytes from the platform, mixed into the worker's generators
 
 
-class Running(_Base, tag="running"):
+class Running(_Base, frozen=True, kw_only=True, tag="running"):
     """The worker made its runtime key and serves calls."""
 
     runtime_public_key: bytes
 
 
-class KeyRequestMessage(_Base, tag="key"):
+class KeyRequestMessage(_Base, frozen=True, kw_only=True, tag="key"):
     """EGETKEY for this worker's identity: a 512-byte KEYREQUEST."""
 
     request: bytes
 
 
-class KeyReply(_Base, tag="key.ok"):
+class KeyReply(_Base, frozen=True, kw_only=True, tag="key.ok"):
     """A 256-bit key."""
 
     key: bytes
 
 
-class ReportRequest(_Base, tag="report"):
+class ReportRequest(_Base, frozen=True, kw_only=True, tag="report"):
     """EREPORT: a 512-byte TARGETINFO and 64 bytes of report data."""
 
     target: bytes
     data: bytes
 
 
-class ReportReply(_Base, tag="report.ok"):
+class ReportReply(_Base, frozen=True, kw_only=True, tag="report.ok"):
     """A 432-byte REPORT."""
 
     report: bytes
 
 
-class VerifyReport(_Base, tag="report.verify"):
+class VerifyReport(_Base, frozen=True, kw_only=True, tag="report.verify"):
     """Check the MAC of a report that was made for this worker; answered by Ok or Failure."""
 
     report: bytes
 
 
-class QuoteRequest(_Base, tag="quote"):
+class QuoteRequest(_Base, frozen=True, kw_only=True, tag="quote"):
     """A quote over 64 bytes of report data."""
 
     data: bytes
 
 
-class QuoteReply(_Base, tag="quote.ok"):
+class QuoteReply(_Base, frozen=True, kw_only=True, tag="quote.ok"):
     """A DCAP v3 quote of the platform."""
 
     quote: bytes
 
 
-class CounterRequest(_Base, tag="counter"):
+class CounterRequest(_Base, frozen=True, kw_only=True, tag="counter"):
     """A monotonic counter of this enclave's signer and product."""
 
     operation: str  # "create", "read", "increment", "destroy"
@@ -245,20 +245,20 @@ class CounterRequest(_Base, tag="counter"):
     expected: int | None = None  # increment: refused unless this is the value
 
 
-class CounterValue(_Base, tag="counter.ok"):
+class CounterValue(_Base, frozen=True, kw_only=True, tag="counter.ok"):
     """The counter's identity and value."""
 
     counter_id: bytes
     value: int
 
 
-class Poisoned(_Base, tag="poisoned"):
+class Poisoned(_Base, frozen=True, kw_only=True, tag="poisoned"):
     """Last words: the worker wiped its secrets and ends."""
 
     reason: str
 
 
-class Ending(_Base, tag="ending"):
+class Ending(_Base, frozen=True, kw_only=True, tag="ending"):
     """Last words: the worker could not start (code and message as in Failure)."""
 
     code: str
@@ -317,6 +317,7 @@ def decode(data: bytes) -> Message:
 
     Raises:
         EnclaveStateError: The bytes are not a known message.
+
     """
     if len(data) > MAX_MESSAGE:
         raise EnclaveStateError(
