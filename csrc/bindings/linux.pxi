@@ -1,1 +1,124 @@
-# linux
+# Secret memory and waiting. What closes a process in goes through cffi (pyenclave/_native.py).
+
+cdef extern from "pyenclave.h" nogil:
+    enum:
+        PYE_SECMEM_SECRET
+        PYE_SECMEM_LOCKED
+        PYE_SECMEM_UNLOCKED
+    pye_status pye_secmem_new(void **out, size_t size, uint32_t *kind)
+    void pye_secmem_free(void *memory, size_t size)
+    int pye_secmem_live(const void *memory)
+    pye_status pye_wait_futex(uint32_t *word, uint32_t expected, uint32_t timeout_ms)
+    pye_status pye_wake_futex(uint32_t *word)
+    void pye_wait_yield()
+
+
+cdef class SecretMemory:
+    """Memory for secrets: read and written by copying, wiped when closed, absent after a fork."""
+
+    cdef uint8_t *memory
+    cdef size_t length
+    cdef uint32_t secret_kind
+
+    def __cinit__(self, Py_ssize_t size):
+        cdef void *memory = NULL
+        cdef uint32_t kind = 0
+        if size <= 0:
+            raise ValueError(f"size must be at least 1, not {size}")
+        status = pye_secmem_new(&memory, <size_t>size, &kind)
+        if status != PYE_OK:
+            fail(status, "secret memory")
+        self.memory = <uint8_t *>memory
+        self.length = <size_t>size
+        self.secret_kind = kind
+
+    def __dealloc__(self):
+        pye_secmem_free(self.memory, self.length)
+
+    cdef int check(self, Py_ssize_t offset, Py_ssize_t size) except -1:
+        if self.memory == NULL:
+            fail(PYE_E_CLOSED, "secret memory")
+        if not pye_secmem_live(self.memory):
+            fail(PYE_E_FORKED, "secret memory")
+        if offset < 0 or size < 0 or <size_t>offset > self.length \
+                or <size_t>size > self.length - <size_t>offset:
+            raise ValueError(
+                f"bytes {offset} to {offset}+{size} are outside secret memory of {self.length}")
+        return 0
+
+    @property
+    def kind(self) -> int:
+        """1 secret (memfd_secret), 2 locked, 3 not locked."""
+        return self.secret_kind
+
+    def __len__(self):
+        return <Py_ssize_t>self.length
+
+    def write(self, Py_ssize_t offset, data) -> None:
+        """Copy the bytes of `data` in at `offset`."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.check(offset, view.len)
+            memcpy(self.memory + offset, view.buf, <size_t>view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    def read(self, Py_ssize_t offset, Py_ssize_t size) -> bytes:
+        """Copy `size` bytes from `offset` out, into ordinary memory."""
+        self.check(offset, size)
+        return PyBytes_FromStringAndSize(<char *>self.memory + offset, size)
+
+    def close(self) -> None:
+        """Wipe and unmap. May be called twice."""
+        cdef uint8_t *memory = self.memory
+        self.memory = NULL
+        pye_secmem_free(memory, self.length)
+
+    def __enter__(self):
+        self.check(0, 0)
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def __reduce__(self):
+        raise TypeError("secret memory cannot be pickled or copied")
+
+
+cdef uint32_t *futex_word(Py_buffer *view, Py_ssize_t offset) except NULL:
+    if offset < 0 or view.len < 4 or offset > view.len - 4:
+        raise ValueError(f"no 32-bit word at {offset} in a buffer of {view.len} bytes")
+    if (<size_t>view.buf + <size_t>offset) % 4:
+        raise ValueError(f"the word at {offset} is not aligned to 4 bytes")
+    return <uint32_t *>(<uint8_t *>view.buf + offset)
+
+
+def futex_wait(memory, Py_ssize_t offset, uint32_t expected, uint32_t timeout_ms) -> bool:
+    """Sleep while the word at `offset` is `expected`. False: the time passed."""
+    cdef Py_buffer view
+    cdef uint32_t *word
+    cdef pye_status status
+    PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE)
+    try:
+        word = futex_word(&view, offset)
+        with nogil:
+            status = pye_wait_futex(word, expected, timeout_ms)
+    finally:
+        PyBuffer_Release(&view)
+    if status != PYE_OK and status != PYE_E_TIMEOUT:
+        fail(status, "futex wait")
+    return status == PYE_OK
+
+
+def futex_wake(memory, Py_ssize_t offset) -> None:
+    """Wake every thread of any process that waits on the word at `offset`."""
+    cdef Py_buffer view
+    cdef pye_status status
+    PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE)
+    try:
+        status = pye_wake_futex(futex_word(&view, offset))
+    finally:
+        PyBuffer_Release(&view)
+    if status != PYE_OK:
+        fail(status, "futex wake")
