@@ -1,1 +1,112 @@
-"""The command line."""
+"""
+The command line: ``pyenclave COMMAND``.
+
+Exit codes: 0 done or accepted, 1 does not verify or is refused, 2 wrong usage or unreadable.
+With ``--json`` exactly one JSON object goes to stdout and diagnostics go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from pyenclave import __version__, errors
+from pyenclave.cli import output
+
+__all__ = ["main"]
+
+# Command → the module that adds it. Only the module of the command in use is imported.
+_COMMANDS = {
+    "doctor": "doctor",
+    "keygen": "images",
+    "build": "images",
+    "sign": "images",
+    "inspect": "images",
+    "diff": "images",
+    "run": "run",
+    "evidence": "evidence",
+    "verify": "evidence",
+    "seal": "sealing",
+    "unseal": "sealing",
+    "info": "sealing",
+    "bench": "bench",
+    "demo": "demo",
+    "ps": "processes",
+    "kill": "processes",
+}
+
+# What refuses gives 1; what cannot be read or is used wrongly gives 2.
+_UNREADABLE = (
+    errors.ManifestError,
+    errors.EvidenceFormatError,
+    errors.MeasurementError,
+    errors.ArgumentError,
+    errors.UnknownFunctionError,
+    errors.PlatformUnavailableError,
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are JSON where JSON was asked for."""
+
+    def error(self, message: str) -> NoReturn:
+        if "--json" in sys.argv:
+            output.print_json({"error": {"code": "usage", "message": message}})
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser(only: str | None) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pyenclave",
+        description="Confidential computing for Python: enclaves, sealing, attestation.",
+        epilog="Each command has its own --help. Error codes are explained in docs/errors.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyenclave {__version__}")
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+    modules = [_COMMANDS[only]] if only in _COMMANDS else list(dict.fromkeys(_COMMANDS.values()))
+    for module in modules:
+        import_module(f"pyenclave.cli.{module}").add_commands(subparsers)
+    for command in subparsers.choices.values():
+        if not any("--json" in action.option_strings for action in command._actions):  # noqa: SLF001
+            command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    only = next((word for word in arguments if not word.startswith("-")), None)
+    args = _parser(only).parse_args(arguments)
+    try:
+        code: int = args.function(args)
+        sys.stdout.flush()
+    except errors.EnclaveError as error:
+        return output.report_error(
+            error.code,
+            str(error),
+            as_json=args.json,
+            exit_code=2 if isinstance(error, _UNREADABLE) else 1,
+        )
+    except BrokenPipeError:
+        # The reader of our output left; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return output.report_error("interrupted", "interrupted", as_json=args.json, exit_code=2)
+    except (FileNotFoundError, IsADirectoryError, PermissionError, OSError) as error:
+        where = f": {error.filename}" if getattr(error, "filename", None) else ""
+        return output.report_error(
+            "unreadable", f"{error.strerror or error}{where}", as_json=args.json, exit_code=2
+        )
+    except (ValueError, TypeError) as error:
+        return output.report_error("usage", str(error), as_json=args.json, exit_code=2)
+    except ModuleNotFoundError as error:
+        return output.report_error("missing_extra", str(error), as_json=args.json, exit_code=2)
+    return code

@@ -1,0 +1,105 @@
+"""How commands speak: JSON on request, colours on a terminal only, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+__all__ = ["Progress", "paint", "print_json", "report_error", "say", "table"]
+
+_COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+
+
+def _coloured(stream: TextIO) -> bool:
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, colour: str, *, stream: TextIO | None = None) -> str:
+    """Return *text* in *colour* if the stream (default stdout) is a terminal that shows it."""
+    if not _coloured(stream or sys.stdout):
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Escape control characters, so that no data can steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def say(text: str = "") -> None:
+    """Print a line for people on stdout."""
+    print(text if _coloured(sys.stdout) else printable(text))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print *value* as one JSON object on stdout; bytes become hex."""
+    print(json.dumps(_plain(value), ensure_ascii=False, default=str))
+
+
+def report_error(code: str, message: str, *, as_json: bool, exit_code: int) -> int:
+    """Say an error on stderr (and as JSON on stdout) and return *exit_code*."""
+    if as_json:
+        print_json({"error": {"code": code, "message": message}})
+    label = paint("error", "red", stream=sys.stderr)
+    print(f"pyenclave: {label} [{code}]: {printable(message)}", file=sys.stderr)
+    return exit_code
+
+
+def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
+    """Lay out *rows* in columns."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    if header:
+        lines.insert(0, list(header))
+    if not lines:
+        return ""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    if header:
+        text[0] = paint(text[0], "bold")
+    return "\n".join(text)
+
+
+class Progress:
+    """
+    A line of progress on stderr: redrawn on a terminal, otherwise one line a step.
+
+    Args:
+        quiet: Say nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._start = time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def step(self, text: str) -> None:
+        """Say what is being done now."""
+        if self._quiet:
+            return
+        line = f"[{time.monotonic() - self._start:6.1f} s] {printable(text)}"
+        if self._live:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """End the line."""
+        if self._live and not self._quiet:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
