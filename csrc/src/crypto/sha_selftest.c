@@ -1,0 +1,109 @@
+/* sha_selftest.c - known answers for everything in hash.h, on each implementation. */
+#include "base/check.h"
+#include "crypto/cmac.h"
+#include "crypto/sha256.h"
+
+#include <string.h>
+
+/* FIPS 180-4's example: two blocks after padding, so that the state is carried over. */
+static const char message[] = "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
+static const uint8_t sha256_want[PYE_SHA256_SIZE] = {
+    0x24, 0x8d, 0x6a, 0x61, 0xd2, 0x06, 0x38, 0xb8, 0xe5, 0xc0, 0x26, 0x93, 0x0c, 0x3e, 0x60, 0x39,
+    0xa3, 0x3c, 0xe4, 0x59, 0x64, 0xff, 0x21, 0x67, 0xf6, 0xec, 0xed, 0xd4, 0x19, 0xdb, 0x06, 0xc1,
+};
+static const uint8_t sha384_want[PYE_SHA384_SIZE] = {
+    0x33, 0x91, 0xfd, 0xdd, 0xfc, 0x8d, 0xc7, 0x39, 0x37, 0x07, 0xa6, 0x5b, 0x1b, 0x47, 0x09, 0x39,
+    0x7c, 0xf8, 0xb1, 0xd1, 0x62, 0xaf, 0x05, 0xab, 0xfe, 0x8f, 0x45, 0x0d, 0xe5, 0xf3, 0x6b, 0xc6,
+    0xb0, 0x45, 0x5a, 0x85, 0x20, 0xbc, 0x4e, 0x6f, 0x5f, 0xe9, 0x5b, 0x1f, 0xe3, 0xc8, 0x45, 0x2b,
+};
+/* RFC 5869, test case 3: empty salt and info. */
+static const uint8_t hkdf_want[42] = {
+    0x8d, 0xa4, 0xe7, 0x75, 0xa5, 0x63, 0xc1, 0x8f, 0x71, 0x5f, 0x80, 0x2a, 0x06, 0x3c,
+    0x5a, 0x31, 0xb8, 0xa1, 0x1f, 0x5c, 0x5e, 0xe1, 0x87, 0x9e, 0xc3, 0x45, 0x4e, 0x5f,
+    0x3c, 0x73, 0x8d, 0x2d, 0x9d, 0x20, 0x13, 0x95, 0xfa, 0xa4, 0xb6, 0x1a, 0x96, 0xc8,
+};
+/* RFC 4493, section 4: key, and L = AES(0). */
+static const uint8_t cmac_key[16] = {
+    0x2b, 0x7e, 0x15, 0x16, 0x28, 0xae, 0xd2, 0xa6, 0xab, 0xf7, 0x15, 0x88, 0x09, 0xcf, 0x4f, 0x3c,
+};
+static const uint8_t cmac_aes_of_zero[16] = {
+    0x7d, 0xf7, 0x6b, 0x0c, 0x1a, 0xb8, 0x99, 0xb3, 0x3e, 0x42, 0xf0, 0x47, 0xb9, 0x1b, 0x54, 0x6f,
+};
+/* RFC 4493, example 1: the empty message. */
+static const uint8_t cmac_want[PYE_CMAC_SIZE] = {
+    0xbb, 0x1d, 0x69, 0x29, 0xe9, 0x59, 0x37, 0x28, 0x7f, 0xa3, 0x7d, 0x12, 0x9b, 0x75, 0x67, 0x46,
+};
+
+static int test_sha256(uint32_t variant)
+{
+    uint8_t out[PYE_SHA256_SIZE];
+    pye_sha256_ctx ctx;
+
+    pye_sha256_init(&ctx);
+    ctx.variant = variant;
+    pye_sha256_update(&ctx, message, sizeof(message) - 1);
+    pye_sha256_final(&ctx, out);
+    return memcmp(out, sha256_want, sizeof(out)) == 0;
+}
+
+static int test_sha384(void)
+{
+    uint8_t out[PYE_SHA384_SIZE];
+
+    pye_sha384(out, message, sizeof(message) - 1);
+    return memcmp(out, sha384_want, sizeof(out)) == 0;
+}
+
+static int test_hkdf(void)
+{
+    uint8_t secret[22];
+    uint8_t out[sizeof(hkdf_want)];
+
+    memset(secret, 0x0b, sizeof(secret));
+    return pye_hkdf_sha256(out, sizeof(out), secret, sizeof(secret), NULL, 0, NULL, 0) == PYE_OK &&
+           memcmp(out, hkdf_want, sizeof(out)) == 0;
+}
+
+typedef void (*expand_function)(uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16],
+                                const uint8_t key[16]);
+typedef void (*chain_function)(const uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16],
+                               uint8_t state[16], const uint8_t *blocks, size_t num_blocks);
+
+static int test_chain(expand_function expand, chain_function chain)
+{
+    static const uint8_t zero[16] = {0};
+    uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16];
+    uint8_t state[16] = {0};
+
+    expand(round_keys, cmac_key);
+    chain((const uint8_t(*)[16])round_keys, state, zero, 1);
+    return memcmp(state, cmac_aes_of_zero, sizeof(state)) == 0;
+}
+
+static int test_cmac(void)
+{
+    uint8_t out[PYE_CMAC_SIZE];
+
+    pye_aes128_cmac(out, cmac_key, NULL, 0);
+    return memcmp(out, cmac_want, sizeof(out)) == 0;
+}
+
+pye_status pye_hash_self_test(void)
+{
+    pye_status rc;
+
+    PYE_REQUIRE(test_sha256(PYE_SHA256_PORTABLE), PYE_E_SELF_TEST);
+    PYE_REQUIRE(test_sha256(pye_sha256_select()), PYE_E_SELF_TEST);
+    PYE_REQUIRE(test_sha384(), PYE_E_SELF_TEST);
+    PYE_REQUIRE(test_hkdf(), PYE_E_SELF_TEST);
+    PYE_REQUIRE(test_chain(pye_cmac_expand_portable, pye_cmac_chain_portable), PYE_E_SELF_TEST);
+#if defined(__x86_64__)
+    if ((pye_cpu_features() & PYE_CPU_AESNI) != 0) {
+        PYE_REQUIRE(test_chain(pye_cmac_expand_aesni, pye_cmac_chain_aesni), PYE_E_SELF_TEST);
+    }
+#endif
+    PYE_REQUIRE(test_cmac(), PYE_E_SELF_TEST);
+    rc = PYE_OK;
+done:
+    return rc;
+}
