@@ -104,7 +104,7 @@ void pye_sha256_final(pye_sha256_ctx *ctx, uint8_t out[PYE_SHA256_SIZE])
     memset(ctx->block + ctx->used, 0, sizeof(ctx->block) - ctx->used);
     if (ctx->used > length_at) {
         pye_sha256_blocks(ctx->variant, ctx->h, ctx->block, 1);
-        memset(ctx->block, 0, length_at);
+        memset(ctx->block, 0, sizeof(ctx->block));
     }
     for (size_t i = 0; i < 8; i++) {
         ctx->block[length_at + i] = (uint8_t)(bits >> (56 - 8 * i));

@@ -168,7 +168,7 @@ void pye_sha512_final(pye_sha512_ctx *ctx, uint8_t *out)
     memset(ctx->block + ctx->used, 0, sizeof(ctx->block) - ctx->used);
     if (ctx->used > length_at) {
         blocks(ctx->h, ctx->block, 1);
-        memset(ctx->block, 0, length_at);
+        memset(ctx->block, 0, sizeof(ctx->block));
     }
     /* The length in bits is a 128-bit number, big-endian. */
     ctx->block[length_at + 7] = (uint8_t)(ctx->total >> 61);
