@@ -3,8 +3,8 @@ The owner of the demo: the lender, somewhere else.
 
 It trains, encrypts, verifies and compares. Its secrets (table, model, keys) leave it only as
 ciphertext, and the keys only to an enclave that proved itself. It is a program of its own
-(``python -m pyenclave.demo.owner``): standard input is its line to the demo's director, file
-descriptor 3 its line to the host.
+(``python -m pyenclave.demo.owner``): standard input is its line to the demo's director, a second
+descriptor its line to the host.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def _patterns(planted: data.Floats, scored: data.Table, model: data.Model) -> li
 
 
 def main(argv: list[str]) -> int:
-    """Play the owner: ``owner IMAGE ROWS``."""
+    """Play the owner: ``owner IMAGE ROWS DESCRIPTOR``."""
     image, wanted = argv[0], int(argv[1])
     if os.geteuid() == 0:
         drop_capabilities()
     director = Peer(socket.socket(fileno=os.dup(0)))
-    host = Peer(socket.socket(fileno=3))
+    host = Peer(socket.socket(fileno=int(argv[2])))
 
     # 1. The owner's own part of the table trains the model; the rest is to be scored.
     table, planted = data.load()
@@ -67,6 +67,9 @@ def main(argv: list[str]) -> int:
             "columns": len(table.columns),
         }
     )
+
+    ready, _ = host.receive()
+    director.send({"step": "host", **ready})
 
     # 2. The platform's root comes from the director, never from the host: an out-of-band step.
     _, certificate = director.receive()

@@ -71,12 +71,18 @@ def accuracy() -> float:
 
 
 @trusted.ecall
-def remember(note: bytes) -> bytes:
-    """Seal a note to this enclave's signer and product, with a counter against replay."""
-    return trusted.seal(note, policy=trusted.SealPolicy.signer)
+def new_counter() -> bytes:
+    """Create a monotonic counter and return its identity."""
+    return trusted.Counter.create().counter_id
 
 
 @trusted.ecall
-def recall(blob: bytes) -> int:
+def remember(note: bytes, counter: bytes) -> bytes:
+    """Seal a note to this enclave's signer and product, as the newest under a counter."""
+    return trusted.seal(note, policy=trusted.SealPolicy.signer, counter=trusted.Counter(counter))
+
+
+@trusted.ecall
+def recall(blob: bytes, counter: bytes) -> int:
     """Open a sealed note and return its length: the host never sees its content."""
-    return len(trusted.unseal(blob))
+    return len(trusted.unseal(blob, counter=trusted.Counter(counter)))

@@ -82,9 +82,9 @@ def main(argv: list[str]) -> int:
     except EnclaveError as error:
         peer.send({"error": {"code": error.code, "message": str(error)}})
         return 1
-    peer.send({"ready": True})
     with enclave:
         service = _Service(enclave)
+        peer.send(service.describe({}, b"")[0])
         while True:
             try:
                 request, body = peer.receive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -43,7 +44,7 @@ def _patterns(order: dict[str, Any]) -> list[bytes]:
 
 
 def process_vm_readv(order: dict[str, Any]) -> Outcome:
-    """Read all writable memory with process_vm_readv(2)."""
+    """Read all writable memory, by the system call made for it."""
     pid, patterns, read = order["pid"], _patterns(order), 0
     try:
         regions = list(_writable(pid))
@@ -102,7 +103,7 @@ def ptrace(order: dict[str, Any]) -> Outcome:
 
 
 def pidfd_getfd(order: dict[str, Any]) -> Outcome:
-    """Take a copy of each of the process's descriptors with pidfd_getfd(2)."""
+    """Take a copy of each of the process's descriptors and read it."""
     pidfd = _libc.syscall(_SYS_PIDFD_OPEN, order["pid"], 0)
     if pidfd < 0:
         return refused(f"pidfd_open: {_why()}")
@@ -125,10 +126,8 @@ def core_dump(order: dict[str, Any]) -> Outcome:
     """Lift the process's limit on core files, make it crash, and look for the core."""
     pid = order["pid"]
     folder = ""
-    try:
+    with contextlib.suppress(OSError):  # hidden: a core would then be where the pattern says
         folder = os.readlink(f"/proc/{pid}/cwd")
-    except OSError:
-        pass  # hidden; a core would then be where the pattern says
     try:
         resource.prlimit(pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
         lifted = True
