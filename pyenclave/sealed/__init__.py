@@ -1,1 +1,7 @@
-"""Sealed data: blobs that live on beyond a launch."""
+"""Sealed data: blobs that only the right enclave opens."""
+
+from __future__ import annotations
+
+from pyenclave.sealed.policy import SealPolicy
+
+__all__ = ["SealPolicy"]
