@@ -193,7 +193,8 @@ def _main_job(
     )
     started, _ = _step(line, "host")
     say(
-        f"processes  owner {owner.process.pid}, host {host.process.pid}, enclave {started['worker']}"
+        f"processes  owner {owner.process.pid}, host {host.process.pid}, "
+        f"enclave {started['worker']}"
     )
 
     certificate = pyenclave.local_platform_root().public_bytes(Encoding.DER)

@@ -1,0 +1,147 @@
+"""The import arrows, and the modules that run inside an enclave (design, section 9)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyenclave
+
+PACKAGE = Path(pyenclave.__file__).parent
+
+# Layer of each part. A module imports from parts with a smaller number, or from its own part.
+LAYERS = {
+    "errors": 0,
+    "_native": 0,
+    "_core": 0,
+    "_ffi": 0,
+    "formats": 1,
+    "measurement": 2,
+    "sealed": 2,
+    "calls": 2,
+    "image": 3,
+    "attestation": 3,
+    "trusted": 3,
+    "_worker": 4,
+    "_platform": 4,
+    "host": 5,
+    "benchmarks": 7,
+    "demo": 7,
+    "cli": 8,
+    "__main__": 9,
+}
+TRUSTED_BASE = {
+    "errors",
+    "_native",
+    "_core",
+    "_ffi",
+    "formats",
+    "calls",
+    "sealed",
+    "trusted",
+    "_worker",
+}
+
+
+def part_of(module: str) -> str:
+    """Return the part of pyenclave that *module* (a dotted name) belongs to."""
+    return module.split(".")[1] if module.count(".") else ""
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the pyenclave modules that a source file imports, wherever in the file."""
+    found = set()
+    tree = ast.parse(path.read_text("utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            if node.module == "pyenclave":
+                found |= {f"pyenclave.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return {name for name in found if name.startswith("pyenclave.")}
+
+
+SOURCES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts != ("__init__.py",)
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_arrow_points_down(path: Path) -> None:
+    """A module imports only from its own part or from parts of a smaller number."""
+    relative = path.relative_to(PACKAGE)
+    own = relative.parts[0].removesuffix(".py")
+    for name in imports_of(path):
+        target = part_of(name)
+        if target in pyenclave.__all__ and target not in LAYERS:
+            continue  # a public name of the package itself, checked where it is defined
+        assert target in LAYERS, f"{relative} imports {name}, which has no layer"
+        allowed = target == own or LAYERS[target] < LAYERS[own]
+        assert allowed, f"{relative} (layer {LAYERS[own]}) imports {name} (layer {LAYERS[target]})"
+
+
+def test_only_native_imports_the_cffi_module() -> None:
+    """The control plane has one door."""
+    for path in SOURCES:
+        if path.name != "_native.py":
+            assert "pyenclave._ffi" not in imports_of(path), path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if p.relative_to(PACKAGE).parts[0].removesuffix(".py") in TRUSTED_BASE],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_the_trusted_base_imports_nothing_outside_itself(path: Path) -> None:
+    """Of pyenclave's own modules the worker can reach only those of the trusted base."""
+    for name in imports_of(path):
+        assert part_of(name) in TRUSTED_BASE, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_the_worker_really_loads_only_the_trusted_base() -> None:
+    """What a fresh interpreter holds after importing the worker's main module."""
+    script = (
+        "import sys, pyenclave._worker.main\n"
+        "print(*sorted(m for m in sys.modules if m.startswith('pyenclave.')))\n"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {part_of(name) for name in loaded} <= TRUSTED_BASE
+    assert "pyenclave._worker.main" in loaded
+
+
+def test_importing_the_package_does_no_work() -> None:
+    """``import pyenclave`` loads neither NumPy nor any part of the package."""
+    script = "import sys, pyenclave\nprint(*sorted(m for m in sys.modules))\n"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "numpy" not in loaded
+    assert [name for name in loaded if name.startswith("pyenclave.")] == []
+
+
+def test_every_public_name_can_be_reached() -> None:
+    """The table of public names in ``__init__`` holds."""
+    for name in pyenclave.__all__:
+        assert getattr(pyenclave, name) is not None
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    """A misspelt name fails as it does in any module."""
+    with pytest.raises(AttributeError, match="Encave"):
+        pyenclave.Encave  # noqa: B018
