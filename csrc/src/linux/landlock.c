@@ -1,0 +1,65 @@
+/* landlock.c - a ruleset without rules: everything that Landlock can forbid is forbidden.
+ * The numbers are those of linux/landlock.h, which older system headers lack. */
+#define _GNU_SOURCE
+#include "linux/sys.h"
+#include "pyenclave/linux.h"
+
+#if defined(__linux__)
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define CREATE_RULESET_VERSION 1u
+
+/* struct landlock_ruleset_attr; it grew by one member with ABI 4 and one with ABI 6. */
+typedef struct {
+    uint64_t handled_access_fs;
+    uint64_t handled_access_net;
+    uint64_t scoped;
+} ruleset_attr;
+
+_Static_assert(sizeof(ruleset_attr) == 24, "struct landlock_ruleset_attr of ABI 6");
+
+static uint64_t low_bits(unsigned int count)
+{
+    return (UINT64_C(1) << count) - 1;
+}
+
+pye_status pye_sandbox_landlock(uint32_t *out_abi)
+{
+    ruleset_attr attr = {0, 0, 0};
+    pye_status rc;
+    size_t size;
+    int fd;
+    const long abi = syscall(PYE_NR_LANDLOCK_CREATE, NULL, 0, CREATE_RULESET_VERSION);
+
+    *out_abi = 0;
+    if (abi < 1) {
+        /* EOPNOTSUPP: built in but switched off at boot. */
+        return abi < 0 && errno == EOPNOTSUPP ? PYE_E_UNSUPPORTED : pye_os_status(errno);
+    }
+    /* File access: 13 rights at first, then REFER (2), TRUNCATE (3), IOCTL_DEV (5). */
+    attr.handled_access_fs = low_bits(abi >= 5 ? 16 : abi >= 3 ? 15 : abi >= 2 ? 14 : 13);
+    size = sizeof(attr.handled_access_fs);
+    if (abi >= 4) {
+        attr.handled_access_net = low_bits(2); /* TCP bind and connect */
+        size += sizeof(attr.handled_access_net);
+    }
+    if (abi >= 6) {
+        attr.scoped = low_bits(2); /* abstract sockets and signals */
+        size += sizeof(attr.scoped);
+    }
+    fd = (int)syscall(PYE_NR_LANDLOCK_CREATE, &attr, size, 0);
+    if (fd < 0) {
+        return pye_os_status(errno);
+    }
+    rc = pye_os_result(syscall(PYE_NR_LANDLOCK_RESTRICT, fd, 0));
+    (void)close(fd);
+    if (rc == PYE_OK) {
+        *out_abi = (uint32_t)abi;
+    }
+    return rc;
+}
+
+#endif

@@ -1,0 +1,287 @@
+/* seccomp.c - the allow-list of system calls, as a classic BPF program.
+ *
+ * Form:  foreign architecture -> kill;  x32 -> kill;
+ *        calls that are judged by an argument, each with its own return;
+ *        one comparison for each call that is always allowed;  everything else -> EPERM.
+ * For a call that is allowed whatever its arguments, the kernel (5.11 and later) finds that out
+ * once, when the filter is set, and does not run the program again. A pointer argument cannot be
+ * judged: what it points to can change. */
+#define _GNU_SOURCE
+#include "linux/sys.h"
+#include "pyenclave/linux.h"
+
+#if defined(__linux__)
+
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#define NATIVE_ARCH AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#define NATIVE_ARCH AUDIT_ARCH_AARCH64
+#endif
+
+#define X32_BIT 0x40000000u
+#define MAX_PROGRAM 256
+#define MAX_DENIED 200
+
+/* prctl options, by number where system headers may lack them. */
+#define OPT_GET_DUMPABLE 3u
+#define OPT_SET_NAME 15u
+#define OPT_GET_NAME 16u
+#define OPT_GET_SECCOMP 21u
+#define OPT_GET_NO_NEW_PRIVS 39u
+#define OPT_SET_VMA 0x53564d41u
+
+/* What pthread_create asks of clone, in glibc; musl adds CLONE_DETACHED. Nothing less than a
+ * thread, nothing more: no process, no namespace. */
+#define THREAD_FLAGS                                                                               \
+    ((unsigned int)(CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |             \
+                    CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID))
+#define THREAD_FLAGS_FREE ((unsigned int)CLONE_DETACHED)
+
+typedef struct {
+    struct sock_filter code[MAX_PROGRAM];
+    unsigned short len;
+} program_t;
+
+static const uint16_t always[] = {
+    /* descriptors that are open already */
+    SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev,
+    SYS_recvmsg, SYS_sendmsg, SYS_recvfrom, SYS_sendto, SYS_shutdown, SYS_close, SYS_lseek,
+    SYS_fstat, SYS_ftruncate, SYS_ppoll, SYS_pselect6, SYS_epoll_pwait, SYS_epoll_ctl,
+    SYS_epoll_create1,
+#if defined(__x86_64__)
+    SYS_poll, SYS_select, SYS_epoll_wait,
+#endif
+    /* memory; secret memory can be made at any time */
+    SYS_munmap, SYS_mremap, SYS_madvise, SYS_brk, SYS_msync, SYS_mlock, SYS_munlock,
+    PYE_NR_MEMFD_SECRET,
+    /* threads, waiting, time */
+    SYS_futex, SYS_sched_yield, SYS_sched_getaffinity, SYS_getcpu, SYS_set_robust_list, SYS_rseq,
+    SYS_clock_gettime, SYS_clock_getres, SYS_clock_nanosleep, SYS_nanosleep, SYS_gettimeofday,
+    SYS_restart_syscall,
+#if defined(__x86_64__)
+    SYS_time,
+#endif
+    /* signals of one's own */
+    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sigaltstack,
+    /* who and where one is; randomness; the end */
+    SYS_getpid, SYS_gettid, SYS_getppid, SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid,
+    SYS_uname, SYS_getcwd, SYS_getrandom, SYS_exit, SYS_exit_group,
+};
+
+static void put(program_t *program, uint16_t code, uint32_t operand, uint8_t yes, uint8_t no)
+{
+    if (program->len < MAX_PROGRAM) {
+        program->code[program->len] = (struct sock_filter){code, yes, no, operand};
+    }
+    program->len++; /* beyond the end: noticed before the program is used */
+}
+
+static void put_return(program_t *program, uint32_t action)
+{
+    put(program, BPF_RET | BPF_K, action, 0, 0);
+}
+
+static void put_load(program_t *program, size_t offset)
+{
+    put(program, BPF_LD | BPF_W | BPF_ABS, (uint32_t)offset, 0, 0);
+}
+
+static uint32_t error_action(int error)
+{
+    return SECCOMP_RET_ERRNO | ((uint32_t)error & SECCOMP_RET_DATA);
+}
+
+/* Offset of the low (half 0) or high half of an argument; both machines are little-endian. */
+static size_t argument(unsigned int index, unsigned int half)
+{
+    return offsetof(struct seccomp_data, args) + 8 * (size_t)index + 4 * (size_t)half;
+}
+
+/* Opens a block that runs for call `number` only and must end with a return. The accumulator
+ * holds the call's number again behind it, because only this call came in. */
+static unsigned short open_block(program_t *program, uint32_t number)
+{
+    put(program, BPF_JMP | BPF_JEQ | BPF_K, number, 0, 0);
+    return (unsigned short)(program->len - 1);
+}
+
+static void close_block(program_t *program, unsigned short start)
+{
+    if (start < MAX_PROGRAM) {
+        program->code[start].jf = (uint8_t)(program->len - start - 1);
+    }
+}
+
+/* Allows call `number` if argument `index` is one of `values`, else EPERM. */
+static void allow_values(program_t *program, uint32_t number, unsigned int index,
+                         const uint32_t *values, uint8_t num_values)
+{
+    const unsigned short start = open_block(program, number);
+
+    put_load(program, argument(index, 0));
+    for (uint8_t i = 0; i < num_values; i++) {
+        put(program, BPF_JMP | BPF_JEQ | BPF_K, values[i], (uint8_t)(num_values - i), 0);
+    }
+    put_return(program, error_action(EPERM));
+    put_return(program, SECCOMP_RET_ALLOW);
+    close_block(program, start);
+}
+
+/* Allows call `number` unless argument `index` has a bit of `bits`. */
+static void allow_without_bits(program_t *program, uint32_t number, unsigned int index,
+                               uint32_t bits)
+{
+    const unsigned short start = open_block(program, number);
+
+    put_load(program, argument(index, 0));
+    put(program, BPF_JMP | BPF_JSET | BPF_K, bits, 0, 1);
+    put_return(program, error_action(EPERM));
+    put_return(program, SECCOMP_RET_ALLOW);
+    close_block(program, start);
+}
+
+static void put_threads(program_t *program)
+{
+    unsigned short start = open_block(program, SYS_clone);
+
+    put_load(program, argument(0, 0));
+    put(program, BPF_ALU | BPF_AND | BPF_K, ~THREAD_FLAGS_FREE, 0, 0);
+    put(program, BPF_JMP | BPF_JEQ | BPF_K, THREAD_FLAGS, 1, 0);
+    put_return(program, error_action(EPERM));
+    put_return(program, SECCOMP_RET_ALLOW);
+    close_block(program, start);
+
+    /* Its flags are behind a pointer. ENOSYS sends the C library to clone. */
+    start = open_block(program, SYS_clone3);
+    put_return(program, error_action(ENOSYS));
+    close_block(program, start);
+}
+
+/* prlimit64(0, any, NULL, out): reading one's own limits. */
+static void put_limits(program_t *program)
+{
+    const unsigned short start = open_block(program, SYS_prlimit64);
+
+    put_load(program, argument(0, 0));
+    put(program, BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 4);
+    put_load(program, argument(2, 0));
+    put(program, BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 2);
+    put_load(program, argument(2, 1));
+    put(program, BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0);
+    put_return(program, error_action(EPERM));
+    put_return(program, SECCOMP_RET_ALLOW);
+    close_block(program, start);
+}
+
+static void put_head(program_t *program, uint32_t arch)
+{
+    program->len = 0;
+    put_load(program, offsetof(struct seccomp_data, arch));
+    put(program, BPF_JMP | BPF_JEQ | BPF_K, arch, 1, 0);
+    put_return(program, SECCOMP_RET_KILL_PROCESS);
+    put_load(program, offsetof(struct seccomp_data, nr));
+#if defined(__x86_64__)
+    put(program, BPF_JMP | BPF_JGE | BPF_K, X32_BIT, 0, 1);
+    put_return(program, SECCOMP_RET_KILL_PROCESS);
+#endif
+}
+
+static pye_status install(const program_t *program, unsigned int flags)
+{
+    struct sock_fprog fprog = {.len = program->len, .filter = NULL};
+    struct sock_filter code[MAX_PROGRAM];
+    long result;
+
+    if (program->len > MAX_PROGRAM) {
+        return PYE_E_STATE;
+    }
+    for (unsigned short i = 0; i < program->len; i++) {
+        code[i] = program->code[i];
+    }
+    fprog.filter = code;
+    result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog);
+    if (result > 0) { /* a thread that has another filter, so cannot be brought in line */
+        errno = ESRCH;
+        return PYE_E_STATE;
+    }
+    return pye_os_result(result);
+}
+
+pye_status pye_sandbox_seccomp(uint32_t flags)
+{
+#if defined(NATIVE_ARCH)
+    static const uint32_t options[] = {OPT_GET_DUMPABLE,     OPT_SET_NAME, OPT_GET_NAME,
+                                       OPT_GET_SECCOMP,      OPT_SET_VMA,
+                                       OPT_GET_NO_NEW_PRIVS};
+    /* Python's mmap keeps a duplicate; its sockets ask for and set O_NONBLOCK. */
+    static const uint32_t controls[] = {F_GETFD, F_SETFD,    F_GETFL,
+                                        F_SETFL, F_GET_SEALS, F_DUPFD_CLOEXEC};
+    static const uint32_t requests[] = {FIONBIO};
+    static const uint32_t stat_flags[] = {AT_EMPTY_PATH};
+    const uint32_t self[] = {(uint32_t)getpid()};
+    const uint32_t exec = (flags & PYE_SECCOMP_JIT) != 0 ? 0 : PROT_EXEC;
+    program_t program;
+
+    if ((flags & ~(uint32_t)PYE_SECCOMP_JIT) != 0) {
+        return PYE_E_ARGUMENT;
+    }
+    put_head(&program, NATIVE_ARCH);
+    allow_without_bits(&program, SYS_mmap, 2, exec);
+    allow_without_bits(&program, SYS_mprotect, 2, exec);
+    allow_values(&program, SYS_ioctl, 1, requests, 1);
+    allow_values(&program, SYS_fcntl, 1, controls, sizeof(controls) / sizeof(controls[0]));
+    allow_values(&program, SYS_prctl, 0, options, sizeof(options) / sizeof(options[0]));
+    /* fstat is newfstatat(fd, "", AT_EMPTY_PATH) in many C libraries. The path could name a file;
+     * then its size and dates are all that can be learnt. */
+    allow_values(&program, SYS_newfstatat, 3, stat_flags, 1);
+    allow_values(&program, SYS_tgkill, 0, self, 1); /* raise, abort, pthread_kill */
+    put_threads(&program);
+    put_limits(&program);
+    for (size_t i = 0; i < sizeof(always) / sizeof(always[0]); i++) {
+        const size_t left = sizeof(always) / sizeof(always[0]) - i;
+        put(&program, BPF_JMP | BPF_JEQ | BPF_K, always[i], (uint8_t)left, 0);
+    }
+    put_return(&program, error_action(EPERM));
+    put_return(&program, SECCOMP_RET_ALLOW);
+    return install(&program, SECCOMP_FILTER_FLAG_TSYNC);
+#else
+    (void)flags;
+    (void)always;
+    errno = ENOSYS;
+    return PYE_E_UNSUPPORTED;
+#endif
+}
+
+pye_status pye_seccomp_deny(const int *calls, size_t num_calls, int error_number)
+{
+    program_t program;
+
+    if (num_calls > MAX_DENIED || error_number < 1 || error_number > 4095) {
+        return PYE_E_ARGUMENT;
+    }
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0) {
+        return pye_os_status(errno);
+    }
+    program.len = 0;
+    put_load(&program, offsetof(struct seccomp_data, nr));
+    for (size_t i = 0; i < num_calls; i++) {
+        put(&program, BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)calls[i], (uint8_t)(num_calls - i), 0);
+    }
+    put_return(&program, SECCOMP_RET_ALLOW);
+    put_return(&program, error_action(error_number));
+    return install(&program, SECCOMP_FILTER_FLAG_TSYNC);
+}
+
+#endif
