@@ -38,9 +38,9 @@ MAX_ENTRIES = 20_000
 MAX_PATH = 1024
 
 # How the zygote, and the process that takes the closure at build time, are started: a lock is true
-# only for this start. ``-X pycache_prefix=FOLDER`` of an empty folder comes on top. LC_ALL=C keeps
-# locale files out of the mappings; one BLAS thread, because threads would forbid namespaces.
-START_FLAGS = ("-I", "-S", "-B", "-X", "utf8")
+# only for this start. Below /dev/null there is no cached bytecode, so sources are what runs; LC_ALL=C
+# keeps locale files out of the mappings; one BLAS thread, because threads would forbid namespaces.
+START_FLAGS = ("-I", "-S", "-B", "-X", "utf8", "-X", "pycache_prefix=/dev/null")
 START_ENVIRONMENT = {"LC_ALL": "C", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 _ROOTS = ("stdlib", "base", "site", "abs")
@@ -51,6 +51,7 @@ class LockedFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     path: str
     sha256: str
+    size: int = 0  # bytes, for people; the hash decides
 
 
 class LockedModule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,6 +61,7 @@ class LockedModule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kind: Literal["package", "module", "extension", "namespace"]
     path: str
     sha256: str
+    size: int = 0
     needs: tuple[str, ...] = ()
 
 
@@ -69,6 +71,7 @@ class LockedLibrary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     soname: str
     path: str
     sha256: str
+    size: int = 0
     needs: tuple[str, ...] = ()
 
 

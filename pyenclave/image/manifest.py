@@ -1,0 +1,299 @@
+"""
+``enclave.toml``: what an enclave is made of.
+
+Strict: an unknown table or key, a wrong type or an impossible value is refused by name, so that a
+misspelt option can never be ignored in silence. No file but the manifest itself is read here.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pyenclave.errors import ManifestError
+from pyenclave.formats.image import MAX_THREADS
+
+__all__ = ["DEFAULT_MESSAGE", "DEFAULT_SEALED", "Manifest", "load", "parse_size"]
+
+DEFAULT_SEALED = 64 << 20
+DEFAULT_MESSAGE = 16 << 20
+
+_MAX_MANIFEST = 1 << 20
+_MAX_MESSAGE = 1 << 31
+_MAX_SEALED = 1 << 46
+_UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+_SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB|TiB)")
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+
+T = TypeVar("T")
+
+
+def _frozen() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """
+    A read manifest; paths are absolute, sizes are bytes.
+
+    Attributes:
+        name: Name of the enclave, for people.
+        entry: Path of the Python file or shared object.
+        native: Whether the entry is a shared object.
+        product_id: ISVPRODID.
+        security_version: ISVSVN.
+        debug: Whether a signed image may be launched as debug.
+        threads: Calls that run at the same time.
+        sealed: Limit of plaintext in sealed arrays.
+        message: Limit of one call's arguments or result.
+        files: Path of each file of ``[files]``, by its name inside.
+        ocalls: Signatures of host functions, by name.
+        ecalls: Signatures of native functions, by name.
+        blas_threads: Threads of the linear algebra library.
+        jit: Whether writable-executable memory is allowed.
+        extra: Modules to lock beyond what the entry imports.
+        seal_policy: Policy of ``trusted.seal`` where none is given.
+
+    """
+
+    name: str
+    entry: Path
+    native: bool = False
+    product_id: int
+    security_version: int
+    debug: bool = False
+    threads: int = 1
+    sealed: int = DEFAULT_SEALED
+    message: int = DEFAULT_MESSAGE
+    files: Mapping[str, Path] = field(default_factory=_frozen)
+    ocalls: Mapping[str, str] = field(default_factory=_frozen)
+    ecalls: Mapping[str, str] = field(default_factory=_frozen)
+    blas_threads: int = 1
+    jit: bool = False
+    extra: tuple[str, ...] = ()
+    seal_policy: str = "signer"
+
+
+def parse_size(value: object) -> int:
+    """
+    Return a size in bytes.
+
+    Args:
+        value: A number of bytes, or text such as ``"64 MiB"`` (B, KiB, MiB, GiB, TiB).
+
+    Raises:
+        ValueError: It is neither.
+
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('a number of bytes or a text such as "64 MiB"')
+    return int(match[1]) << _UNITS[match[2]]
+
+
+class _Table:
+    """One table; what was not asked for when it is finished is unknown."""
+
+    def __init__(self, path: str, name: str, values: object) -> None:
+        if not isinstance(values, dict):
+            raise ManifestError(
+                f"{path}: [{name}] is not a table", expected="a table", found=repr(values)
+            )
+        self.path, self.name, self.values, self.asked = path, name, values, set[str]()
+
+    def wrong(self, key: str, expected: str, advice: str | None = None) -> ManifestError:
+        return ManifestError(
+            f"{self.path}: [{self.name}] {key} has a wrong value",
+            expected=expected,
+            found=repr(self.values.get(key)),
+            advice=advice,
+        )
+
+    def take(self, key: str, expected: str, check: Callable[[Any], T | None], default: T) -> T:
+        """Return a key's value by *check*, which gives None for a wrong one."""
+        self.asked.add(key)
+        if key not in self.values:
+            return default
+        result = check(self.values[key])
+        if result is None:
+            raise self.wrong(key, expected)
+        return result
+
+    def need(self, key: str, expected: str, check: Callable[[Any], T | None]) -> T:
+        if key not in self.values:
+            raise ManifestError(f"{self.path}: [{self.name}] {key} is missing", expected=expected)
+        result = check(self.values[key])
+        self.asked.add(key)
+        if result is None:
+            raise self.wrong(key, expected)
+        return result
+
+    def number(self, key: str, low: int, high: int, default: int) -> int:
+        return self.take(key, f"a number from {low} to {high}", _within(low, high), default)
+
+    def flag(self, key: str) -> bool:
+        return self.take(
+            key, "true or false", lambda v: v if isinstance(v, bool) else None, default=False
+        )
+
+    def size(self, key: str, low: int, high: int, default: int) -> int:
+        def check(value: object) -> int | None:
+            try:
+                size = parse_size(value)
+            except ValueError:
+                return None
+            return size if low <= size <= high else None
+
+        return self.take(key, f'a size from {low} to {high} bytes, e.g. "64 MiB"', check, default)
+
+    def texts(self, expected: str, check: Callable[[str, str], bool]) -> dict[str, str]:
+        """Return a table whose keys are free and whose values are texts."""
+        for key, value in self.values.items():
+            if not isinstance(value, str) or not check(key, value):
+                raise self.wrong(key, expected)
+        self.asked.update(self.values)
+        return dict(sorted(self.values.items()))
+
+    def finish(self) -> None:
+        for key in self.values:
+            if key not in self.asked:
+                raise ManifestError(
+                    f"{self.path}: [{self.name}] {key} is not a known key",
+                    expected=", ".join(sorted(self.asked)),
+                    found=f"{key} = {self.values[key]!r}",
+                )
+
+
+def _within(low: int, high: int) -> Callable[[Any], int | None]:
+    def check(value: object) -> int | None:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return value if whole and low <= value <= high else None  # type: ignore[operator,return-value]
+
+    return check
+
+
+def _text(value: object) -> str | None:
+    good = isinstance(value, str) and 0 < len(value) <= 64 and value.isprintable()
+    return value if good else None  # type: ignore[return-value]
+
+
+def _path(value: object) -> str | None:
+    return value if isinstance(value, str) and value and "\0" not in value else None
+
+
+def _modules(value: object) -> tuple[str, ...] | None:
+    if not isinstance(value, list):
+        return None
+    good = all(isinstance(name, str) and _MODULE.fullmatch(name) for name in value)
+    return tuple(sorted(set(value))) if good else None
+
+
+def _file_name(name: str, path: str) -> bool:
+    parts = name.split("/")
+    plain = not any(part in ("", ".", "..") for part in parts)
+    return plain and name.isprintable() and len(name) <= 240 and bool(_path(path))
+
+
+def _function(name: str, signature: str) -> bool:
+    return name.isidentifier() and bool(signature) and signature.isprintable()
+
+
+_TABLES = ("enclave", "memory", "files", "ocalls", "runtime", "seal", "ecalls")
+
+
+def load(path: str | Path) -> Manifest:
+    """
+    Read a manifest.
+
+    Args:
+        path: The manifest, or the folder of an ``enclave.toml``.
+
+    Returns:
+        The manifest, every value checked; the files it names are not looked at.
+
+    Raises:
+        ManifestError: What is wrong, by table, key and value.
+
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "enclave.toml"
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_MANIFEST + 1)
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > _MAX_MANIFEST:
+        raise ManifestError(f"{path}: is too long", expected=f"<= {_MAX_MANIFEST} bytes")
+    try:
+        values = tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ManifestError(f"{path}: is not TOML: {error}") from None
+    return _read(str(path), path.absolute().parent, values)
+
+
+def _read(path: str, folder: Path, values: dict[str, Any]) -> Manifest:
+    for name, value in values.items():
+        if name not in _TABLES:
+            what = f"table [{name}]" if isinstance(value, dict) else f"key {name} = {value!r}"
+            raise ManifestError(
+                f"{path}: {what} is not known", expected=", ".join(f"[{t}]" for t in _TABLES)
+            )
+    tables = {name: _Table(path, name, values.get(name, {})) for name in _TABLES}
+    enclave, memory, runtime = tables["enclave"], tables["memory"], tables["runtime"]
+    native = "native" in enclave.values
+    if native and "entry" in enclave.values:
+        raise enclave.wrong("native", "either entry or native, not both")
+    entry = folder / enclave.need("native" if native else "entry", "the path of a file", _path)
+    enclave.asked |= {"entry", "native"}
+    if not native and entry.suffix != ".py":
+        raise enclave.wrong("entry", "a Python file", "A shared object is given as native = ….")
+    if not native and tables["ecalls"].values:
+        raise ManifestError(
+            f"{path}: [ecalls] is for native entries",
+            found=", ".join(tables["ecalls"].values),
+            advice="A Python function says its types by annotations.",
+        )
+    seal = tables["seal"]
+    signature = "the text of a signature, by a function's name"
+    manifest = Manifest(
+        name=enclave.need("name", "a printable text of 1 to 64 characters", _text),
+        entry=entry,
+        native=native,
+        product_id=enclave.need("product_id", "a number from 0 to 65535", _within(0, 65535)),
+        security_version=enclave.need(
+            "security_version", "a number from 0 to 65535", _within(0, 65535)
+        ),
+        debug=enclave.flag("debug"),
+        threads=enclave.number("threads", 1, MAX_THREADS, 1),
+        sealed=memory.size("sealed", 0, _MAX_SEALED, DEFAULT_SEALED),
+        message=memory.size("message", 4096, _MAX_MESSAGE, DEFAULT_MESSAGE),
+        files={
+            name: folder / value
+            for name, value in tables["files"]
+            .texts("the path of a file, by its plain name inside", _file_name)
+            .items()
+        },
+        ocalls=tables["ocalls"].texts(signature, _function),
+        ecalls=tables["ecalls"].texts(signature, _function),
+        blas_threads=runtime.number("blas_threads", 1, 1024, 1),
+        jit=runtime.flag("jit"),
+        extra=runtime.take("extra", "a list of modules", _modules, ()),
+        seal_policy=seal.take(
+            "policy",
+            '"signer" or "unique"',
+            lambda v: v if v in ("signer", "unique") else None,
+            "signer",
+        ),
+    )
+    for table in tables.values():
+        table.finish()
+    return manifest
