@@ -1,0 +1,196 @@
+"""
+The fresh process that takes the closure of an entry; run by ``closure.py`` as ``python -c``.
+
+It is started as a zygote is, and imports what a zygote and a worker import, then the entry. It
+only looks: names and paths go back, hashes are taken by the parent. Until the first snapshot it
+may import nothing that is not built in or frozen, and all through nothing that would not also be
+inside: what it needs itself is imported last. The request comes by marshal, which is built in.
+"""
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
+
+def _mapped() -> "dict[str, bool]":
+    """Return {path: whether it is mapped executable} of every mapped file."""
+    files: dict[str, bool] = {}
+    with open("/proc/self/maps", "rb") as maps:
+        for line in maps:
+            fields = line.rstrip(b"\n").split(None, 5)
+            if len(fields) == 6 and fields[5].startswith(b"/"):
+                path = fields[5].decode("utf-8", "surrogateescape")
+                files[path] = files.get(path, False) or b"x" in fields[1]
+    return files
+
+
+def _modules() -> "dict[str, tuple[str, str]]":
+    """Return {name: (kind, path)} of every imported module that comes from a file."""
+    from _frozen_importlib_external import EXTENSION_SUFFIXES
+
+    found: dict[str, tuple[str, str]] = {}
+    for module in list(sys.modules.values()):
+        spec = getattr(module, "__spec__", None)
+        name = getattr(spec, "name", None)
+        # What has no spec was made by another module, which is in the list itself.
+        if spec is None or not isinstance(name, str):
+            continue
+        origin = spec.origin
+        if origin in ("built-in", "frozen"):
+            continue
+        if not getattr(spec, "has_location", False):
+            if "Namespace" in type(spec.loader).__name__:
+                found[name] = ("namespace", "")
+            continue
+        if origin.endswith(tuple(EXTENSION_SUFFIXES)):
+            kind = "extension"
+        else:
+            kind = "module" if spec.submodule_search_locations is None else "package"
+        found[name] = (kind, origin)
+    return found
+
+
+class _Refused:
+    """Refuses those of pyenclave's own modules that never run inside."""
+
+    def __init__(self, allowed: "list[str]") -> None:
+        self.allowed = allowed
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        parts = name.split(".")
+        if parts[0] == "pyenclave" and len(parts) > 1 and parts[1] not in self.allowed:
+            raise ImportError(f"{name} does not run inside an enclave", name=name)
+
+
+def _failure(error: BaseException, step: str, shown: str) -> "dict[str, Any]":
+    """Describe an exception by its type, its text and its line in the entry."""
+    line = 0
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == shown:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.filename == shown:
+        line = error.lineno or 0
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return {
+        "step": step,
+        "type": type(error).__name__,
+        "text": text,
+        "line": line,
+        "missing": (error.name or "") if isinstance(error, ImportError) else "",
+    }
+
+
+def _use_lazily() -> None:
+    """Do once what a worker does at its start and in its calls, for what is imported on the way."""
+    import numpy as np
+    from cryptography.hazmat.primitives import hpke
+    from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    key = hpke.MLKEM768X25519PrivateKey(
+        mlkem.MLKEM768PrivateKey.generate(), x25519.X25519PrivateKey.generate()
+    )
+    suite = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+    suite.decrypt(suite.encrypt(b"x", key.public_key()), key)
+    cipher = AESGCM(AESGCM.generate_key(256))
+    cipher.decrypt(bytes(12), cipher.encrypt(bytes(12), b"x", None), None)
+    repr(np.arange(4.0).reshape(2, 2) @ np.eye(2))
+    np.random.default_rng(1).standard_normal(4).sum()
+    try:  # noqa: SIM105 - contextlib might not be inside
+        np.zeros(2) + np.zeros(3)
+    except ValueError:
+        pass
+    try:  # noqa: SIM105
+        bytes([200]).decode("ascii")
+    except UnicodeDecodeError:
+        pass
+
+
+def _import_entry(entry: "dict[str, Any]") -> "ModuleType":
+    """Execute a Python entry as the worker does: under its stem, never as ``__main__``."""
+    from _frozen_importlib import ModuleSpec
+
+    module = type(sys)(entry["module"])
+    module.__file__ = entry["shown"]
+    module.__spec__ = ModuleSpec(entry["module"], None, origin=entry["shown"])
+    sys.modules[entry["module"]] = module
+    code = compile(entry["source"], entry["shown"], "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 - the purpose
+    return module
+
+
+def _map_entry(entry: "dict[str, Any]") -> None:
+    """Map a native entry, so that the libraries it needs are mapped too."""
+    import _imp
+    from _frozen_importlib import ModuleSpec
+
+    before = _mapped()
+    try:
+        # create_dynamic is the one dlopen that is built in. It maps, then misses PyInit_….
+        _imp.create_dynamic(ModuleSpec(entry["module"], None, origin=entry["path"]))
+    except ImportError:
+        if set(_mapped()) <= set(before):
+            raise
+
+
+def _run(request: "dict[str, Any]") -> "dict[str, Any]":
+    step = "worker"
+    result: dict[str, Any] = {
+        "bootstrap_files": _mapped(),
+        "bootstrap_modules": _modules(),
+        "functions": [],
+    }
+    sys.path[:] = request["path"]
+    sys.meta_path.insert(0, _Refused(request["allowed"]))
+    entry = request["entry"]
+    shown = entry["shown"] if entry else ""
+    try:
+        for name in request["preload"] + request["lazy"]:
+            __import__(name)
+        _use_lazily()
+        step = "extra"
+        for name in request["extra"]:
+            __import__(name)
+        step = "entry"
+        if entry and entry["module"] in sys.modules:
+            raise ImportError(f"the name {entry['module']} is that of a module of the runtime")
+        if entry and entry["native"]:
+            _map_entry(entry)
+        elif entry:
+            module = _import_entry(entry)
+            step = "functions"
+            describe = __import__(request["describe"], fromlist=["functions_of"])
+            result["functions"] = list(describe.functions_of(module))
+    except BaseException as error:
+        return {"error": _failure(error, step, shown), "message": getattr(error, "message", "")}
+    if entry:
+        sys.modules.pop(entry["module"], None)
+    result["modules"] = _modules()
+    result["files"] = _mapped()
+    return result
+
+
+def main() -> None:
+    import marshal
+    import posix
+
+    # What the entry prints must not mix with the result.
+    out = posix.dup(1)
+    posix.dup2(2, 1)
+    result = _run(marshal.loads(sys.stdin.buffer.read()))  # noqa: S302 - the parent wrote it
+    import json
+
+    with open(out, "w", encoding="utf-8", errors="surrogateescape") as file:
+        json.dump(result, file)
+        file.flush()
+        # Threads and exit handlers of the entry have no say any more.
+        posix._exit(0)  # noqa: SLF001
+
+
+if __name__ == "__main__":
+    main()
