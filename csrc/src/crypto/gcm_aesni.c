@@ -1,0 +1,244 @@
+/* gcm_aesni.c - AES-GCM with AES-NI and PCLMULQDQ, eight blocks at once, one reduction for eight
+ * (Gueron and Kounavis, "Intel carry-less multiplication and its usage for computing the GCM
+ * mode"). */
+#if defined(__x86_64__)
+#pragma GCC target("ssse3,aes,pclmul")
+#include <immintrin.h>
+
+#include "crypto/gcm_x86.h"
+
+#define WIDTH 8
+
+typedef struct {
+    x128 low;
+    x128 high;
+    x128 middle;
+} product;
+
+/* clear_registers leaves no key, key stream or plaintext behind. */
+INLINE void clear_registers(void)
+{
+    __asm__ volatile("pxor %%xmm0, %%xmm0\n\tpxor %%xmm1, %%xmm1\n\tpxor %%xmm2, %%xmm2\n\t"
+                     "pxor %%xmm3, %%xmm3\n\tpxor %%xmm4, %%xmm4\n\tpxor %%xmm5, %%xmm5\n\t"
+                     "pxor %%xmm6, %%xmm6\n\tpxor %%xmm7, %%xmm7\n\tpxor %%xmm8, %%xmm8\n\t"
+                     "pxor %%xmm9, %%xmm9\n\tpxor %%xmm10, %%xmm10\n\tpxor %%xmm11, %%xmm11\n\t"
+                     "pxor %%xmm12, %%xmm12\n\tpxor %%xmm13, %%xmm13\n\tpxor %%xmm14, %%xmm14\n\t"
+                     "pxor %%xmm15, %%xmm15"
+                     :
+                     :
+                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+}
+
+static void init(pye_gcm_key *key, const uint8_t *secret, size_t secret_len)
+{
+    gcm_aesni_key *k = &key->as.aesni;
+
+    key->rounds = expand_key(k->round_keys, secret, secret_len);
+    const x128 h =
+        times_x(reverse128(encrypt128(k->round_keys[0], key->rounds, _mm_setzero_si128())));
+    x128 power = h;
+    for (int i = WIDTH - 1; i >= 0; i--) {
+        store128(k->powers[i], power);
+        store128(k->halves[i], _mm_xor_si128(power, swap128(power)));
+        x128 low;
+        x128 high;
+        multiply128(power, h, &low, &high);
+        power = reduce128(low, high);
+    }
+    clear_registers();
+}
+
+/* add_product adds x times H^exponent. */
+INLINE void add_product(product *sum, const gcm_aesni_key *k, x128 x, size_t exponent)
+{
+    const x128 power = load128(k->powers[WIDTH - exponent]);
+    const x128 half = load128(k->halves[WIDTH - exponent]);
+
+    sum->low = _mm_xor_si128(sum->low, _mm_clmulepi64_si128(x, power, 0x00));
+    sum->high = _mm_xor_si128(sum->high, _mm_clmulepi64_si128(x, power, 0x11));
+    sum->middle = _mm_xor_si128(
+        sum->middle, _mm_clmulepi64_si128(_mm_xor_si128(x, swap128(x)), half, 0x00));
+}
+
+INLINE product no_product(void)
+{
+    return (product){_mm_setzero_si128(), _mm_setzero_si128(), _mm_setzero_si128()};
+}
+
+INLINE x128 reduce_product(const product *p)
+{
+    const x128 middle = _mm_xor_si128(p->middle, _mm_xor_si128(p->low, p->high));
+
+    return reduce128(_mm_xor_si128(p->low, _mm_slli_si128(middle, 8)),
+                     _mm_xor_si128(p->high, _mm_srli_si128(middle, 8)));
+}
+
+/* absorb_block is the slow way, for what is left over. */
+INLINE x128 absorb_block(const gcm_aesni_key *k, x128 hash, x128 block)
+{
+    product p = no_product();
+
+    add_product(&p, k, _mm_xor_si128(hash, reverse128(block)), 1);
+    return reduce_product(&p);
+}
+
+INLINE x128 absorb_aad(const gcm_aesni_key *k, x128 hash, const uint8_t *aad, size_t len)
+{
+    for (; len >= WIDTH * 16; aad += WIDTH * 16, len -= WIDTH * 16) {
+        product p = no_product();
+
+        for (size_t i = 0; i < WIDTH; i++) {
+            x128 x = reverse128(load128(aad + 16 * i));
+            x = i == 0 ? _mm_xor_si128(x, hash) : x;
+            add_product(&p, k, x, WIDTH - i);
+        }
+        hash = reduce_product(&p);
+    }
+    for (; len >= 16; aad += 16, len -= 16) {
+        hash = absorb_block(k, hash, load128(aad));
+    }
+    return len == 0 ? hash : absorb_block(k, hash, load_part(aad, len));
+}
+
+INLINE x128 counter_block(x128 *counter)
+{
+    const x128 block = reverse128(*counter);
+
+    *counter = _mm_add_epi32(*counter, _mm_set_epi32(0, 0, 0, 1));
+    return block;
+}
+
+/* crypt_wide does eight blocks and returns the new hash. */
+INLINE x128 crypt_wide(const gcm_aesni_key *k, uint32_t rounds, int opening, uint8_t *out,
+                       const uint8_t *in, x128 *counter, x128 hash)
+{
+    x128 s[WIDTH];
+    product p = no_product();
+    const x128 first = load128(k->round_keys[0]);
+
+#pragma GCC unroll 8
+    for (int i = 0; i < WIDTH; i++) {
+        s[i] = _mm_xor_si128(counter_block(counter), first);
+    }
+    for (uint32_t r = 1; r < rounds; r++) {
+        const x128 round_key = load128(k->round_keys[r]);
+#pragma GCC unroll 8
+        for (int i = 0; i < WIDTH; i++) {
+            s[i] = _mm_aesenc_si128(s[i], round_key);
+        }
+    }
+    const x128 last = load128(k->round_keys[rounds]);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < WIDTH; i++) {
+        x128 x = load128(in + 16 * i);
+        PIN128(x);
+        const x128 y = _mm_xor_si128(_mm_aesenclast_si128(s[i], last), x);
+        x128 c = reverse128(opening ? x : y);
+
+        store128(out + 16 * i, y);
+        c = i == 0 ? _mm_xor_si128(c, hash) : c;
+        add_product(&p, k, c, WIDTH - i);
+    }
+    return reduce_product(&p);
+}
+
+INLINE x128 crypt_block(const gcm_aesni_key *k, uint32_t rounds, int opening, uint8_t *out,
+                        const uint8_t *in, size_t len, x128 *counter, x128 hash)
+{
+    uint8_t block[16];
+    x128 x = len == 16 ? load128(in) : load_part(in, len);
+
+    PIN128(x);
+    x128 y = _mm_xor_si128(encrypt128(k->round_keys[0], rounds, counter_block(counter)), x);
+    if (len == 16) {
+        store128(out, y);
+    } else {
+        store128(block, y);
+        memcpy(out, block, len);
+        memset(block + len, 0, 16 - len);
+        y = load128(block);
+        pye_wipe(block, sizeof(block));
+    }
+    return absorb_block(k, hash, opening ? x : y);
+}
+
+INLINE void crypt_any(const pye_gcm_key *key, int opening, uint8_t *out, uint8_t *tag,
+                      const uint8_t *iv, const uint8_t *in, size_t len, const uint8_t *aad,
+                      size_t aad_len)
+{
+    const gcm_aesni_key *k = &key->as.aesni;
+    const uint32_t rounds = key->rounds;
+    const x128 lengths = reverse128(length_block(aad_len, len));
+    uint8_t first[16] = {0};
+
+    memcpy(first, iv, PYE_GCM_IV_SIZE); /* not secret, not wiped */
+    first[15] = 1;
+    x128 counter = reverse128(load128(first));
+    const x128 mask = encrypt128(k->round_keys[0], rounds, counter_block(&counter));
+    x128 hash = absorb_aad(k, _mm_setzero_si128(), aad, aad_len);
+    for (; len >= WIDTH * 16; in += WIDTH * 16, out += WIDTH * 16, len -= WIDTH * 16) {
+        hash = crypt_wide(k, rounds, opening, out, in, &counter, hash);
+    }
+    while (len != 0) {
+        const size_t take = len < 16 ? len : 16;
+
+        hash = crypt_block(k, rounds, opening, out, in, take, &counter, hash);
+        in += take;
+        out += take;
+        len -= take;
+    }
+    hash = absorb_block(k, hash, lengths);
+    store128(tag, _mm_xor_si128(reverse128(hash), mask));
+    clear_registers();
+}
+
+static void seal(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8_t *iv,
+                 const uint8_t *in, size_t len, const uint8_t *aad, size_t aad_len)
+{
+    crypt_any(key, 0, out, tag, iv, in, len, aad, aad_len);
+}
+
+static void open(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8_t *iv,
+                 const uint8_t *in, size_t len, const uint8_t *aad, size_t aad_len)
+{
+    crypt_any(key, 1, out, tag, iv, in, len, aad, aad_len);
+}
+
+static void seal_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages, int stream)
+{
+    uint8_t iv[PYE_GCM_IV_SIZE];
+
+    (void)stream;
+    for (size_t i = 0; i < num_pages; i++) {
+        gcm_page_iv(iv, pages[i].version);
+        seal(key, pages[i].out, pages[i].tag, iv, pages[i].in, GCM_PAGE_SIZE, pages[i].header,
+             GCM_HEADER_SIZE);
+    }
+}
+
+static void open_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages, int stream)
+{
+    uint8_t iv[PYE_GCM_IV_SIZE];
+
+    (void)stream;
+    for (size_t i = 0; i < num_pages; i++) {
+        gcm_page_iv(iv, pages[i].version);
+        open(key, pages[i].out, pages[i].tag, iv, pages[i].in, GCM_PAGE_SIZE, pages[i].header,
+             GCM_HEADER_SIZE);
+    }
+}
+
+const gcm_implementation pye_gcm_aesni = {
+    PYE_GCM_AESNI,
+    PYE_CPU_SSSE3 | PYE_CPU_AESNI | PYE_CPU_PCLMUL,
+    "aesni",
+    init,
+    seal,
+    open,
+    seal_pages,
+    open_pages,
+};
+#else
+typedef int pye_gcm_aesni_is_for_x86; /* ISO C wants a declaration */
+#endif

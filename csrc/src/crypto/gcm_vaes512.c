@@ -1,0 +1,253 @@
+/* gcm_vaes512.c - AES-GCM with 512-bit VAES and VPCLMULQDQ: key set-up and messages of any length.
+ * Pages are in gcm_vaes512_page.c. Drucker, Gueron and Krasnov, "Making AES great again" (2018). */
+#if defined(__x86_64__)
+#include "crypto/gcm_vaes512.h"
+
+/* Bytes over which one reduction is made: 256 blocks, one less than the powers allow for. */
+#define CHUNK ((size_t)4096)
+#define BATCH ((size_t)WIDTH * 64)
+
+static void init(pye_gcm_key *key, const uint8_t *secret, size_t secret_len)
+{
+    gcm_vaes512_key *k = &key->as.vaes512;
+    const x128 zero = _mm_setzero_si128();
+    x128 low;
+    x128 high;
+
+    memset(k, 0, sizeof(*k));
+    key->rounds = expand_key(k->round_keys, secret, secret_len);
+    const x128 h = times_x(reverse128(encrypt128(k->round_keys[0], key->rounds, zero)));
+
+    /* H^1 … H^4 one after the other, then four at a time */
+    x128 p[4] = {h, zero, zero, zero};
+    for (int i = 1; i < 4; i++) {
+        multiply128(p[i - 1], h, &low, &high);
+        p[i] = reduce128(low, high);
+    }
+    const x512 step = _mm512_broadcast_i32x4(p[3]);
+    const x512 polynomial =
+        _mm512_broadcast_i32x4(_mm_set_epi64x(0, (long long)0xc200000000000000u));
+    x512 x = _mm512_inserti32x4(_mm512_castsi128_si512(p[3]), p[2], 1);
+    x = _mm512_inserti32x4(_mm512_inserti32x4(x, p[1], 2), p[0], 3);
+    for (size_t i = GCM_PAGE_BLOCKS - 4;; i -= 4) {
+        _mm512_storeu_si512(k->powers[i], x);
+        _mm512_storeu_si512(k->halves[i],
+                            _mm512_xor_si512(x, _mm512_shuffle_epi32(x, (_MM_PERM_ENUM)0x4e)));
+        if (i < 4) {
+            break;
+        }
+        const x512 middle = _mm512_xor_si512(_mm512_clmulepi64_epi128(x, step, 0x10),
+                                             _mm512_clmulepi64_epi128(x, step, 0x01));
+        x512 l = _mm512_xor_si512(_mm512_clmulepi64_epi128(x, step, 0x00),
+                                  _mm512_bslli_epi128(middle, 8));
+        const x512 u = _mm512_xor_si512(_mm512_clmulepi64_epi128(x, step, 0x11),
+                                        _mm512_bsrli_epi128(middle, 8));
+        for (int fold = 0; fold < 2; fold++) {
+            l = _mm512_xor_si512(_mm512_shuffle_epi32(l, (_MM_PERM_ENUM)0x4e),
+                                 _mm512_clmulepi64_epi128(l, polynomial, 0x00));
+        }
+        x = _mm512_xor_si512(l, u);
+    }
+    /* 261 = 4 · 65 + 1: the highest power stands alone */
+    const x128 second = load128(k->powers[1]);
+    multiply128(second, h, &low, &high);
+    const x128 highest = reduce128(low, high);
+    store128(k->powers[0], highest);
+    store128(k->halves[0], _mm_xor_si128(highest, swap128(highest)));
+
+    multiply128(length_block(GCM_HEADER_SIZE, GCM_PAGE_SIZE), h, &low, &high);
+    store128(k->lengths[0], low);
+    store128(k->lengths[1], high);
+
+    /* The bytes of a block meet only by XOR in the first round. What a counter in bytes 14 and 15
+     * adds to the round of a block with counter zero is thus the same for every IV. */
+    const x128 white = load128(k->round_keys[0]);
+    const x128 base = _mm_aesenc_si128(white, zero);
+    for (int counter = 1; counter <= 257; counter++) {
+        const x128 block =
+            _mm_slli_si128(_mm_cvtsi32_si128((counter >> 8) | ((counter & 0xff) << 8)), 14);
+        const x128 added =
+            _mm_xor_si128(base, _mm_aesenc_si128(_mm_xor_si128(block, white), zero));
+        store128(counter == 1 ? k->first_tag : k->first[counter - 2], added);
+    }
+    clear_registers();
+}
+
+/* How many bytes of vector `i` are there, as a mask for loads and stores. */
+INLINE __mmask64 part_mask(size_t len, size_t i)
+{
+    const size_t start = 64 * i;
+
+    if (len >= start + 64) {
+        return ~(__mmask64)0;
+    }
+    return len <= start ? 0 : ((__mmask64)1 << (len - start)) - 1;
+}
+
+/* absorb adds `len` bytes; the first block has powers[index]. `*hash`, reduced before, is added to
+ * the first block and becomes zero. */
+INLINE void absorb(product *sum, const gcm_vaes512_key *k, x128 *hash, const uint8_t *data,
+                   size_t len, size_t index)
+{
+    for (size_t done = 0; done < len; done += 64, index += 4) {
+        const x512 block = _mm512_maskz_loadu_epi8(part_mask(len - done, 0), data + done);
+        const x512 x = _mm512_xor_si512(_mm512_shuffle_epi8(block, reverse_mask()),
+                                        _mm512_zextsi128_si512(*hash));
+
+        *hash = _mm_setzero_si128();
+        multiply_add(sum, k, x, index);
+    }
+}
+
+typedef struct {
+    const gcm_vaes512_key *k;
+    x512 counters; /* four little-endian counter blocks, byte-reversed */
+    product sum;
+    x128 hash;
+} message;
+
+/* batch does `width` vectors of which `len` bytes are there. */
+INLINE void batch(message *m, uint32_t rounds, int width, int whole, int opening, uint8_t *out,
+                  const uint8_t *in, size_t len, size_t index)
+{
+    const gcm_vaes512_key *k = m->k;
+    const x512 reverse = reverse_mask();
+    const x512 four = _mm512_broadcast_i32x4(_mm_set_epi32(0, 0, 0, 4));
+    const x512 white = broadcast512(k->round_keys[0]);
+    x512 s[WIDTH];
+
+    UNROLL for (int i = 0; i < width; i++) {
+        s[i] = _mm512_xor_si512(_mm512_shuffle_epi8(m->counters, reverse), white);
+        m->counters = _mm512_add_epi32(m->counters, four);
+    }
+    UNROLL for (uint32_t r = 1; r < rounds; r++) {
+        const x512 round_key = broadcast512(k->round_keys[r]);
+        UNROLL for (int i = 0; i < width; i++) {
+            s[i] = _mm512_aesenc_epi128(s[i], round_key);
+        }
+    }
+    const x512 last = broadcast512(k->round_keys[rounds]);
+    UNROLL for (int i = 0; i < width; i++) {
+        const size_t at = 64 * (size_t)i;
+        const __mmask64 mask = whole ? ~(__mmask64)0 : part_mask(len, (size_t)i);
+        x512 x = whole ? load512(in + at) : _mm512_maskz_loadu_epi8(mask, in + at);
+        PIN512(x);
+        const x512 y = _mm512_xor_si512(_mm512_aesenclast_epi128(s[i], last), x);
+        x512 c;
+
+        if (whole) {
+            _mm512_storeu_si512(out + at, y);
+            c = opening ? x : y;
+        } else {
+            _mm512_mask_storeu_epi8(out + at, mask, y);
+            c = opening ? x : _mm512_maskz_mov_epi8(mask, y);
+            if (mask == 0) {
+                continue; /* the index may lie beyond the powers */
+            }
+        }
+        c = _mm512_xor_si512(_mm512_shuffle_epi8(c, reverse), _mm512_zextsi128_si512(m->hash));
+        m->hash = _mm_setzero_si128();
+        multiply_add(&m->sum, k, c, index + 4 * (size_t)i);
+    }
+}
+
+INLINE void reduce_message(message *m)
+{
+    m->hash = reduce_product(&m->sum);
+    m->sum = no_product();
+}
+
+INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, int opening, uint8_t *out,
+                      uint8_t *tag, const uint8_t *iv, const uint8_t *in, size_t len,
+                      const uint8_t *aad, size_t aad_len)
+{
+    const gcm_vaes512_key *k = &key->as.vaes512;
+    const x128 lengths = length_block(aad_len, len);
+    const x128 first = _mm_insert_epi32(_mm_maskz_loadu_epi8(0xfff, iv), 0x01000000, 3);
+    const size_t data_blocks = len / 16 + (len % 16 != 0);
+    const size_t aad_blocks = aad_len / 16 + (aad_len % 16 != 0);
+    message m = {k, _mm512_setzero_si512(), no_product(), _mm_setzero_si128()};
+
+    m.counters = _mm512_add_epi32(
+        _mm512_broadcast_i32x4(reverse128(first)),
+        _mm512_set_epi32(0, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 1));
+    x128 mask = _mm_xor_si128(first, load128(k->round_keys[0]));
+    UNROLL for (uint32_t r = 1; r < rounds; r++) {
+        mask = _mm_aesenc_si128(mask, load128(k->round_keys[r]));
+    }
+    mask = _mm_aesenclast_si128(mask, load128(k->round_keys[rounds]));
+
+    /* A short message is one polynomial with one reduction. */
+    if (aad_blocks < GCM_PAGE_BLOCKS && data_blocks < GCM_PAGE_BLOCKS - aad_blocks &&
+        len <= CHUNK) {
+        absorb(&m.sum, k, &m.hash, aad, aad_len, GCM_PAGE_BLOCKS - 1 - data_blocks - aad_blocks);
+    } else {
+        while (aad_len != 0) {
+            const size_t take = aad_len < CHUNK ? aad_len : CHUNK;
+
+            absorb(&m.sum, k, &m.hash, aad, take, GCM_PAGE_BLOCKS - (take + 15) / 16);
+            reduce_message(&m);
+            aad += take;
+            aad_len -= take;
+        }
+    }
+    while (len > CHUNK) {
+        for (size_t done = 0; done < CHUNK; done += BATCH) {
+            batch(&m, rounds, WIDTH, 1, opening, out + done, in + done, BATCH,
+                  GCM_PAGE_BLOCKS - 256 + done / 16);
+        }
+        reduce_message(&m);
+        in += CHUNK;
+        out += CHUNK;
+        len -= CHUNK;
+    }
+    /* the last chunk leaves H^1 to the block of lengths */
+    size_t index = GCM_PAGE_BLOCKS - 1 - (len + 15) / 16;
+    for (; len >= BATCH; in += BATCH, out += BATCH, len -= BATCH, index += BATCH / 16) {
+        batch(&m, rounds, WIDTH, 1, opening, out, in, BATCH, index);
+    }
+    if (len > BATCH / 2) {
+        batch(&m, rounds, WIDTH, 0, opening, out, in, len, index);
+    } else if (len != 0) {
+        batch(&m, rounds, WIDTH / 2, 0, opening, out, in, len, index);
+    }
+    const x512 end = _mm512_zextsi128_si512(_mm_xor_si128(lengths, m.hash));
+    multiply_add(&m.sum, k, end, GCM_PAGE_BLOCKS - 1);
+    store128(tag, _mm_xor_si128(reverse128(reduce_product(&m.sum)), mask));
+    clear_registers();
+}
+
+static void seal(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8_t *iv,
+                 const uint8_t *in, size_t len, const uint8_t *aad, size_t aad_len)
+{
+    if (key->rounds == 14) {
+        crypt_any(key, 14, 0, out, tag, iv, in, len, aad, aad_len);
+    } else {
+        crypt_any(key, 10, 0, out, tag, iv, in, len, aad, aad_len);
+    }
+}
+
+static void open(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8_t *iv,
+                 const uint8_t *in, size_t len, const uint8_t *aad, size_t aad_len)
+{
+    if (key->rounds == 14) {
+        crypt_any(key, 14, 1, out, tag, iv, in, len, aad, aad_len);
+    } else {
+        crypt_any(key, 10, 1, out, tag, iv, in, len, aad, aad_len);
+    }
+}
+
+const gcm_implementation pye_gcm_vaes512 = {
+    PYE_GCM_VAES512,
+    PYE_CPU_SSSE3 | PYE_CPU_AESNI | PYE_CPU_PCLMUL | PYE_CPU_AVX | PYE_CPU_AVX2 | PYE_CPU_AVX512 |
+        PYE_CPU_VAES | PYE_CPU_VPCLMUL,
+    "vaes512",
+    init,
+    seal,
+    open,
+    pye_gcm_vaes512_seal_pages,
+    pye_gcm_vaes512_open_pages,
+};
+#else
+typedef int pye_gcm_vaes512_is_for_x86; /* ISO C wants a declaration */
+#endif
