@@ -19,6 +19,7 @@ import msgspec
 
 from pyenclave.errors import ImageError
 from pyenclave.formats.lock import MAX_LOCK, Lock
+from pyenclave.formats.sgx import Sigstruct
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -340,6 +341,17 @@ class Image:
     def signed(self) -> bool:
         """Whether the image has a SIGSTRUCT."""
         return bool(self.sigstruct_bytes)
+
+    @property
+    def sigstruct(self) -> Sigstruct | None:
+        """
+        The signature, None for an unsigned image; its form is checked, nothing more.
+
+        Raises:
+            SignatureError: The bytes are not a SIGSTRUCT.
+
+        """
+        return Sigstruct.from_bytes(self.sigstruct_bytes) if self.signed else None
 
     @property
     def stored_bytes(self) -> memoryview:

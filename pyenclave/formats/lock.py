@@ -38,8 +38,8 @@ MAX_ENTRIES = 20_000
 MAX_PATH = 1024
 
 # How the zygote, and the process that takes the closure at build time, are started: a lock is true
-# only for this start. Below /dev/null there is no cached bytecode, so sources are what runs; LC_ALL=C
-# keeps locale files out of the mappings; one BLAS thread, because threads would forbid namespaces.
+# only for this start. Below /dev/null there is no cached bytecode, so sources are what runs; the C
+# locale maps no locale files; and threads of a BLAS would forbid namespaces.
 START_FLAGS = ("-I", "-S", "-B", "-X", "utf8", "-X", "pycache_prefix=/dev/null")
 START_ENVIRONMENT = {"LC_ALL": "C", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 

@@ -85,6 +85,13 @@ def _failure(error: BaseException, step: str, shown: str) -> "dict[str, Any]":
     }
 
 
+def _preload() -> "list[str]":
+    """Return what the zygote imports; the worker's package says it."""
+    from pyenclave import _worker
+
+    return list(getattr(_worker, "PRELOAD", ()))
+
+
 def _use_lazily() -> None:
     """Do once what a worker does at its start and in its calls, for what is imported on the way."""
     import numpy as np
@@ -150,7 +157,8 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
     entry = request["entry"]
     shown = entry["shown"] if entry else ""
     try:
-        for name in request["preload"] + request["lazy"]:
+        result["preload"] = _preload()
+        for name in [*result["preload"], *request["lazy"]]:
             __import__(name)
         _use_lazily()
         step = "extra"

@@ -56,15 +56,6 @@ LAZY = (
     "linecache",
     "traceback",
 )
-_PRELOAD = (
-    "pyenclave._worker",
-    "msgspec",
-    "numpy",
-    "numpy.random",
-    "numpy.linalg",
-    "numpy.fft",
-    "cryptography.hazmat.primitives.hpke",
-)
 _DESCRIBE = "pyenclave.calls.signature"
 _TIMEOUT = 300.0
 _MAX_FILE = 1 << 30
@@ -124,10 +115,8 @@ def take(
 
     """
     roots = roots or Roots.of_this_process()
-    preload = _preload()
     request = {
         "path": list(roots.path),
-        "preload": list(preload),
         "lazy": list(LAZY),
         "extra": list(extra),
         "allowed": list(ALLOWED),
@@ -146,16 +135,7 @@ def take(
     if "error" in result:
         raise _refusal(result, entry, roots)
     own = str(entry.path.resolve()) if entry is not None and entry.native else ""
-    return Closure(
-        lock=_Collector(roots, own).lock(result, preload), functions=tuple(result["functions"])
-    )
-
-
-def _preload() -> tuple[str, ...]:
-    from pyenclave import _worker
-
-    names: tuple[str, ...] = getattr(_worker, "PRELOAD", _PRELOAD)
-    return names
+    return Closure(lock=_Collector(roots, own).lock(result), functions=tuple(result["functions"]))
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,7 +194,7 @@ class _Collector:
         self.hashes: dict[str, tuple[str, int]] = {}
         self.objects: dict[str, elf.SharedObject | None] = {}
 
-    def lock(self, result: Mapping[str, Any], preload: tuple[str, ...]) -> Lock:
+    def lock(self, result: Mapping[str, Any]) -> Lock:
         boot_modules = dict(result["bootstrap_modules"])
         # A module of the bootstrap has to be importable too, if only by name.
         modules = [
@@ -247,7 +227,7 @@ class _Collector:
             ),
             modules=tuple(modules),
             libraries=tuple(libraries[soname] for soname in sorted(libraries)),
-            preload=preload,
+            preload=tuple(result["preload"]),
         )
         lock.check()
         self._check_needs(lock, boot_paths)

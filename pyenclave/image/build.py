@@ -1,0 +1,276 @@
+"""
+From a manifest or a script to an image.
+
+Deterministic: the image is a function of the manifest's values, the entry, the files and the
+runtime's lock list. No path, time, mode or locale of the build goes into it.
+"""
+
+from __future__ import annotations
+
+import keyword
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyenclave.errors import ArgumentError, ImageError, ManifestError
+from pyenclave.formats import elf
+from pyenclave.formats.image import MAX_IMAGE, FileEntry, ImageInfo, assemble
+from pyenclave.formats.lock import Lock, Roots
+from pyenclave.image import closure
+from pyenclave.image.manifest import Manifest, load
+
+__all__ = ["build", "build_manifest", "build_script", "write_image"]
+
+ECALL_PREFIX = "pye_ecall_"
+
+
+def build(
+    source: str | Path,
+    *,
+    out: str | Path | None = None,
+    lock: Lock | bytes | None = None,
+    roots: Roots | None = None,
+) -> bytes:
+    """
+    Build an unsigned image.
+
+    Args:
+        source: A manifest, the folder of an ``enclave.toml``, or a single Python file.
+        out: Where to write the image, besides returning it.
+        lock: The lock list of another runtime, on which the image shall run; this runtime's by
+            default. It must hold every module that the entry imports here.
+        roots: Where this machine keeps its Python; the running interpreter's by default.
+
+    Returns:
+        The bytes of the image.
+
+    Raises:
+        ManifestError: The manifest is wrong.
+        ImageError: The entry or a file cannot be used, with file and line.
+        OSError: *out* cannot be written.
+
+    """
+    if Path(source).suffix == ".py":
+        data = build_script(source, lock=lock, roots=roots)
+    else:
+        data = build_manifest(load(source), lock=lock, roots=roots)
+    if out is not None:
+        write_image(out, data)
+    return data
+
+
+def build_script(
+    path: str | Path, *, lock: Lock | bytes | None = None, roots: Roots | None = None
+) -> bytes:
+    """
+    Build an image of a single Python file: its stem is the name, it launches only as debug.
+
+    Args:
+        path: The file.
+        lock: As for ``build``.
+        roots: As for ``build``.
+
+    Returns:
+        The bytes of the unsigned image.
+
+    Raises:
+        ImageError: The file cannot be used, with its line.
+
+    """
+    path = Path(path)
+    manifest = Manifest(
+        name=path.stem[:64] or "script",
+        entry=path.absolute(),
+        product_id=0,
+        security_version=0,
+        debug=True,
+    )
+    return build_manifest(manifest, lock=lock, roots=roots)
+
+
+def build_manifest(
+    manifest: Manifest, *, lock: Lock | bytes | None = None, roots: Roots | None = None
+) -> bytes:
+    """
+    Build an unsigned image of a read manifest.
+
+    Args:
+        manifest: What to build.
+        lock: As for ``build``.
+        roots: As for ``build``.
+
+    Returns:
+        The bytes of the image.
+
+    Raises:
+        ManifestError: Something is asked for that cannot be had.
+        ImageError: The entry or a file cannot be used, with file and line.
+
+    """
+    if manifest.ocalls:
+        raise ManifestError(
+            "ocalls are not available yet",
+            expected="an empty [ocalls]",
+            found=", ".join(manifest.ocalls),
+        )
+    entry = _entry(manifest)
+    files = {entry.shown: entry.source}
+    for name, path in manifest.files.items():
+        files[f"files/{name}"] = _read(path, f"[files] {name}")
+    if sum(map(len, files.values())) > MAX_IMAGE // 2:
+        raise ImageError("files of the image are too large", expected=f"<= {MAX_IMAGE // 2} bytes")
+    taken = closure.take(entry, extra=manifest.extra, roots=roots)
+    functions = _native_functions(entry, manifest.ecalls) if manifest.native else taken.functions
+    _check_functions(entry, functions)
+    info = ImageInfo(
+        name=manifest.name,
+        product_id=manifest.product_id,
+        security_version=manifest.security_version,
+        debug=manifest.debug,
+        threads=manifest.threads,
+        entry_kind="native" if manifest.native else "python",
+        entry_module=entry.module,
+        entry_file=entry.shown,
+        functions=functions,
+        sealed_memory=manifest.sealed,
+        message_limit=manifest.message,
+        ocalls=(),
+        blas_threads=manifest.blas_threads,
+        jit=manifest.jit,
+        seal={"policy": manifest.seal_policy},
+        files=tuple(
+            FileEntry(name=name, size=len(content), executable=name == entry.shown)
+            for name, content in sorted(files.items())
+        ),
+    )
+    return assemble(info, _chosen_lock(lock, taken.lock), files)
+
+
+def write_image(path: str | Path, data: bytes) -> None:
+    """
+    Write an image whole or not at all.
+
+    Args:
+        path: Where; what is there is replaced.
+        data: The image.
+
+    Raises:
+        OSError: It cannot be written.
+
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _entry(manifest: Manifest) -> closure.Entry:
+    path = manifest.entry
+    stem = path.stem.replace("-", "_") if manifest.native else path.stem
+    if not stem.isidentifier() or keyword.iskeyword(stem):
+        raise ImageError(f"{path}: the file's name is not that of a module", found=repr(stem))
+    if stem in sys.stdlib_module_names or stem in ("pyenclave", "__main__"):
+        raise ImageError(
+            f"{path}: the entry is called like the module {stem} of the runtime",
+            advice="Give the file another name.",
+        )
+    source = _read(path, "the entry")
+    if manifest.native and not elf.is_elf(source):
+        raise ImageError(f"{path}: not a shared object")
+    return closure.Entry(
+        module=stem,
+        path=path,
+        shown=f"entry/{path.name}",
+        native=manifest.native,
+        source=source,
+    )
+
+
+def _read(path: Path, what: str) -> bytes:
+    if not path.is_file():
+        raise ImageError(f"{what}: {path} is not a file")
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_IMAGE)
+    except OSError as error:
+        raise ImageError(f"{what}: {path} cannot be read: {error.strerror}") from None
+
+
+def _native_functions(
+    entry: closure.Entry, annotations: Mapping[str, str]
+) -> tuple[dict[str, Any], ...]:
+    from pyenclave.calls import signature
+
+    names = elf.exported(entry.source, str(entry.path), ECALL_PREFIX)
+    for name in annotations:
+        if name not in names:
+            raise ManifestError(
+                f"[ecalls] {name}: {entry.path.name} has no such function",
+                expected=", ".join(names) or f"a function {ECALL_PREFIX}{name}",
+            )
+    try:
+        return tuple(
+            signature.native_functions({name: annotations.get(name, "") for name in names})
+        )
+    except ArgumentError as error:
+        raise ManifestError(f"[ecalls] {error}") from None
+
+
+def _check_functions(entry: closure.Entry, functions: tuple[dict[str, Any], ...]) -> None:
+    from pyenclave.calls.signature import RESERVED_NAMES
+
+    if not functions:
+        raise ImageError(
+            f"{entry.path}: no function can be called",
+            advice="Decorate one with @pyenclave.ecall (native: define it by PYE_ECALL).",
+        )
+    for function in functions:
+        name = function["name"]
+        # The signature says so too; an image with such a name must not come to be in any case.
+        if name in RESERVED_NAMES or name.startswith("_"):
+            raise ImageError(
+                f"{entry.path}: an ecall cannot be called {name}",
+                expected="no method of Enclave, and no underscore in front",
+                advice="Give the function another name.",
+            )
+
+
+def _chosen_lock(given: Lock | bytes | None, own: Lock) -> Lock:
+    if given is None:
+        return own
+    lock = given if isinstance(given, Lock) else Lock.from_bytes(given)
+    known = {module.name for module in lock.modules}
+    missing = [module.name for module in own.modules if module.name not in known]
+    if missing:
+        raise ImageError(
+            "the given lock list has not every module that the entry imports",
+            found=", ".join(missing[:20]),
+            advice="Make the lock list with the same entry and extras on that runtime.",
+        )
+    return lock
+
+
+def own_lock(source: str | Path | None = None, *, roots: Roots | None = None) -> Lock:
+    """
+    Return the lock list of this runtime, for building elsewhere.
+
+    Args:
+        source: Manifest, folder or script whose closure it holds; the base set by default.
+        roots: As for ``build``.
+
+    Raises:
+        EnclaveError: As for ``build``.
+
+    """
+    if source is None:
+        return closure.take(None, roots=roots).lock
+    from pyenclave.formats.image import Image
+
+    return Image.parse(build(source, roots=roots)).lock
