@@ -4,35 +4,56 @@
 #include <string.h>
 
 typedef struct {
-    uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16];
+    pye_cmac_key key;
     uint8_t state[16];
     uint8_t subkey[16];
     uint8_t last[16];
 } work_area;
 
-static void expand(int aesni, work_area *work, const uint8_t key[16])
+void pye_cmac_expand_portable(pye_cmac_key *key, const uint8_t secret[PYE_CMAC_KEY_SIZE])
+{
+    aes_portable_init(&key->portable, secret, PYE_CMAC_KEY_SIZE);
+}
+
+void pye_cmac_chain_portable(const pye_cmac_key *key, uint8_t state[16], const uint8_t *blocks,
+                             size_t num_blocks)
+{
+    /* A chain has one block at a time; what is worked on beside it is of no use. */
+    uint8_t batch[AES_PORTABLE_BLOCKS * 16] = {0};
+
+    for (size_t i = 0; i < num_blocks; i++) {
+        for (size_t j = 0; j < 16; j++) {
+            batch[j] = (uint8_t)(state[j] ^ blocks[16 * i + j]);
+        }
+        aes_portable_encrypt(&key->portable, batch, batch);
+        memcpy(state, batch, 16);
+    }
+    pye_wipe(batch, sizeof(batch));
+}
+
+static void expand(int aesni, pye_cmac_key *key, const uint8_t secret[PYE_CMAC_KEY_SIZE])
 {
 #if defined(__x86_64__)
     if (aesni) {
-        pye_cmac_expand_aesni(work->round_keys, key);
+        pye_cmac_expand_aesni(key, secret);
         return;
     }
 #endif
     (void)aesni;
-    pye_cmac_expand_portable(work->round_keys, key);
+    pye_cmac_expand_portable(key, secret);
 }
 
-static void chain(int aesni, const work_area *work, uint8_t state[16], const uint8_t *blocks,
+static void chain(int aesni, const pye_cmac_key *key, uint8_t state[16], const uint8_t *blocks,
                   size_t num_blocks)
 {
 #if defined(__x86_64__)
     if (aesni) {
-        pye_cmac_chain_aesni((const uint8_t(*)[16])work->round_keys, state, blocks, num_blocks);
+        pye_cmac_chain_aesni(key, state, blocks, num_blocks);
         return;
     }
 #endif
     (void)aesni;
-    pye_cmac_chain_portable((const uint8_t(*)[16])work->round_keys, state, blocks, num_blocks);
+    pye_cmac_chain_portable(key, state, blocks, num_blocks);
 }
 
 /* Doubling in GF(2^128), big-endian (SP 800-38B, 6.1); the carry is taken without a branch. */
@@ -57,15 +78,15 @@ void pye_aes128_cmac(uint8_t out[PYE_CMAC_SIZE], const uint8_t key[PYE_CMAC_KEY_
     work_area work;
 
     memset(&work, 0, sizeof(work));
-    expand(aesni, &work, key);
-    chain(aesni, &work, work.subkey, work.last, 1); /* L = AES(0) */
+    expand(aesni, &work.key, key);
+    chain(aesni, &work.key, work.subkey, work.last, 1); /* L = AES(0) */
     twice(work.subkey);
     if (rest != 16) {
         twice(work.subkey);
         work.last[rest] = 0x80;
     }
     if (before != 0) {
-        chain(aesni, &work, work.state, in, before);
+        chain(aesni, &work.key, work.state, in, before);
     }
     if (rest != 0) {
         memcpy(work.last, in + before * 16, rest);
@@ -73,7 +94,7 @@ void pye_aes128_cmac(uint8_t out[PYE_CMAC_SIZE], const uint8_t key[PYE_CMAC_KEY_
     for (size_t i = 0; i < 16; i++) {
         work.last[i] ^= work.subkey[i];
     }
-    chain(aesni, &work, work.state, work.last, 1);
+    chain(aesni, &work.key, work.state, work.last, 1);
     memcpy(out, work.state, PYE_CMAC_SIZE);
     pye_wipe(&work, sizeof(work));
 }

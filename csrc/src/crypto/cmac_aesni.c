@@ -16,14 +16,14 @@ static inline __attribute__((always_inline)) __m128i next_key(__m128i key, __m12
 #define STEP(i, rcon)                                                                              \
     do {                                                                                           \
         k = next_key(k, _mm_aeskeygenassist_si128(k, rcon));                                       \
-        _mm_storeu_si128((__m128i *)(void *)round_keys[i], k);                                     \
+        _mm_storeu_si128((__m128i *)(void *)key->round_keys[i], k);                                \
     } while (0)
 
-void pye_cmac_expand_aesni(uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16], const uint8_t key[16])
+void pye_cmac_expand_aesni(pye_cmac_key *key, const uint8_t secret[PYE_CMAC_KEY_SIZE])
 {
-    __m128i k = _mm_loadu_si128((const __m128i *)(const void *)key);
+    __m128i k = _mm_loadu_si128((const __m128i *)(const void *)secret);
 
-    _mm_storeu_si128((__m128i *)(void *)round_keys[0], k);
+    _mm_storeu_si128((__m128i *)(void *)key->round_keys[0], k);
     STEP(1, 0x01);
     STEP(2, 0x02);
     STEP(3, 0x04);
@@ -36,14 +36,14 @@ void pye_cmac_expand_aesni(uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16], const ui
     STEP(10, 0x36);
 }
 
-void pye_cmac_chain_aesni(const uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16], uint8_t state[16],
-                          const uint8_t *blocks, size_t num_blocks)
+void pye_cmac_chain_aesni(const pye_cmac_key *key, uint8_t state[16], const uint8_t *blocks,
+                          size_t num_blocks)
 {
-    __m128i k[PYE_CMAC_ROUND_KEYS];
+    __m128i k[11];
     __m128i x = _mm_loadu_si128((const __m128i *)(const void *)state);
 
-    for (size_t i = 0; i < PYE_CMAC_ROUND_KEYS; i++) {
-        k[i] = _mm_loadu_si128((const __m128i *)(const void *)round_keys[i]);
+    for (size_t i = 0; i < 11; i++) {
+        k[i] = _mm_loadu_si128((const __m128i *)(const void *)key->round_keys[i]);
     }
     for (size_t i = 0; i < num_blocks; i++) {
         const __m128i in = _mm_loadu_si128((const __m128i *)(const void *)(blocks + 16 * i));

@@ -64,19 +64,18 @@ static int test_hkdf(void)
            memcmp(out, hkdf_want, sizeof(out)) == 0;
 }
 
-typedef void (*expand_function)(uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16],
-                                const uint8_t key[16]);
-typedef void (*chain_function)(const uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16],
-                               uint8_t state[16], const uint8_t *blocks, size_t num_blocks);
+typedef void (*expand_function)(pye_cmac_key *key, const uint8_t secret[PYE_CMAC_KEY_SIZE]);
+typedef void (*chain_function)(const pye_cmac_key *key, uint8_t state[16], const uint8_t *blocks,
+                               size_t num_blocks);
 
 static int test_chain(expand_function expand, chain_function chain)
 {
     static const uint8_t zero[16] = {0};
-    uint8_t round_keys[PYE_CMAC_ROUND_KEYS][16];
+    pye_cmac_key key;
     uint8_t state[16] = {0};
 
-    expand(round_keys, cmac_key);
-    chain((const uint8_t(*)[16])round_keys, state, zero, 1);
+    expand(&key, cmac_key);
+    chain(&key, state, zero, 1);
     return memcmp(state, cmac_aes_of_zero, sizeof(state)) == 0;
 }
 
