@@ -1,4 +1,6 @@
-from typing import Self
+from collections.abc import Callable, Mapping
+from threading import Condition
+from typing import Any, Self
 
 from typing_extensions import Buffer
 
@@ -117,7 +119,100 @@ class SgxMeasurement:
 
 # ---- frame.pxi -------------------------------------------------------------------------------
 
+ARRAY_TYPES: tuple[str, ...]
+FRAME_MAX_ARRAYS: int
+FRAME_MAX_OPTIONAL: int
+
+class Missing: ...
+
+MISSING: Missing
+
+class Plan:
+    def __init__(
+        self,
+        codes: bytes,
+        names: tuple[str, ...],
+        details: tuple[object, ...],
+        optional: bool = False,
+    ) -> None: ...
+    def encode(self, values: tuple[object, ...]) -> bytes: ...
+    def decode(self, data: Buffer) -> tuple[Any, ...]: ...
+
+def msgpack_check(data: Buffer, max_depth: int = 32) -> bool: ...
+
 # ---- ring.pxi --------------------------------------------------------------------------------
+
+def ring_size(lanes: int, slot_size: int) -> int: ...
+
+class HostLanes:
+    def __init__(
+        self,
+        memory: Buffer,
+        token: Buffer,
+        lanes: int,
+        slot_size: int,
+        limit: int,
+        guard: Callable[[], object],
+        broken: Callable[[str], BaseException],
+        error: Callable[[bytes], BaseException],
+        condition: Condition,
+        queue_limit: int,
+    ) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def busy(self) -> int: ...
+    def asleep(self, lane: int) -> bool: ...
+    def request(self, kind: int, data: Buffer, timeout: float = -1) -> bytes: ...
+    def raw_call(self, kind: int, index: int, data: Buffer, timeout: float = -1) -> bytes: ...
+
+class HostCall:
+    @property
+    def __name__(self) -> str: ...
+    def __init__(
+        self,
+        lanes: HostLanes,
+        index: int,
+        name: str,
+        doc: str,
+        arguments: Plan,
+        result: Plan,
+        bind: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, ...]],
+        *,
+        native: bool = False,
+        element: str | None = None,
+        timeout: float = -1,
+        has_out: bool = False,
+    ) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+class NativeLibrary:
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    def address(self, name: str) -> int: ...
+
+class FunctionTable:
+    def __init__(self, entries: tuple[tuple[Any, ...], ...]) -> None: ...
+    @property
+    def entries(self) -> tuple[tuple[Any, ...], ...]: ...
+    def __len__(self) -> int: ...
+
+class WorkerLane:
+    def __init__(
+        self, memory: Buffer, lanes: int, slot_size: int, number: int, limit: int
+    ) -> None: ...
+    def serve(
+        self,
+        table: FunctionTable,
+        attest: Callable[[bytes], bytes],
+        describe: Callable[[BaseException, str], bytes],
+        idle: Callable[[], bool],
+    ) -> None: ...
+
+def ring_round_trips(
+    lanes: HostLanes, kind: int, index: int, data: Buffer, count: int
+) -> float: ...
+def raw_spin(memory: Buffer, first: bool, count: int) -> float: ...
 
 # ---- linux.pxi -------------------------------------------------------------------------------
 

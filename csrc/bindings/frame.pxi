@@ -1,1 +1,594 @@
-# frame
+# Frames: typed values to bytes and back, by a plan that is made once for each signature
+# (pyenclave/calls/signature.py). docs/formats/ring.md gives the bytes; docs/types.md the types.
+from cpython.bool cimport PyBool_Check
+from cpython.bytearray cimport (
+    PyByteArray_AsString, PyByteArray_FromStringAndSize, PyByteArray_Size)
+from cpython.float cimport PyFloat_AsDouble, PyFloat_Check
+from cpython.long cimport PyLong_Check
+from cpython.ref cimport PyObject
+from cpython.tuple cimport PyTuple_GetItem, PyTuple_Size
+from libc.stdlib cimport calloc, free, malloc, realloc
+
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+    int PyIndex_Check(object o)
+    object PyNumber_Index(object o)
+    long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
+    unsigned long long PyLong_AsUnsignedLongLong(object o) except? 0xffffffffffffffff
+    object PyLong_FromLongLong(long long value)
+    object PyLong_FromUnsignedLongLong(unsigned long long value)
+    const char *PyUnicode_AsUTF8AndSize(object o, Py_ssize_t *size) except NULL
+    object PyUnicode_DecodeUTF8(const char *data, Py_ssize_t size, const char *errors)
+    int PyObject_CheckBuffer(object o)
+
+cdef extern from "pyenclave.h" nogil:
+    ctypedef struct pye_segment:
+        const uint8_t *data
+        size_t len
+    pye_status pye_msgpack_check(const uint8_t *data, size_t length, uint32_t max_depth)
+    uint32_t pye_index_mask(uint32_t index, uint32_t num)
+
+# Plans with more arrays, or more parameters where some may be left out, are refused.
+cdef enum:
+    MAX_ARRAYS = 16
+    MAX_OPTIONAL = 32
+    MAX_NDIM = 32
+    MAX_DEPTH = 32
+    SMALL = 512
+    ALIGN = 64
+
+FRAME_MAX_ARRAYS = MAX_ARRAYS
+FRAME_MAX_OPTIONAL = MAX_OPTIONAL
+
+# The element types that cross, by the code they have in a frame; native byte order is little.
+ARRAY_TYPES = (
+    "", "|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8", "<c8",
+    "<c16")
+cdef int *ITEM_SIZES = [0, 1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 4, 8, 8, 16]
+cdef int NUM_TYPES = 15
+
+cdef uint8_t[ALIGN] ZEROES
+memset(ZEROES, 0, ALIGN)
+
+# NumPy, when the first array crosses: importing the core must do no work.
+cdef object np_ndarray = None
+cdef object np_asarray = None
+cdef object np_contiguous = None
+cdef object np_masked = None
+cdef dict code_of_dtype = {}
+cdef list dtype_of_code = []
+
+
+cdef int need_numpy() except -1:
+    global np_ndarray, np_asarray, np_contiguous, np_masked
+    if np_ndarray is not None:
+        return 0
+    import numpy
+    np_asarray = numpy.asarray
+    np_contiguous = numpy.ascontiguousarray
+    np_masked = getattr(getattr(numpy, "ma", None), "MaskedArray", ())
+    for code, name in enumerate(ARRAY_TYPES):
+        dtype = numpy.dtype(name) if name else None
+        dtype_of_code.append(dtype)
+        if name:
+            code_of_dtype[dtype] = code
+    np_ndarray = numpy.ndarray
+    return 0
+
+
+cdef object argument_error(str name, str expected, object found, object advice=None):
+    return _errors.ArgumentError(
+        f"{name} does not fit its type", expected=expected, found=found, advice=advice)
+
+
+cdef str type_name(object value):
+    return type(value).__name__
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+cdef struct Message:
+    uint8_t *data           # the head; `small` or allocated
+    size_t length
+    size_t capacity
+    uint64_t total          # of head, padding and arrays
+    size_t num_segments
+    int num_views
+    pye_segment[33] segments         # 1 + 2 * MAX_ARRAYS
+    Py_buffer[MAX_ARRAYS] views
+    uint8_t[SMALL] small
+
+
+cdef void message_init(Message *m) noexcept:
+    m.data = m.small
+    m.length = 0
+    m.capacity = SMALL
+    m.total = 0
+    m.num_segments = 0
+    m.num_views = 0
+
+
+cdef void message_clear(Message *m) noexcept:
+    cdef int i
+    for i in range(m.num_views):
+        PyBuffer_Release(&m.views[i])
+    m.num_views = 0
+    if m.data != m.small:
+        free(m.data)
+        m.data = m.small
+    m.length = 0
+    m.num_segments = 0
+
+
+cdef uint8_t *room(Message *m, size_t more) except NULL:
+    """Return where `more` bytes go, growing the head where needed."""
+    cdef size_t want
+    cdef uint8_t *data
+    if more > <size_t>PY_SSIZE_T_MAX - m.length:
+        raise MemoryError()
+    if m.length + more > m.capacity:
+        want = m.length + more
+        if want < 2 * m.capacity:
+            want = 2 * m.capacity
+        if m.data == m.small:
+            data = <uint8_t *>malloc(want)
+            if data == NULL:
+                raise MemoryError()
+            memcpy(data, m.small, m.length)
+        else:
+            data = <uint8_t *>realloc(m.data, want)
+            if data == NULL:
+                raise MemoryError()
+        m.data = data
+        m.capacity = want
+    data = m.data + m.length
+    m.length += more
+    return data
+
+
+cdef int put_bytes(Message *m, const void *data, size_t length) except -1:
+    cdef uint64_t size = length
+    cdef uint8_t *at
+    if length > <size_t>PY_SSIZE_T_MAX - 8:
+        raise MemoryError()
+    at = room(m, 8 + length)
+    memcpy(at, &size, 8)
+    if length:
+        memcpy(at + 8, data, length)
+    return 0
+
+
+cdef int put_int(Message *m, object value, str name) except -1:
+    cdef int overflow = 0
+    cdef long long small
+    cdef unsigned long long big
+    cdef uint8_t *at
+    if PyBool_Check(value) or not (PyLong_Check(value) or PyIndex_Check(value)) \
+            or (np_ndarray is not None and isinstance(value, np_ndarray)):
+        raise argument_error(name, "int", type_name(value))
+    if not PyLong_Check(value):
+        value = PyNumber_Index(value)
+    small = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow == 0:
+        at = room(m, 9)
+        at[0] = 0
+        memcpy(at + 1, &small, 8)
+        return 0
+    if overflow > 0:
+        try:
+            big = PyLong_AsUnsignedLongLong(value)
+        except OverflowError:
+            pass
+        else:
+            at = room(m, 9)
+            at[0] = 1
+            memcpy(at + 1, &big, 8)
+            return 0
+    raise argument_error(
+        name, "an int from -2**63 to 2**64-1", "one beyond", "Send larger numbers as bytes or str.")
+
+
+cdef int put_float(Message *m, object value, str name) except -1:
+    cdef double number
+    cdef uint8_t *at
+    if not PyFloat_Check(value):
+        if PyBool_Check(value) or not (PyLong_Check(value) or hasattr(value, "__float__")) \
+                or isinstance(value, (str, bytes, complex)) \
+                or (np_ndarray is not None and isinstance(value, np_ndarray)):
+            raise argument_error(name, "float", type_name(value))
+    try:
+        number = PyFloat_AsDouble(value)
+    except OverflowError:
+        raise argument_error(name, "float", "an int too large for one") from None
+    at = room(m, 8)
+    memcpy(at, &number, 8)
+    return 0
+
+
+cdef int put_array(Message *m, object value, int wanted, str name) except -1:
+    """Put type and shape in the head, and keep the elements' buffer for the message's tail."""
+    cdef Py_buffer *view
+    cdef uint8_t *at
+    cdef uint64_t count
+    cdef int code
+    need_numpy()
+    if not isinstance(value, np_ndarray):
+        raise argument_error(
+            name, "a NumPy array", type_name(value), "Use numpy.asarray(...) on it.")
+    if np_masked != () and isinstance(value, np_masked):
+        raise argument_error(
+            name, "a NumPy array", "a masked array", "Send .data and .mask as two arrays.")
+    value = np_asarray(value)
+    dtype = value.dtype
+    found = code_of_dtype.get(dtype)
+    if found is None:
+        if code_of_dtype.get(dtype.newbyteorder("<")) is None:
+            raise argument_error(
+                name, "an array of bools, integers, floats or complex numbers",
+                f"dtype {dtype}",
+                "Send strings as a list, dates as .view('int64'), records as one array a field.")
+        value = value.astype(dtype.newbyteorder("<"))
+        found = code_of_dtype[value.dtype]
+    code = found
+    if wanted and code != wanted:
+        raise argument_error(
+            name, f"an array of {dtype_of_code[wanted]}", f"one of {value.dtype}",
+            f"Convert it: .astype('{dtype_of_code[wanted]}').")
+    shape = value.shape
+    if len(shape) > MAX_NDIM:
+        raise argument_error(name, f"at most {MAX_NDIM} dimensions", len(shape))
+    if not value.flags.c_contiguous:
+        value = np_contiguous(value)
+    view = &m.views[m.num_views]
+    PyObject_GetBuffer(value, view, PyBUF_SIMPLE)
+    m.num_views += 1
+    at = room(m, 2 + 8 * <size_t>len(shape))
+    at[0] = <uint8_t>code
+    at[1] = <uint8_t>len(shape)
+    at += 2
+    for size in shape:
+        count = size
+        memcpy(at, &count, 8)
+        at += 8
+    return 0
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+cdef struct Reader:
+    const uint8_t *data
+    size_t length           # of the head
+    size_t at
+    size_t tail             # where the next array's elements are
+    size_t total
+
+
+cdef object bad_frame(str what):
+    return _errors.ArgumentError(f"malformed frame: {what}")
+
+
+cdef const uint8_t *take(Reader *r, size_t length) except NULL:
+    cdef const uint8_t *at
+    if length > r.length - r.at:
+        raise bad_frame("it ends early")
+    at = r.data + r.at
+    r.at += length
+    return at
+
+
+cdef const uint8_t *take_bytes(Reader *r, size_t *length) except NULL:
+    cdef uint64_t size
+    memcpy(&size, take(r, 8), 8)
+    if size > r.length - r.at:
+        raise bad_frame("a length goes beyond it")
+    length[0] = <size_t>size
+    return take(r, <size_t>size)
+
+
+cdef object get_int(Reader *r):
+    cdef const uint8_t *at = take(r, 9)
+    cdef long long small
+    cdef unsigned long long big
+    if at[0] == 0:
+        memcpy(&small, at + 1, 8)
+        return PyLong_FromLongLong(small)
+    memcpy(&big, at + 1, 8)
+    if at[0] != 1 or big >> 63 == 0:
+        raise bad_frame("an int is not in its shortest form")
+    return PyLong_FromUnsignedLongLong(big)
+
+
+cdef object get_array(Reader *r, int wanted, object owner):
+    cdef const uint8_t *at = take(r, 2)
+    cdef int code = at[0]
+    cdef int ndim = at[1]
+    cdef uint64_t size
+    cdef uint64_t count = 1
+    cdef bint empty = False
+    cdef int i
+    need_numpy()
+    if code == 0 or code >= NUM_TYPES or (wanted and code != wanted):
+        raise bad_frame("an array has another element type")
+    if ndim > MAX_NDIM:
+        raise bad_frame("an array has too many dimensions")
+    code = <int>pye_index_mask(<uint32_t>code, <uint32_t>NUM_TYPES)
+    at = take(r, 8 * <size_t>ndim)
+    shape = []
+    for i in range(ndim):
+        memcpy(&size, at + 8 * i, 8)
+        shape.append(size)
+        if size == 0:
+            empty = True
+        elif count > <uint64_t>PY_SSIZE_T_MAX // 16 // size:
+            raise bad_frame("an array is too large")
+        else:
+            count *= size
+    # NumPy multiplies the sizes of an empty array too; the check above has bounded them.
+    if empty:
+        count = 0
+    count *= <uint64_t>ITEM_SIZES[code]
+    r.tail += (ALIGN - r.tail % ALIGN) % ALIGN
+    if r.tail > r.total or count > r.total - r.tail:
+        raise bad_frame("an array goes beyond it")
+    array = np_ndarray(tuple(shape), dtype_of_code[code], owner, r.tail)
+    r.tail += <size_t>count
+    return array
+
+
+# ---- plans -------------------------------------------------------------------------------------
+
+cdef class Missing:
+    """The value of a parameter that the caller left out."""
+
+
+MISSING = Missing()
+
+
+cdef class Plan:
+    """How the values of one signature cross: a code for each, decided once.
+
+    ``codes``: n None, b bool, i int, f float, s str, y bytes, A array, M MessagePack.
+    ``details``: for A the element type's code (0 any), for M a pair (encode, decode).
+    ``optional``: values may be left out (MISSING).
+    """
+
+    cdef bytes codes_object
+    cdef const char *codes
+    cdef int num
+    cdef bint arrays
+    cdef bint optional
+    cdef tuple names
+    cdef tuple details
+    cdef int[256] wanted
+
+    def __init__(self, bytes codes, tuple names, tuple details, bint optional=False):
+        if len(codes) > 255 or len(names) != len(codes) or len(details) != len(codes):
+            raise ValueError("codes, names and details must be of one length, at most 255")
+        if optional and len(codes) > MAX_OPTIONAL:
+            raise ValueError(f"at most {MAX_OPTIONAL} parameters where some may be left out")
+        if codes.count(b"A") > MAX_ARRAYS:
+            raise ValueError(f"at most {MAX_ARRAYS} arrays")
+        self.codes_object = codes
+        self.codes = <const char *>codes
+        self.num = <int>len(codes)
+        self.arrays = b"A" in codes
+        self.optional = optional
+        self.names = names
+        self.details = details
+        for i in range(self.num):
+            if codes[i] not in b"nbifsyAM":
+                raise ValueError(f"unknown code {codes[i:i + 1]!r}")
+            self.wanted[i] = details[i] if codes[i:i + 1] == b"A" else 0
+            if not 0 <= self.wanted[i] < NUM_TYPES:
+                raise ValueError("unknown element type")
+
+    cdef int put(self, Message *m, tuple values) except -1:
+        """Encode `values`; on failure the message is cleared by the caller."""
+        cdef int i
+        cdef char code
+        cdef uint32_t present = 0
+        cdef uint32_t head
+        cdef size_t where = 0
+        cdef Py_ssize_t size
+        cdef const char *text
+        cdef Py_buffer view
+        cdef uint8_t *at
+        if PyTuple_Size(values) != self.num:
+            raise TypeError(f"{self.num} values wanted, {len(values)} given")
+        if self.arrays:
+            room(m, 4)
+        if self.optional:
+            where = m.length
+            room(m, 4)
+        for i in range(self.num):
+            value = <object>PyTuple_GetItem(values, i)
+            if value is MISSING:
+                if not self.optional:
+                    raise TypeError(f"{self.names[i]} is missing")
+                continue
+            present |= (<uint32_t>1) << (i & 31)
+            code = self.codes[i]
+            if code == c"i":
+                put_int(m, value, self.names[i])
+            elif code == c"f":
+                put_float(m, value, self.names[i])
+            elif code == c"s":
+                if not isinstance(value, str):
+                    raise argument_error(self.names[i], "str", type_name(value))
+                try:
+                    text = PyUnicode_AsUTF8AndSize(value, &size)
+                except UnicodeEncodeError:
+                    raise argument_error(
+                        self.names[i], "text", "a lone surrogate",
+                        "Send what is not text as bytes.") from None
+                put_bytes(m, text, <size_t>size)
+            elif code == c"y":
+                if not PyObject_CheckBuffer(value):
+                    raise argument_error(self.names[i], "bytes", type_name(value))
+                try:
+                    PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+                except (BufferError, ValueError) as error:
+                    raise argument_error(
+                        self.names[i], "contiguous bytes", str(error)) from None
+                try:
+                    put_bytes(m, view.buf, <size_t>view.len)
+                finally:
+                    PyBuffer_Release(&view)
+            elif code == c"A":
+                put_array(m, value, self.wanted[i], self.names[i])
+            elif code == c"b":
+                if value is not True and value is not False:
+                    raise argument_error(self.names[i], "bool", type_name(value))
+                at = room(m, 1)
+                at[0] = 1 if value is True else 0
+            elif code == c"n":
+                if value is not None:
+                    raise argument_error(self.names[i], "None", type_name(value))
+            else:
+                try:
+                    packed = (<tuple>self.details[i])[0](value)
+                except _errors.ArgumentError:
+                    raise
+                except OverflowError:
+                    raise argument_error(
+                        self.names[i], "ints from -2**63 to 2**64-1", "one beyond",
+                        "Send larger numbers as bytes or str.") from None
+                except Exception as error:
+                    raise argument_error(self.names[i], "a value that crosses", error) from None
+                if pye_msgpack_check(<const uint8_t *><char *>packed, <size_t>len(packed),
+                                     MAX_DEPTH) != PYE_OK:
+                    raise argument_error(
+                        self.names[i], f"at most {MAX_DEPTH} levels of nesting", "more")
+                put_bytes(m, <char *>packed, <size_t>len(packed))
+        if self.optional:
+            memcpy(m.data + where, &present, 4)
+        if self.arrays:
+            if m.length > 0xffffffff:
+                raise argument_error(
+                    "the arguments", "less than 4 GiB beside the arrays", m.length)
+            head = <uint32_t>m.length
+            memcpy(m.data, &head, 4)
+        return 0
+
+    cdef void finish(self, Message *m) noexcept:
+        """Lay out head, padding and arrays as segments."""
+        cdef int i
+        cdef size_t pad
+        m.segments[0].data = m.data
+        m.segments[0].len = m.length
+        m.num_segments = 1
+        m.total = m.length
+        for i in range(m.num_views):
+            pad = <size_t>((ALIGN - m.total % ALIGN) % ALIGN)
+            m.segments[m.num_segments].data = ZEROES
+            m.segments[m.num_segments].len = pad
+            m.segments[m.num_segments + 1].data = <const uint8_t *>m.views[i].buf
+            m.segments[m.num_segments + 1].len = <size_t>m.views[i].len
+            m.num_segments += 2
+            m.total += pad + <size_t>m.views[i].len
+
+    cdef tuple get(self, const uint8_t *data, size_t length, object owner):
+        """Decode private bytes. `owner` is the bytearray that holds them, where arrays do."""
+        cdef Reader r
+        cdef int i
+        cdef char code
+        cdef uint32_t present = 0xffffffff
+        cdef uint32_t head
+        cdef size_t size
+        cdef double number
+        cdef const uint8_t *at
+        cdef pye_status status
+        r.data = data
+        r.length = length
+        r.total = length
+        r.at = 0
+        r.tail = length
+        if self.arrays:
+            memcpy(&head, take(&r, 4), 4)
+            if head > length or head < r.at:
+                raise bad_frame("its head is longer than it")
+            r.length = head
+            r.tail = head
+        if self.optional:
+            memcpy(&present, take(&r, 4), 4)
+            if self.num < 32 and present >> self.num:
+                raise bad_frame("it has more values than the signature")
+        values = []
+        for i in range(self.num):
+            if not (present >> (i & 31)) & 1 and self.optional:
+                values.append(MISSING)
+                continue
+            code = self.codes[i]
+            if code == c"i":
+                values.append(get_int(&r))
+            elif code == c"f":
+                memcpy(&number, take(&r, 8), 8)
+                values.append(number)
+            elif code == c"s":
+                at = take_bytes(&r, &size)
+                try:
+                    values.append(PyUnicode_DecodeUTF8(<char *>at, <Py_ssize_t>size, NULL))
+                except UnicodeDecodeError:
+                    raise bad_frame("a str is not UTF-8") from None
+            elif code == c"y":
+                at = take_bytes(&r, &size)
+                values.append(PyBytes_FromStringAndSize(<char *>at, <Py_ssize_t>size))
+            elif code == c"A":
+                values.append(get_array(&r, self.wanted[i], owner))
+            elif code == c"b":
+                at = take(&r, 1)
+                if at[0] > 1:
+                    raise bad_frame("a bool is neither 0 nor 1")
+                values.append(at[0] == 1)
+            elif code == c"n":
+                values.append(None)
+            else:
+                at = take_bytes(&r, &size)
+                status = pye_msgpack_check(at, size, MAX_DEPTH)
+                if status == PYE_E_LIMIT:
+                    raise bad_frame(f"{self.names[i]} nests deeper than {MAX_DEPTH}")
+                if status != PYE_OK:
+                    raise bad_frame(f"{self.names[i]} is not one MessagePack value")
+                packed = PyBytes_FromStringAndSize(<char *>at, <Py_ssize_t>size)
+                try:
+                    values.append((<tuple>self.details[i])[1](packed))
+                except _errors.ArgumentError:
+                    raise
+                except Exception as error:
+                    # What a class's own check says may hold secrets; what msgspec says is types.
+                    said = "its class refuses the value" if error.__cause__ else str(error)
+                    raise _errors.ArgumentError(
+                        f"{self.names[i]} does not fit its type: {said}") from None
+        if r.at != r.length or (r.tail != r.total if self.arrays else False):
+            raise bad_frame("bytes are left over")
+        return tuple(values)
+
+    def encode(self, tuple values) -> bytes:
+        """Return the frame of `values` in one piece (tests, and what is not hot)."""
+        cdef Message m
+        cdef size_t i
+        message_init(&m)
+        try:
+            self.put(&m, values)
+            self.finish(&m)
+            return b"".join([
+                PyBytes_FromStringAndSize(<char *>m.segments[i].data, <Py_ssize_t>m.segments[i].len)
+                for i in range(m.num_segments)])
+        finally:
+            message_clear(&m)
+
+    def decode(self, data) -> tuple:
+        """Return the values in the frame `data`. ArgumentError: it is not such a frame."""
+        owner = bytearray(data)
+        return self.get(<const uint8_t *>PyByteArray_AsString(owner),
+                        <size_t>PyByteArray_Size(owner), owner)
+
+
+def msgpack_check(data, uint32_t max_depth=MAX_DEPTH) -> bool:
+    """Whether `data` is exactly one MessagePack value, not nested deeper than `max_depth`."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return pye_msgpack_check(<const uint8_t *>view.buf, <size_t>view.len, max_depth) == PYE_OK
+    finally:
+        PyBuffer_Release(&view)

@@ -1,6 +1,128 @@
+/* call.h - calls through shared memory: lanes, messages, and checks of what crosses.
+ *
+ * A ring is shared memory of pye_ring_size bytes: one page, then a lane for each enclave thread.
+ * A lane has two state areas and two slots (requests, written by the host; replies, written by
+ * the worker); docs/formats/ring.md gives every byte. The two sides alternate strictly: request
+ * n, reply n. A message longer than a slot crosses in fragments, each acknowledged.
+ *
+ * Untrusted: all of the memory, at any time. A side reads a header once, as four 64-bit words,
+ * checks the copy, copies the payload once, and uses only what it copied. Everything that decides
+ * is in the private pye_lane. No system call is made here: the caller gives the means to wait.
+ *
+ * A pye_lane belongs to one thread at a time. */
 #ifndef PYENCLAVE_CALL_H
 #define PYENCLAVE_CALL_H
 
 #include "pyenclave/base.h"
+
+#define PYE_RING_PAGE 4096
+#define PYE_LANE_STATE_SIZE 256
+#define PYE_LANE_HEADER_SIZE 32
+#define PYE_LANE_MAX_LANES 1024
+#define PYE_LANE_MIN_SLOT 96
+#define PYE_LANE_MAX_SLOT 16777216
+
+/* Sides. */
+#define PYE_SIDE_HOST 1
+#define PYE_SIDE_WORKER 2
+
+/* Kinds of frames. Of the host: */
+#define PYE_FRAME_CALL 1   /* a call of function `index` */
+#define PYE_FRAME_PING 2   /* echo */
+#define PYE_FRAME_ATTEST 3 /* evidence over a nonce */
+#define PYE_FRAME_NEXT 4   /* give the next fragment of the reply */
+#define PYE_FRAME_ABORT 5  /* drop the message that is under way */
+/* Of the worker: */
+#define PYE_FRAME_RESULT 129 /* what the function returned */
+#define PYE_FRAME_ERROR 130  /* why there is no result */
+#define PYE_FRAME_ACK 131    /* give the next fragment of the request; or: aborted */
+
+/* The header at the start of a slot; little-endian, as in memory. */
+typedef struct pye_lane_header {
+    uint32_t sequence; /* published last; the word that the other side waits on */
+    uint16_t kind;
+    uint16_t index;
+    uint32_t length; /* bytes of this fragment, at most the slot */
+    uint32_t lane;
+    uint64_t total;  /* bytes of the whole message */
+    uint64_t offset; /* where this fragment begins in the message */
+} pye_lane_header;
+
+/* One piece of a message that is gathered from several. */
+typedef struct pye_segment {
+    const uint8_t *data;
+    size_t len;
+} pye_segment;
+
+/* How to wait; pye_wait_futex, pye_wake_futex, pye_wait_yield and the number of the CPU. */
+typedef struct pye_wait_ops {
+    pye_status (*wait)(uint32_t *word, uint32_t expected, uint32_t timeout_ms);
+    pye_status (*wake)(uint32_t *word);
+    void (*yield)(void);
+    int (*cpu)(void);
+} pye_wait_ops;
+
+typedef struct pye_lane pye_lane;
+
+/* pye_ring_size returns the size of a ring with `lanes` lanes of `slot_size` payload bytes each
+ * way, a multiple of PYE_RING_PAGE; 0 if one is out of range (slots are multiples of 32). */
+size_t pye_ring_size(uint32_t lanes, uint32_t slot_size);
+
+/* pye_lane_new makes the private end `side` of lane `number` in `memory`, which must stay mapped
+ * while the lane lives, be aligned to 128 bytes and have exactly the size of such a ring (else
+ * PYE_E_LENGTH). `limit` caps the messages received. `ops` is copied. */
+PYE_MUST_USE pye_status pye_lane_new(pye_lane **out, void *memory, size_t memory_len,
+                                     uint32_t lanes, uint32_t slot_size, uint32_t number,
+                                     uint32_t side, uint64_t limit, const pye_wait_ops *ops);
+/* pye_lane_free releases a lane, not the memory under it. NULL is nothing to do. */
+void pye_lane_free(pye_lane *lane);
+
+/* pye_lane_write sends a message of `num` segments. PYE_E_TIMEOUT: `slice_ms` passed while the
+ * other side had yet to take a fragment; call again with the same arguments to go on.
+ * PYE_E_STATE: it is not this side's turn. PYE_E_PROTOCOL: the other side broke the protocol; the
+ * lane is unusable from then on. PYE_E_CLOSED: the other side aborted the message (worker). */
+PYE_MUST_USE pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
+                                       const pye_segment *segments, size_t num, uint32_t slice_ms);
+
+/* pye_lane_wait waits for the first frame of a message and copies its checked header to `out`.
+ * PYE_E_TIMEOUT: nothing came in `slice_ms`. PYE_E_PROTOCOL: as above. PYE_E_LIMIT: the message
+ * is well formed but longer than the limit; `out` is set and an answer may be written. */
+PYE_MUST_USE pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms);
+
+/* pye_lane_read copies the message that pye_lane_wait announced to `out`, whose `out_len` must be
+ * its `total`. PYE_E_TIMEOUT: call again with the same arguments. PYE_E_CLOSED: the other side
+ * aborted it (worker). On failure other than PYE_E_TIMEOUT `out` is zeroed. */
+PYE_MUST_USE pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len,
+                                      uint32_t slice_ms);
+
+/* pye_lane_drain brings a host's lane whose caller gave up back to where a call may begin,
+ * dropping what still comes. PYE_E_TIMEOUT: the worker is still at it. Does not wait longer than
+ * `slice_ms`, which may be 0. */
+PYE_MUST_USE pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms);
+
+/* pye_lane_broken names the check that failed, or NULL while the protocol holds. */
+const char *pye_lane_broken(const pye_lane *lane);
+/* pye_lane_idle returns 1 when a message may begin (host: may write; worker: may wait). */
+int pye_lane_idle(const pye_lane *lane);
+/* pye_lane_wake wakes this side's own waiting thread, so that its caller looks around. */
+void pye_lane_wake(pye_lane *lane);
+/* pye_lane_peer_asleep returns 1 when the other side says that it sleeps: a hint, for benchmarks. */
+int pye_lane_peer_asleep(const pye_lane *lane);
+
+/* pye_index_mask returns `index` if it is below `num`, else 0, without a branch that a processor
+ * could run past: for an index that was checked, before it is used. */
+uint32_t pye_index_mask(uint32_t index, uint32_t num);
+
+/* pye_msgpack_check walks one MessagePack value (private memory) without recursion or allocation.
+ * PYE_OK: it is complete, fills `len` exactly, nests at most `max_depth` deep, and has no
+ * extension but timestamps. PYE_E_LIMIT: too deep. PYE_E_ARGUMENT: anything else. To be called
+ * before a decoder sees the bytes. */
+PYE_MUST_USE pye_status pye_msgpack_check(const uint8_t *data, size_t len, uint32_t max_depth);
+
+/* pye_native_call calls a native trusted function (pyenclave_trusted.h) at `function` with
+ * private buffers, and checks the length it answers against `out_cap`. On any failure, and beyond
+ * the answer, what the function wrote within `out_cap` is not given out: `out_len` is 0. */
+PYE_MUST_USE pye_status pye_native_call(void *function, uint8_t *out, size_t out_cap,
+                                        size_t *out_len, const uint8_t *in, size_t in_len);
 
 #endif

@@ -1,0 +1,524 @@
+/* lane.c - one lane of a ring: headers checked on a private copy, messages in fragments.
+ * docs/formats/ring.md. Threats: BND-01 to BND-08, BND-17, BND-20. */
+#include "base/check.h"
+#include "call/spin.h"
+#include "pyenclave/call.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the ring's words are little-endian"
+#endif
+
+_Static_assert(sizeof(pye_lane_header) == PYE_LANE_HEADER_SIZE, "docs/formats/ring.md: header");
+_Static_assert(offsetof(pye_lane_header, length) == 8, "docs/formats/ring.md: header");
+_Static_assert(offsetof(pye_lane_header, offset) == 24, "docs/formats/ring.md: header");
+
+#define ALIGNMENT 128 /* processors fetch lines in pairs */
+#define STATE_ASLEEP 0
+#define STATE_CPU 4
+
+/* Where a side stands. Host: TURN first; worker: AWAIT first. */
+enum phase {
+    TURN,      /* may write a message */
+    WRITING,   /* a fragment is out, more follow when the other side asks */
+    AWAIT,     /* the first frame of a message is to come */
+    ANNOUNCED, /* its header is checked, its payload is in the slot */
+    READING,   /* the next fragment was asked for */
+    ABORTING,  /* host: ABORT is out, ACK is to come */
+    BROKEN
+};
+
+struct pye_lane {
+    uint8_t *in;  /* the other side's slot */
+    uint8_t *out; /* this side's slot */
+    uint8_t *mine;
+    uint8_t *theirs;
+    pye_wait_ops ops;
+    spin_state spin;
+    const char *broken;
+    uint64_t limit;
+    uint64_t total;    /* of the message that is read */
+    uint64_t received; /* of it */
+    uint64_t sent;     /* of the one that is written */
+    uint32_t slot_size;
+    uint32_t number;
+    uint32_t sequence; /* of the exchange that is under way */
+    uint32_t seen;     /* last sequence taken from `in` */
+    uint32_t used;     /* bytes of `out` that are not zero */
+    uint32_t cpu;      /* as published: number + 1, or 0 */
+    uint32_t length;   /* of the fragment in the slot */
+    uint16_t kind;     /* of the message that is read */
+    uint16_t index;
+    int host;
+    enum phase phase;
+};
+
+static size_t slot_stride(uint32_t slot_size)
+{
+    const size_t raw = (size_t)PYE_LANE_HEADER_SIZE + slot_size;
+
+    return (raw + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static size_t lane_stride(uint32_t slot_size)
+{
+    return PYE_LANE_STATE_SIZE + 2 * slot_stride(slot_size);
+}
+
+size_t pye_ring_size(uint32_t lanes, uint32_t slot_size)
+{
+    if (lanes == 0 || lanes > PYE_LANE_MAX_LANES || slot_size < PYE_LANE_MIN_SLOT ||
+        slot_size > PYE_LANE_MAX_SLOT || slot_size % 32 != 0) {
+        return 0;
+    }
+    const size_t raw = PYE_RING_PAGE + (size_t)lanes * lane_stride(slot_size);
+    return (raw + PYE_RING_PAGE - 1) / PYE_RING_PAGE * PYE_RING_PAGE;
+}
+
+pye_status pye_lane_new(pye_lane **out, void *memory, size_t memory_len, uint32_t lanes,
+                        uint32_t slot_size, uint32_t number, uint32_t side, uint64_t limit,
+                        const pye_wait_ops *ops)
+{
+    pye_status rc;
+    pye_lane *lane = NULL;
+    const size_t want = pye_ring_size(lanes, slot_size);
+
+    *out = NULL;
+    PYE_REQUIRE(want != 0 && number < lanes, PYE_E_ARGUMENT);
+    PYE_REQUIRE(side == PYE_SIDE_HOST || side == PYE_SIDE_WORKER, PYE_E_ARGUMENT);
+    PYE_REQUIRE(memory != NULL && memory_len == want, PYE_E_LENGTH);
+    PYE_REQUIRE((uintptr_t)memory % ALIGNMENT == 0, PYE_E_ALIGNMENT);
+    lane = calloc(1, sizeof(*lane));
+    PYE_REQUIRE(lane != NULL, PYE_E_NO_MEMORY);
+    uint8_t *base = (uint8_t *)memory + PYE_RING_PAGE + (size_t)number * lane_stride(slot_size);
+    uint8_t *request = base + PYE_LANE_STATE_SIZE;
+    uint8_t *reply = request + slot_stride(slot_size);
+    lane->host = side == PYE_SIDE_HOST;
+    lane->mine = lane->host ? base : base + ALIGNMENT;
+    lane->theirs = lane->host ? base + ALIGNMENT : base;
+    lane->out = lane->host ? request : reply;
+    lane->in = lane->host ? reply : request;
+    lane->ops = *ops;
+    lane->limit = limit;
+    lane->slot_size = slot_size;
+    lane->number = number;
+    lane->phase = lane->host ? TURN : AWAIT;
+    spin_init(&lane->spin);
+    *out = lane;
+    rc = PYE_OK;
+done:
+    return rc;
+}
+
+void pye_lane_free(pye_lane *lane)
+{
+    free(lane);
+}
+
+const char *pye_lane_broken(const pye_lane *lane)
+{
+    return lane->broken;
+}
+
+int pye_lane_idle(const pye_lane *lane)
+{
+    return lane->phase == (lane->host ? TURN : AWAIT);
+}
+
+static uint32_t *word_at(uint8_t *base, size_t offset)
+{
+    return (uint32_t *)(void *)(base + offset);
+}
+
+static uint64_t *long_at(uint8_t *base, size_t offset)
+{
+    return (uint64_t *)(void *)(base + offset);
+}
+
+void pye_lane_wake(pye_lane *lane)
+{
+    pye_status rc = lane->ops.wake(word_at(lane->in, 0));
+    (void)rc; /* the waiter looks around every slice anyway */
+}
+
+int pye_lane_peer_asleep(const pye_lane *lane)
+{
+    return __atomic_load_n(word_at(lane->theirs, STATE_ASLEEP), __ATOMIC_RELAXED) != 0;
+}
+
+uint32_t pye_index_mask(uint32_t index, uint32_t num)
+{
+    uint64_t mask = (uint64_t)0 - (((uint64_t)index - (uint64_t)num) >> 63);
+
+    __asm__ volatile("" : "+r"(mask)); /* keep the compiler from making a branch of it */
+    return index & (uint32_t)mask;
+}
+
+static pye_status broken(pye_lane *lane, const char *check)
+{
+    lane->phase = BROKEN;
+    lane->broken = check;
+    return PYE_E_PROTOCOL;
+}
+
+/* ---- sending ---- */
+
+/* Copy `len` bytes of the message from `offset` on into the slot. */
+static void gather(uint8_t *to, const pye_segment *segments, size_t num, uint64_t offset,
+                   size_t len)
+{
+    for (size_t i = 0; i < num && len > 0; i++) {
+        if (offset >= segments[i].len) {
+            offset -= segments[i].len;
+            continue;
+        }
+        const size_t from = (size_t)offset;
+        size_t take = segments[i].len - from;
+        take = take < len ? take : len;
+        memcpy(to, segments[i].data + from, take);
+        to += take;
+        len -= take;
+        offset = 0;
+    }
+}
+
+static void publish(pye_lane *lane, uint16_t kind, uint16_t index, uint32_t length, uint64_t total,
+                    uint64_t offset)
+{
+    uint8_t *payload = lane->out + PYE_LANE_HEADER_SIZE;
+
+    if (lane->used > length) { /* BND-07: nothing of an earlier message stays behind this one */
+        memset(payload + length, 0, lane->used - length);
+    }
+    lane->used = length;
+    __atomic_store_n(long_at(lane->out, 8), (uint64_t)lane->number << 32 | length,
+                     __ATOMIC_RELAXED);
+    __atomic_store_n(long_at(lane->out, 16), total, __ATOMIC_RELAXED);
+    __atomic_store_n(long_at(lane->out, 24), offset, __ATOMIC_RELAXED);
+    if (lane->host) {
+        lane->sequence++;
+    }
+    const uint64_t first = (uint64_t)index << 48 | (uint64_t)kind << 32 | lane->sequence;
+    __atomic_store_n(long_at(lane->out, 0), first, __ATOMIC_RELEASE);
+    /* Either this load sees that the other side sleeps, or its look at the word sees ours. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (__atomic_load_n(word_at(lane->theirs, STATE_ASLEEP), __ATOMIC_RELAXED) != 0) {
+        pye_status rc = lane->ops.wake(word_at(lane->out, 0));
+        (void)rc; /* it looks again after its slice */
+    }
+}
+
+static void publish_control(pye_lane *lane, uint16_t kind)
+{
+    publish(lane, kind, 0, 0, 0, 0);
+}
+
+/* ---- receiving ---- */
+
+/* Wait until the other side's word moves on from what was last taken. */
+static pye_status await_frame(pye_lane *lane, uint32_t slice_ms)
+{
+    uint32_t *word = word_at(lane->in, 0);
+    const uint32_t seen = lane->seen;
+
+    if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
+        return PYE_OK;
+    }
+    if (slice_ms == 0) {
+        return PYE_E_TIMEOUT;
+    }
+    const uint32_t cpu = (uint32_t)lane->ops.cpu() + 1; /* 0: not known */
+    if (cpu != lane->cpu) {
+        lane->cpu = cpu;
+        __atomic_store_n(word_at(lane->mine, STATE_CPU), cpu, __ATOMIC_RELAXED);
+    }
+    /* A lie about the CPU or about sleeping costs the liar's own call time, nothing else. */
+    const int near =
+        cpu != 0 && __atomic_load_n(word_at(lane->theirs, STATE_CPU), __ATOMIC_RELAXED) == cpu;
+    const uint64_t start = spin_clock();
+    if (!near && spin_until_changed(&lane->spin, word, seen, start)) {
+        return PYE_OK;
+    }
+    for (int i = 0; i < SPIN_YIELDS; i++) {
+        lane->ops.yield();
+        if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
+            if (!near) {
+                spin_learn(&lane->spin, start);
+            }
+            return PYE_OK;
+        }
+    }
+    __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 1, __ATOMIC_SEQ_CST);
+    pye_status rc = PYE_OK;
+    if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == seen) {
+        rc = lane->ops.wait(word, seen, slice_ms);
+    }
+    __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 0, __ATOMIC_RELAXED);
+    spin_learn(&lane->spin, start);
+    if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
+        return PYE_OK;
+    }
+    /* Woken to look around, or interrupted: for the caller both are the end of a slice. */
+    return rc == PYE_OK ? PYE_E_TIMEOUT : rc;
+}
+
+static int is_control(uint16_t kind)
+{
+    return kind == PYE_FRAME_NEXT || kind == PYE_FRAME_ABORT || kind == PYE_FRAME_ACK;
+}
+
+static int is_message(const pye_lane *lane, uint16_t kind)
+{
+    if (lane->host) {
+        return kind == PYE_FRAME_RESULT || kind == PYE_FRAME_ERROR;
+    }
+    return kind == PYE_FRAME_CALL || kind == PYE_FRAME_PING || kind == PYE_FRAME_ATTEST;
+}
+
+static int is_ours_to_get(const pye_lane *lane, uint16_t kind)
+{
+    if (is_control(kind)) {
+        return lane->host == (kind == PYE_FRAME_ACK);
+    }
+    return is_message(lane, kind);
+}
+
+/* Take one frame: each word of the header is read once, then only the copy is used (BND-03). */
+static pye_status take(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
+{
+    pye_status rc = await_frame(lane, slice_ms);
+
+    if (rc != PYE_OK) {
+        return rc;
+    }
+    const uint64_t first = __atomic_load_n(long_at(lane->in, 0), __ATOMIC_ACQUIRE);
+    const uint64_t second = __atomic_load_n(long_at(lane->in, 8), __ATOMIC_RELAXED);
+    const pye_lane_header header = {
+        .sequence = (uint32_t)first,
+        .kind = (uint16_t)(first >> 32),
+        .index = (uint16_t)(first >> 48),
+        .length = (uint32_t)second,
+        .lane = (uint32_t)(second >> 32),
+        .total = __atomic_load_n(long_at(lane->in, 16), __ATOMIC_RELAXED),
+        .offset = __atomic_load_n(long_at(lane->in, 24), __ATOMIC_RELAXED),
+    };
+    if (header.sequence != (lane->host ? lane->sequence : lane->sequence + 1)) {
+        return broken(lane, "sequence");
+    }
+    if (header.lane != lane->number) {
+        return broken(lane, "lane");
+    }
+    if (!is_ours_to_get(lane, header.kind)) {
+        return broken(lane, "kind");
+    }
+    if (header.length > lane->slot_size) {
+        return broken(lane, "length");
+    }
+    /* No sum is formed before both terms are known to be small enough (BND-02). */
+    if (header.offset > header.total || header.length > header.total - header.offset) {
+        return broken(lane, "offset");
+    }
+    if (is_control(header.kind) && (header.total != 0 || header.index != 0)) {
+        return broken(lane, "control");
+    }
+    if (header.length < header.total - header.offset && header.length != lane->slot_size) {
+        return broken(lane, "fragment");
+    }
+    lane->sequence = header.sequence;
+    lane->seen = header.sequence;
+    *out = header;
+    return PYE_OK;
+}
+
+/* A frame that begins a message came. */
+static pye_status announce(pye_lane *lane, const pye_lane_header *header)
+{
+    if (header->offset != 0) {
+        return broken(lane, "first fragment");
+    }
+    lane->kind = header->kind;
+    lane->index = header->index;
+    lane->total = header->total;
+    lane->received = 0;
+    lane->length = header->length;
+    if (header->total > lane->limit) {
+        /* The host may not refuse by answering: a reply this long breaks the protocol. */
+        if (lane->host) {
+            return broken(lane, "total");
+        }
+        lane->phase = TURN;
+        return PYE_E_LIMIT;
+    }
+    lane->phase = ANNOUNCED;
+    return PYE_OK;
+}
+
+/* The host ended a message that was under way. */
+static pye_status aborted(pye_lane *lane)
+{
+    publish_control(lane, PYE_FRAME_ACK);
+    lane->phase = AWAIT;
+    return PYE_E_CLOSED;
+}
+
+pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
+{
+    pye_status rc;
+
+    memset(out, 0, sizeof(*out));
+    if (lane->phase == ANNOUNCED) { /* an early answer, taken by pye_lane_write */
+        out->sequence = lane->sequence;
+        out->kind = lane->kind;
+        out->index = lane->index;
+        out->length = lane->length;
+        out->lane = lane->number;
+        out->total = lane->total;
+        return PYE_OK;
+    }
+    if (lane->phase != AWAIT) {
+        return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
+    }
+    rc = take(lane, out, slice_ms);
+    if (rc != PYE_OK) {
+        return rc;
+    }
+    if (!is_message(lane, out->kind)) {
+        return broken(lane, "turn");
+    }
+    return announce(lane, out);
+}
+
+pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
+                          const pye_segment *segments, size_t num, uint32_t slice_ms)
+{
+    uint64_t total = 0;
+
+    for (size_t i = 0; i < num; i++) {
+        if (segments[i].len > UINT64_MAX - total) {
+            return PYE_E_LENGTH;
+        }
+        total += segments[i].len;
+    }
+    if (lane->phase == TURN) {
+        lane->sent = 0;
+    } else if (lane->phase != WRITING) {
+        return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
+    }
+    for (;;) {
+        if (lane->phase == WRITING) {
+            pye_lane_header header;
+            pye_status rc = take(lane, &header, slice_ms);
+
+            if (rc != PYE_OK) {
+                return rc;
+            }
+            if (header.kind == PYE_FRAME_ABORT) {
+                return aborted(lane);
+            }
+            if (lane->host && header.kind == PYE_FRAME_ERROR) {
+                return announce(lane, &header); /* refused before all was sent */
+            }
+            if (header.kind != (lane->host ? PYE_FRAME_ACK : PYE_FRAME_NEXT)) {
+                return broken(lane, "turn");
+            }
+        }
+        const uint64_t left = total - lane->sent;
+        const uint32_t length = left < lane->slot_size ? (uint32_t)left : lane->slot_size;
+        gather(lane->out + PYE_LANE_HEADER_SIZE, segments, num, lane->sent, length);
+        const uint64_t offset = lane->sent;
+        lane->sent += length;
+        lane->phase = lane->sent < total ? WRITING : AWAIT;
+        publish(lane, kind, index, length, total, offset);
+        if (lane->phase == AWAIT) {
+            return PYE_OK;
+        }
+    }
+}
+
+pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t slice_ms)
+{
+    pye_status rc;
+
+    PYE_REQUIRE(lane->phase == ANNOUNCED || lane->phase == READING,
+                lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE);
+    PYE_REQUIRE(out_len == lane->total, PYE_E_LENGTH);
+    for (;;) {
+        if (lane->phase == READING) {
+            pye_lane_header header;
+
+            rc = take(lane, &header, slice_ms);
+            if (rc == PYE_E_TIMEOUT) {
+                return rc;
+            }
+            PYE_CHECK(rc);
+            if (header.kind == PYE_FRAME_ABORT) {
+                rc = aborted(lane);
+                goto done;
+            }
+            /* BND-17: the sizes stay those that were announced. */
+            if (header.kind != lane->kind || header.index != lane->index ||
+                header.total != lane->total || header.offset != lane->received) {
+                rc = broken(lane, "fragment");
+                goto done;
+            }
+            lane->length = header.length;
+        }
+        /* The payload's one read from shared memory; received + length <= total was checked. */
+        memcpy(out + lane->received, lane->in + PYE_LANE_HEADER_SIZE, lane->length);
+        lane->received += lane->length;
+        if (lane->received == lane->total) {
+            lane->phase = TURN;
+            return PYE_OK;
+        }
+        lane->phase = READING;
+        publish_control(lane, lane->host ? PYE_FRAME_NEXT : PYE_FRAME_ACK);
+    }
+done:
+    memset(out, 0, out_len);
+    return rc;
+}
+
+pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms)
+{
+    pye_lane_header header;
+    pye_status rc;
+
+    if (!lane->host) {
+        return PYE_E_ARGUMENT;
+    }
+    for (;;) {
+        switch (lane->phase) {
+        case TURN:
+            return PYE_OK;
+        case BROKEN:
+            return PYE_E_PROTOCOL;
+        case ANNOUNCED:
+            if (lane->length == lane->total) {
+                lane->phase = TURN;
+                return PYE_OK;
+            }
+            break;
+        default: /* a frame is to come */
+            rc = take(lane, &header, slice_ms);
+            if (rc != PYE_OK) {
+                return rc;
+            }
+            if (lane->phase == ABORTING) {
+                if (header.kind != PYE_FRAME_ACK) {
+                    return broken(lane, "turn");
+                }
+                lane->phase = TURN;
+                return PYE_OK;
+            }
+            if (is_message(lane, header.kind) && header.length == header.total - header.offset) {
+                lane->phase = TURN;
+                return PYE_OK;
+            }
+            break;
+        }
+        lane->phase = ABORTING;
+        publish_control(lane, PYE_FRAME_ABORT);
+    }
+}

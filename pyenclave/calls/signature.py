@@ -1,0 +1,374 @@
+"""
+Signatures of trusted functions: taken from annotations at build, kept in the image, compared
+with the live functions inside, and used by the host to encode calls.
+
+The index of a function in a call is its place in the image's list, which is sorted by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from pyenclave import _core
+from pyenclave.calls import types as _types
+from pyenclave.errors import ArgumentError
+
+__all__ = [
+    "MAX_FUNCTIONS",
+    "RESERVED_NAMES",
+    "Parameter",
+    "Signature",
+    "functions_of",
+    "is_ecall",
+    "native_functions",
+]
+
+MAX_FUNCTIONS = 65536  # an index has 16 bits
+_MAX_PARAMETERS = 64
+
+# Names that a handle has itself, so that no trusted function may have them.
+RESERVED_NAMES = frozenset(
+    {
+        "attest",
+        "call",
+        "close",
+        "closed",
+        "debug",
+        "enclave_id",
+        "evidence",
+        "from_file",
+        "functions",
+        "info",
+        "map",
+        "measurement",
+        "mrenclave",
+        "mrsigner",
+        "options",
+        "pid",
+        "ping",
+        "record",
+        "start",
+        "started",
+        "state",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter: its wire type, and the Python type that this side knows for it."""
+
+    name: str
+    wire: Any
+    annotation: Any
+    default: bool = False  # the function has a default for it
+    keyword: bool = False  # given by keyword only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """
+    The signature of one trusted function.
+
+    Attributes:
+        name: The function's ``__qualname__``, or the native symbol without its prefix.
+        kind: ``python`` or ``native``.
+        parameters: In order.
+        returns: Wire type of the result.
+        returns_annotation: The Python type that this side knows for it.
+
+    """
+
+    name: str
+    kind: str
+    parameters: tuple[Parameter, ...]
+    returns: Any
+    returns_annotation: Any
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Signature:
+        """
+        Take the signature of a Python function.
+
+        Raises:
+            ArgumentError: A parameter is not annotated, or of a type that does not cross.
+
+        """
+        name = function.__qualname__
+        try:
+            hints = typing.get_type_hints(function, include_extras=True)
+        except (NameError, TypeError, AttributeError) as error:
+            raise ArgumentError(f"{name}: its annotations cannot be read: {error}") from None
+        parameters = []
+        for item in inspect.signature(function).parameters.values():
+            where = f"{name}({item.name})"
+            if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD):
+                raise ArgumentError(
+                    f"{where}: * and ** parameters do not cross",
+                    advice="Name each parameter, or take a list or dict.",
+                )
+            if item.name not in hints:
+                raise ArgumentError(
+                    f"{where} has no annotation", advice="Annotate it, as in `rows: list[float]`."
+                )
+            parameters.append(
+                Parameter(
+                    name=item.name,
+                    wire=_types.to_wire(hints[item.name], where),
+                    annotation=hints[item.name],
+                    default=item.default is not item.empty,
+                    keyword=item.kind is item.KEYWORD_ONLY,
+                )
+            )
+        if "return" not in hints:
+            raise ArgumentError(
+                f"{name} has no annotation of what it returns", advice="Annotate it: `-> None`."
+            )
+        if len(parameters) > _MAX_PARAMETERS:
+            raise ArgumentError(f"{name}: at most {_MAX_PARAMETERS} parameters")
+        signature = cls(
+            name=name,
+            kind="python",
+            parameters=tuple(parameters),
+            returns=_types.to_wire(hints["return"], f"what {name} returns"),
+            returns_annotation=hints["return"],
+        )
+        signature._check()
+        return signature
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Signature:
+        """
+        Read a signature of an image; classes of the entry become dicts.
+
+        Raises:
+            ArgumentError: It is not a signature.
+
+        """
+        try:
+            if set(wire) != {"name", "kind", "params", "returns"}:
+                raise ValueError("members")
+            name, kind = wire["name"], wire["kind"]
+            if not isinstance(name, str) or kind not in ("python", "native"):
+                raise ValueError("name or kind")
+            params = [dict(item) for item in wire["params"]]
+            parameters = tuple(
+                Parameter(
+                    name=str(item["name"]),
+                    wire=item["type"],
+                    annotation=_types.from_wire(item["type"]),
+                    default=bool(item["default"]),
+                    keyword=bool(item["keyword"]),
+                )
+                for item in params
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArgumentError(f"a signature of the image is malformed: {error}") from None
+        signature = cls(
+            name=name,
+            kind=kind,
+            parameters=parameters,
+            returns=wire["returns"],
+            returns_annotation=_types.from_wire(wire["returns"]),
+        )
+        signature._check()
+        return signature
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON-able form that goes into the image."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "params": [
+                {
+                    "name": item.name,
+                    "type": item.wire,
+                    "default": item.default,
+                    "keyword": item.keyword,
+                }
+                for item in self.parameters
+            ],
+            "returns": self.returns,
+        }
+
+    def _check(self) -> None:
+        for text in (self.name, *(item.name for item in self.parameters)):
+            if not text.isidentifier() or keyword.iskeyword(text):
+                raise ArgumentError(
+                    f"{text!r} is not a name that a trusted function or parameter can have",
+                    advice="Trusted functions are plain functions at the top of the module.",
+                )
+        if self.name in RESERVED_NAMES or self.name.startswith("_"):
+            raise ArgumentError(
+                f"a trusted function may not be called {self.name!r}",
+                advice="The handle has that name itself, or it begins with an underscore.",
+            )
+        try:
+            self.request_plan  # noqa: B018 - made now, so that its limits are checked now
+            self.reply_plan  # noqa: B018
+        except (ValueError, TypeError) as error:
+            raise ArgumentError(f"{self.name}: {error}") from None
+
+    @property
+    def optional(self) -> bool:
+        """Whether some argument may be left out."""
+        return any(item.default for item in self.parameters)
+
+    @cached_property
+    def request_plan(self) -> _core.Plan:
+        """The plan of the arguments."""
+        return _plan(
+            [(f"argument {item.name}", item.wire, item.annotation) for item in self.parameters],
+            optional=self.optional,
+        )
+
+    @cached_property
+    def reply_plan(self) -> _core.Plan:
+        """The plan of the result."""
+        return _plan([("the result", self.returns, self.returns_annotation)])
+
+    def with_types_of(self, function: Callable[..., Any]) -> Signature:
+        """
+        Return this signature with the Python types of the host's own *function*.
+
+        Raises:
+            ArgumentError: The function's signature is another one.
+
+        """
+        mine = Signature.of(function)
+        if mine.to_wire() != self.to_wire():
+            raise ArgumentError(
+                f"{self.name}: the host's function differs from the image's",
+                expected=str(self),
+                found=str(mine),
+                advice="Rebuild the image, or use the module that it was built from.",
+            )
+        return mine
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """
+        Bring call arguments in the order of the parameters; what is left out is MISSING.
+
+        Raises:
+            ArgumentError: Too many, too few, unknown or doubled arguments.
+
+        """
+        positional = [item for item in self.parameters if not item.keyword]
+        if len(args) > len(positional):
+            raise ArgumentError(
+                f"{self.name}: too many arguments", expected=str(self), found=len(args)
+            )
+        given = dict(zip((item.name for item in positional), args, strict=False))
+        names = {item.name for item in self.parameters}
+        for name, value in kwargs.items():
+            if name not in names or name in given:
+                why = "given twice" if name in given else "unknown"
+                raise ArgumentError(
+                    f"{self.name}: argument {name} is {why}",
+                    expected=str(self),
+                )
+            given[name] = value
+        for item in self.parameters:
+            if item.name not in given and not item.default:
+                raise ArgumentError(
+                    f"{self.name}: argument {item.name} is missing", expected=str(self)
+                )
+        return tuple(given.get(item.name, _core.MISSING) for item in self.parameters)
+
+    def __str__(self) -> str:
+        shown = ", ".join(
+            f"{item.name}: {_types.describe(item.wire)}{' = …' if item.default else ''}"
+            for item in self.parameters
+        )
+        return f"{self.name}({shown}) -> {_types.describe(self.returns)}"
+
+
+def _plan(items: list[tuple[str, Any, Any]], *, optional: bool = False) -> _core.Plan:
+    codes = [_types.code_of(wire, annotation) for _, wire, annotation in items]
+    return _core.Plan(
+        "".join(code for code, _ in codes).encode(),
+        tuple(name for name, _, _ in items),
+        tuple(detail for _, detail in codes),
+        optional,
+    )
+
+
+def is_ecall(value: object) -> bool:
+    """Whether *value* is a function that ``trusted.ecall`` marked."""
+    return callable(value) and getattr(value, "__pyenclave_ecall__", False) is True
+
+
+def functions_of(module: ModuleType) -> list[dict[str, Any]]:
+    """
+    Return the wire signatures of the trusted functions of *module*, sorted by name.
+
+    Raises:
+        ArgumentError: A function cannot be called from outside as it is written.
+
+    """
+    found: dict[str, Any] = {}
+    for value in vars(module).values():
+        if is_ecall(value):
+            name = value.__qualname__
+            if name in found and found[name] is not value:
+                raise ArgumentError(f"two trusted functions are called {name}")
+            found[name] = value
+    if len(found) > MAX_FUNCTIONS:
+        raise ArgumentError(f"at most {MAX_FUNCTIONS} trusted functions", found=len(found))
+    return [Signature.of(found[name]).to_wire() for name in sorted(found)]
+
+
+def native_functions(annotations: Mapping[str, str]) -> list[dict[str, Any]]:
+    """
+    Return the wire signatures of native functions, sorted by name.
+
+    Args:
+        annotations: For each name without ``pye_ecall_``: ``"bytes -> bytes"`` or empty for the
+            default, or element types of the packed input and output, ``"f8 -> f8"`` for instance
+            (a NumPy array of that type goes in and comes out; either side may be ``bytes``).
+
+    Raises:
+        ArgumentError: A name or annotation is not usable.
+
+    """
+    result = []
+    for name in sorted(annotations):
+        text = annotations[name] or "bytes -> bytes"
+        sides = [side.strip() for side in text.split("->")]
+        if len(sides) != 2:
+            raise ArgumentError(f"{name}: the annotation is not 'TYPE -> TYPE'", found=text)
+        wires = [_native_wire(side, name) for side in sides]
+        signature = Signature.from_wire(
+            {
+                "name": name,
+                "kind": "native",
+                "params": [{"name": "data", "type": wires[0], "default": False, "keyword": False}],
+                "returns": wires[1],
+            }
+        )
+        result.append(signature.to_wire())
+    return result
+
+
+def _native_wire(side: str, name: str) -> Any:
+    if side == "bytes":
+        return "bytes"
+    import numpy as np
+
+    try:
+        element = np.dtype(side).newbyteorder("<").str
+    except TypeError:
+        element = "?"
+    if element not in _core.ARRAY_TYPES:
+        raise ArgumentError(
+            f"{name}: {side!r} is neither bytes nor the element type of an array",
+            advice="Such as f8, f4, i8, u1.",
+        )
+    return ["array", element]

@@ -1,0 +1,305 @@
+"""
+The types that cross between host and enclave.
+
+A type has three forms: the annotation, a JSON-able description that travels in the image (the
+*wire type*), and codes of a frame plan. ``docs/types.md`` is the table for users.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import types
+import typing
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pyenclave import _core
+from pyenclave.errors import ArgumentError
+
+__all__ = ["MAX_NESTED_TYPES", "code_of", "describe", "from_wire", "hooks", "to_wire"]
+
+# A wire type: a name, or a list of a kind and its parts.
+Wire = Any
+
+MAX_NESTED_TYPES = 32  # levels of a type, and of a value
+
+_SCALARS: dict[Any, str] = {
+    None: "None",
+    type(None): "None",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    bytes: "bytes",
+    bytearray: "bytearray",
+    dt.datetime: "datetime",
+    dt.date: "date",
+    dt.time: "time",
+    dt.timedelta: "timedelta",
+    decimal.Decimal: "decimal",
+    uuid.UUID: "uuid",
+    Any: "any",
+}
+_BY_NAME = {name: kind for kind, name in _SCALARS.items() if kind is not None}
+_CODES = {"None": "n", "bool": "b", "int": "i", "float": "f", "str": "s", "bytes": "y"}
+_ELEMENT = {name: code for code, name in enumerate(_core.ARRAY_TYPES) if name}
+
+_SEQUENCES: dict[Any, str] = {
+    list: "list",
+    collections.abc.Sequence: "list",
+    collections.abc.Collection: "list",
+    set: "set",
+    frozenset: "frozenset",
+}
+_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+
+_ADVICE = {
+    "pandas": "Send a DataFrame as Arrow IPC bytes, or its columns as NumPy arrays.",
+    "polars": "Send a DataFrame as Arrow IPC bytes, or its columns as NumPy arrays.",
+    "pyarrow": "Send tables as Arrow IPC bytes.",
+    "pydantic": "Use a dataclass or a msgspec.Struct.",
+    "torch": "Send .numpy().",
+    "scipy": "Send the arrays that it is made of.",
+    "io": "Send the content as bytes.",
+    "pathlib": "Send the path as str; files of the host cannot be opened inside.",
+}
+_DEFAULT_ADVICE = (
+    "Types that cross: None, bool, int, float, str, bytes, NumPy arrays, list, tuple, set, dict, "
+    "dataclasses, msgspec.Struct, Enum, Optional, date and time, Decimal, UUID."
+)
+
+
+def _refuse(annotation: Any, where: str) -> ArgumentError:
+    bases = getattr(annotation, "__mro__", (annotation,))
+    packages = [str(getattr(base, "__module__", "")).split(".")[0] for base in bases]
+    advice = next((_ADVICE[name] for name in packages if name in _ADVICE), _DEFAULT_ADVICE)
+    shown = getattr(annotation, "__qualname__", None) or repr(annotation)
+    return ArgumentError(f"{where}: the type {shown} does not cross", advice=advice)
+
+
+def _array_wire(annotation: Any, where: str) -> Wire:
+    arguments = typing.get_args(annotation)
+    if len(arguments) < 2:
+        return ["array", ""]
+    elements = typing.get_args(arguments[1])
+    if not elements or elements[0] is Any:
+        return ["array", ""]
+    try:
+        name = np.dtype(elements[0]).newbyteorder("<").str
+    except TypeError:
+        name = "?"
+    if name not in _ELEMENT:
+        raise _refuse(elements[0], f"{where}: elements of an array")
+    return ["array", name]
+
+
+def to_wire(annotation: Any, where: str, depth: int = 0) -> Wire:
+    """
+    Return the wire type of *annotation*.
+
+    Args:
+        annotation: A type, as ``typing.get_type_hints`` gives it.
+        where: What is annotated, for the message.
+        depth: How deep it is nested in another.
+
+    Raises:
+        ArgumentError: The type does not cross; the message says what to use instead.
+
+    """
+    if depth > MAX_NESTED_TYPES:
+        raise ArgumentError(f"{where}: the type nests deeper than {MAX_NESTED_TYPES}")
+    if isinstance(annotation, typing.NewType):
+        return to_wire(annotation.__supertype__, where, depth)
+    origin = typing.get_origin(annotation) or annotation
+    if origin is typing.Annotated:
+        return to_wire(typing.get_args(annotation)[0], where, depth)
+    try:
+        if annotation in _SCALARS:
+            return _SCALARS[annotation]
+    except TypeError:
+        raise _refuse(annotation, where) from None
+    arguments = typing.get_args(annotation)
+
+    def inner(part: Any) -> Wire:
+        return to_wire(part, where, depth + 1)
+
+    if origin is np.ndarray:
+        return _array_wire(annotation, where)
+    if origin in (typing.Union, types.UnionType):
+        return ["union", *map(inner, arguments)]
+    if origin is typing.Literal:
+        if not all(isinstance(value, str | int | None) for value in arguments):
+            raise _refuse(annotation, where)
+        return ["literal", *arguments]
+    if origin in _SEQUENCES:
+        return [_SEQUENCES[origin], inner(arguments[0]) if arguments else "any"]
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return ["tuple...", inner(arguments[0])]
+        return ["tuple", *map(inner, arguments)] if arguments else ["tuple...", "any"]
+    if origin in _MAPPINGS:
+        key, value = arguments or (Any, Any)
+        return ["dict", inner(key), inner(value)]
+    if isinstance(origin, type):
+        return _class_wire(annotation, origin, where)
+    raise _refuse(annotation, where)
+
+
+def _class_wire(annotation: Any, cls: type, where: str) -> Wire:
+    if issubclass(cls, enum.Enum):
+        kind = "enum"
+    elif (
+        issubclass(cls, msgspec.Struct)
+        or dataclasses.is_dataclass(cls)
+        or typing.is_typeddict(cls)
+        or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+    ):
+        kind = "struct"
+        # A field of a type that does not cross is found now, not at the first call. A class
+        # that refers to itself ends here: its fields are looked at once.
+        for name, hint in _fields(cls).items():
+            if hint is not cls and not _mentions(hint, cls):
+                to_wire(hint, f"{where}: field {cls.__name__}.{name}", MAX_NESTED_TYPES // 2)
+    else:
+        raise _refuse(cls, where)
+    try:
+        msgspec.msgpack.Decoder(annotation, dec_hook=_decode_hook)
+    except (TypeError, RecursionError) as error:
+        raise ArgumentError(
+            f"{where}: the type {cls.__qualname__} does not cross: {error}"
+        ) from None
+    return [kind, cls.__qualname__]
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls)
+    except (NameError, TypeError) as error:
+        raise ArgumentError(
+            f"{cls.__qualname__}: its annotations cannot be read: {error}"
+        ) from None
+
+
+def _mentions(hint: Any, cls: type) -> bool:
+    return any(part is cls or _mentions(part, cls) for part in typing.get_args(hint))
+
+
+def from_wire(wire: Wire, depth: int = 0) -> Any:
+    """
+    Return the annotation of a wire type, for a side that does not have the classes.
+
+    Structs become ``dict[str, Any]`` and enums their values.
+
+    Raises:
+        ArgumentError: It is not a wire type.
+
+    """
+    if depth > MAX_NESTED_TYPES:
+        raise ArgumentError("a type of the image nests too deep")
+    if isinstance(wire, str) and wire in _BY_NAME:
+        return _BY_NAME[wire]
+    if not isinstance(wire, list | tuple) or not wire or not isinstance(wire[0], str):
+        raise ArgumentError("a type of the image is unknown", found=repr(wire)[:80])
+    kind, parts = wire[0], list(wire[1:])
+    if kind in ("struct", "enum") and len(parts) == 1:
+        return dict[str, Any] if kind == "struct" else Any
+    if kind == "array" and len(parts) == 1 and parts[0] in ("", *_ELEMENT):
+        return np.ndarray
+    if kind == "literal" and parts and all(isinstance(part, str | int | None) for part in parts):
+        return typing.Literal[tuple(parts)]
+    inner = [from_wire(part, depth + 1) for part in parts]
+    makers: dict[str, Callable[..., Any]] = {
+        "list": lambda *items: list.__class_getitem__(*items),
+        "set": lambda *items: set.__class_getitem__(*items),
+        "frozenset": lambda *items: frozenset.__class_getitem__(*items),
+        "tuple...": lambda item: tuple.__class_getitem__((item, ...)),
+        "tuple": lambda *items: tuple.__class_getitem__(items or ()),
+        "dict": lambda key, value: dict.__class_getitem__((key, value)),
+        "union": lambda *items: Any if Any in items else typing.Union[items],  # noqa: UP007
+    }
+    try:
+        return makers[kind](*inner)
+    except (KeyError, TypeError):
+        raise ArgumentError("a type of the image is unknown", found=repr(wire)[:80]) from None
+
+
+def describe(wire: Wire) -> str:
+    """Return a wire type as people write it."""
+    if isinstance(wire, str):
+        return wire
+    kind, parts = wire[0], wire[1:]
+    if kind in ("struct", "enum"):
+        return str(parts[0])
+    if kind == "array":
+        return f"ndarray[{parts[0] or 'any'}]"
+    if kind == "literal":
+        return f"Literal[{', '.join(map(repr, parts))}]"
+    if kind == "union":
+        return " | ".join(map(describe, parts))
+    inner = ", ".join(map(describe, parts))
+    return f"tuple[{inner}, ...]" if kind == "tuple..." else f"{kind}[{inner}]"
+
+
+# ---- plans -------------------------------------------------------------------------------------
+
+
+def code_of(wire: Wire, annotation: Any) -> tuple[str, Any]:
+    """Return the plan's code and detail for a wire type, with *annotation* as its Python type."""
+    if isinstance(wire, str) and wire in _CODES:
+        return _CODES[wire], None
+    if not isinstance(wire, str) and wire[0] == "array":
+        return "A", _ELEMENT.get(wire[1], 0)
+    return "M", hooks(annotation)
+
+
+def hooks(annotation: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+    """Return the MessagePack encoder and the strict decoder of a type."""
+    encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
+    decoder = msgspec.msgpack.Decoder(annotation, strict=True, dec_hook=_decode_hook)
+    return encoder.encode, decoder.decode
+
+
+def _encode_hook(value: Any) -> Any:
+    """Give msgspec what it does not know: arrays and NumPy's scalars inside containers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        name = value.dtype.newbyteorder("<").str
+        if name not in _ELEMENT or isinstance(value, np.ma.MaskedArray):
+            raise ArgumentError(
+                "an array does not fit its type",
+                expected="bools, integers, floats or complex numbers",
+                found=f"dtype {value.dtype}",
+            )
+        return (name, value.shape, value.astype(name, copy=False).tobytes())
+    raise _refuse(type(value), "a value")
+
+
+def _decode_hook(kind: type, value: Any) -> Any:
+    """Make an array of what :func:`_encode_hook` made, after checking every size."""
+    if (typing.get_origin(kind) or kind) is not np.ndarray:
+        raise TypeError("unknown type")
+    wanted = _array_wire(kind, "array")[1]
+    match value:
+        case [str(name), [*shape], bytes(data)] if name in _ELEMENT and len(shape) <= 32:
+            pass
+        case _:
+            raise ValueError("not an array")
+    if wanted and name != wanted:
+        raise ValueError(f"an array of {wanted} wanted, one of {name} found")
+    count = np.dtype(name).itemsize
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= 2**40:
+            raise ValueError("not the shape of an array")
+        count *= size
+    if count != len(data):
+        raise ValueError("an array's shape and bytes differ")
+    return np.frombuffer(bytearray(data), dtype=name).reshape(shape)
