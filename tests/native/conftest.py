@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -26,6 +27,7 @@ class Outcome:
     error: str = ""
     signal: int = 0
     code: int = 0
+    core: bool = False
 
     def result(self) -> Any:
         assert not self.signal, f"the child died of {signal.Signals(self.signal).name}"
@@ -44,6 +46,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reader)
+            faulthandler.disable()  # children die of signals on purpose
             try:
                 if uid is not None and os.getuid() == 0:
                     os.setgroups([])
@@ -70,6 +73,7 @@ class Child:
             if not ready:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
+                self._outcome = Outcome(error="ran out of time", signal=signal.SIGKILL)
                 raise AssertionError(f"the child did not end within {timeout} s")
             piece = os.read(self._reader, 65536)
             if not piece:
@@ -83,6 +87,7 @@ class Child:
             error=answer.get("error", ""),
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
             code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0,
+            core=os.WCOREDUMP(status),
         )
         return self._outcome
 
@@ -114,3 +119,43 @@ def in_child(start_child):
         return start_child(function, *args, uid=uid).wait()
 
     return run
+
+
+class Target:
+    """A child that runs *prepare*, says that it is ready, and waits to be attacked."""
+
+    def __init__(self, start: Callable[..., Child], prepare: Callable[[], Any], uid: int) -> None:
+        ready, say_ready = os.pipe()
+        held, self._release = os.pipe()
+
+        def run() -> Any:
+            os.close(self._release)
+            value = prepare()
+            os.write(say_ready, b"r")
+            os.read(held, 1)
+            return value
+
+        self.child = start(run, uid=uid)
+        self.pid = self.child.pid
+        os.close(say_ready)
+        os.close(held)
+        try:
+            if os.read(ready, 1) != b"r":
+                raise AssertionError(self.child.wait())
+        finally:
+            os.close(ready)
+
+    def end(self) -> Outcome:
+        os.write(self._release, b"e")
+        os.close(self._release)
+        return self.child.wait()
+
+
+@pytest.fixture
+def start_target(start_child):
+    """Start a :class:`Target` under a uid (as root), or under this user."""
+
+    def start(prepare: Callable[[], Any], uid: int = NOBODY) -> Target:
+        return Target(start_child, prepare, uid)
+
+    return start

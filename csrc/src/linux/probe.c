@@ -222,7 +222,6 @@ pye_status pye_sandbox_after(pye_sandbox *sandbox, uint32_t flags)
 
 pye_status pye_sandbox_probe(pye_sandbox *sandbox, uint32_t *out_bits)
 {
-    uint32_t lost = 0;
     uint32_t had;
 
     *out_bits = 0;
@@ -231,18 +230,18 @@ pye_status pye_sandbox_probe(pye_sandbox *sandbox, uint32_t *out_bits)
     }
     had = sandbox->proved;
     prove_switches(sandbox);
-    lost |= had & ~sandbox->proved; /* what held once and no longer does */
-    prove(sandbox, PYE_BIT_SECCOMP, (had & PYE_BIT_SECCOMP) != 0 && seccomp_refuses());
+    prove(sandbox, PYE_BIT_SECCOMP, seccomp_refuses());
     if (try_open() == 0) {
-        lost |= PYE_BIT_LANDLOCK;
+        prove(sandbox, PYE_BIT_LANDLOCK, 0);
     }
     if (try_exec_memory() == 0) {
-        lost |= PYE_BIT_MDWE;
+        prove(sandbox, PYE_BIT_MDWE, 0);
     }
     if (try_route("127.0.0.1") == 0) {
-        lost |= PYE_BIT_NETNS;
+        prove(sandbox, PYE_BIT_NETNS, 0);
     }
-    sandbox->proved &= ~lost;
+    /* What was lost once stays lost: the process was open meanwhile. */
+    sandbox->proved &= had;
     *out_bits = sandbox->proved;
     return PYE_OK;
 }
