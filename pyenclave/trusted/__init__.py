@@ -1,1 +1,42 @@
-"""What trusted code may use inside an enclave."""
+"""
+What trusted code uses inside an enclave.
+
+Importing this is cheap and works anywhere, so that the same file is the host's and the enclave's;
+outside an enclave each function but `ecall` raises NotInEnclaveError.
+"""
+
+from __future__ import annotations
+
+from pyenclave.trusted._api import (
+    Counter,
+    EnclaveIdentity,
+    PublicError,
+    SealPolicy,
+    attest,
+    ecall,
+    identity,
+    receive,
+    report,
+    seal,
+    set_user_data,
+    target_info,
+    unseal,
+    verify_report,
+)
+
+__all__ = [
+    "Counter",
+    "EnclaveIdentity",
+    "PublicError",
+    "SealPolicy",
+    "attest",
+    "ecall",
+    "identity",
+    "receive",
+    "report",
+    "seal",
+    "set_user_data",
+    "target_info",
+    "unseal",
+    "verify_report",
+]

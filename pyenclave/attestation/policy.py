@@ -1,0 +1,246 @@
+"""Appraisal policies: which enclaves a relying party accepts."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+__all__ = ["LEVELS", "AppraisalPolicy"]
+
+LEVELS: Final = ("embedded", "service")  # weakest first
+
+
+def _digests(name: str, values: Iterable[bytes] | bytes | None) -> tuple[bytes, ...] | None:
+    if values is None:
+        return None
+    listed = (values,) if isinstance(values, bytes) else tuple(values)
+    if not listed:
+        raise ValueError(f"{name}: an empty list would accept nothing; leave it out instead")
+    for value in listed:
+        if not isinstance(value, bytes):
+            raise TypeError(f"{name}: {type(value).__name__} is not bytes")
+        if len(value) != 32:
+            raise ValueError(f"{name}: a digest has 32 bytes, not {len(value)}")
+        if not any(value):
+            raise ValueError(f"{name}: zero is nobody's identity")
+    return listed
+
+
+def _number(name: str, value: int | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: {type(value).__name__} is not int")
+    if not 0 <= value <= 0xFFFF:
+        raise ValueError(f"{name}: {value} is not between 0 and 65535")
+
+
+def _names(name: str, values: object) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple | set | frozenset):
+        raise TypeError(f"{name} is a sequence of names, not {type(values).__name__}")
+    for value in values:
+        if not isinstance(value, str) or not value:
+            raise TypeError(f"{name}: {value!r} is not a name")
+    return tuple(values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppraisalPolicy:
+    """
+    Reference values and limits. What is None is not compared; what weakens is off.
+
+    A policy names code identity (``mrenclave``, or ``mrsigner`` with ``product_id``) or is
+    `any_code`.
+
+    Attributes:
+        mrenclave: Accepted measurements, 32 bytes each (one or several).
+        mrsigner: Accepted signers, 32 bytes each (one or several).
+        product_id: Demanded ISVPRODID.
+        min_security_version: Lowest accepted ISVSVN.
+        min_level: ``embedded`` or ``service``.
+        required_bits: Protection bits that must have held at launch.
+        min_platform_svn: Lowest accepted security version of the platform.
+        allow_debug: Accept debug enclaves: whoever runs the machine reads their memory.
+        allow_jit: Accept images that may make written memory executable.
+        dangerous_allow_software: Accept a platform without TEE hardware: whoever controls the
+            machine can forge its evidence.
+        accept_any_code: Do not compare code identity; set by `any_code`.
+    """
+
+    mrenclave: tuple[bytes, ...] | bytes | None = None
+    mrsigner: tuple[bytes, ...] | bytes | None = None
+    product_id: int | None = None
+    min_security_version: int | None = None
+    min_level: str = "embedded"
+    required_bits: tuple[str, ...] = ()
+    min_platform_svn: int = 0
+    allow_debug: bool = False
+    allow_jit: bool = True
+    dangerous_allow_software: bool = False
+    accept_any_code: bool = False
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "mrenclave", _digests("mrenclave", self.mrenclave))
+        set_field(self, "mrsigner", _digests("mrsigner", self.mrsigner))
+        for name in ("product_id", "min_security_version", "min_platform_svn"):
+            _number(name, getattr(self, name))
+        for name in ("allow_debug", "allow_jit", "dangerous_allow_software", "accept_any_code"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is True or False")
+        if self.min_level not in LEVELS:
+            raise ValueError(f"min_level: {self.min_level!r} is none of {', '.join(LEVELS)}")
+        set_field(self, "required_bits", _names("required_bits", self.required_bits))
+        named = self.mrenclave is not None or self.mrsigner is not None
+        if not named and not self.accept_any_code:
+            raise ValueError(
+                "a policy names mrenclave or mrsigner; "
+                "AppraisalPolicy.any_code() accepts whatever runs"
+            )
+        if named and self.accept_any_code:
+            raise ValueError("accept_any_code contradicts mrenclave and mrsigner")
+        if self.mrenclave is None and self.mrsigner is not None and self.product_id is None:
+            raise ValueError("mrsigner needs product_id: a signer may sign other products too")
+
+    @property
+    def measurements(self) -> tuple[bytes, ...]:
+        """The accepted measurements; empty if not compared."""
+        return tuple(self.mrenclave or ())  # type: ignore[arg-type]
+
+    @property
+    def signers(self) -> tuple[bytes, ...]:
+        """The accepted signers; empty if not compared."""
+        return tuple(self.mrsigner or ())  # type: ignore[arg-type]
+
+    @classmethod
+    def any_code(cls, **options: Any) -> Self:
+        """Accept whatever code runs: the result is never `identified`."""
+        return cls(accept_any_code=True, **options)
+
+    @classmethod
+    def strict(cls) -> Self:
+        """Genuine, no debug, no software platform; code identity is not compared."""
+        return cls.any_code()
+
+    @classmethod
+    def permissive(cls) -> Self:
+        """Genuine is enough."""
+        return cls.any_code(allow_debug=True, dangerous_allow_software=True)
+
+    @classmethod
+    def from_image(
+        cls,
+        image: str | os.PathLike[str] | bytes | bytearray | memoryview,
+        *,
+        any_version_of_signer: bool = False,
+        **options: Any,
+    ) -> Self:
+        """
+        Make a policy from an image file that the relying party itself holds.
+
+        Measurement, signer, product and security version of the image become reference values.
+
+        Args:
+            image: Path, or the bytes of the image.
+            any_version_of_signer: Leave the measurement out: later (not older) versions of the
+                same signer and product are accepted too. Signed images only.
+            options: Further fields of the policy.
+
+        Raises:
+            ImageError: Not a valid image, or its signature does not hold.
+            ValueError: The image is not signed and *any_version_of_signer* is asked for.
+
+        """
+        from pyenclave.formats.image import Image
+        from pyenclave.measurement.image import verify_image
+
+        data = (
+            bytes(image)
+            if isinstance(image, bytes | bytearray | memoryview)
+            else Path(image).read_bytes()
+        )
+        signed = verify_image(Image.parse(data))
+        is_signed = any(signed.mrsigner)
+        if any_version_of_signer and not is_signed:
+            raise ValueError("an unsigned image is identified by its measurement only")
+        values: dict[str, Any] = {
+            "product_id": signed.product_id,
+            "min_security_version": signed.security_version,
+        }
+        if not any_version_of_signer:
+            values["mrenclave"] = signed.mrenclave
+        if is_signed:
+            values["mrsigner"] = signed.mrsigner
+        return cls(**(values | options))
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return a copy with *changes*."""
+        return replace(self, **changes)
+
+    @classmethod
+    def from_text(cls, text: str, *, form: str) -> Self:
+        """
+        Read a policy from JSON or TOML: the fields' names, digests in hexadecimal digits.
+
+        Args:
+            text: The text.
+            form: ``json`` or ``toml``.
+
+        Raises:
+            ValueError: Not well-formed, an unknown or doubled field, or a wrong value.
+
+        """
+        values: Any
+        try:
+            if form == "toml":
+                values = tomllib.loads(text)
+            else:
+                values = json.loads(text, object_pairs_hook=_no_doubles)
+        except RecursionError:
+            raise ValueError("policy: nested too deeply") from None
+        if not isinstance(values, dict):
+            raise ValueError("policy: not a table of fields")
+        known = {item.name for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"policy: unknown field {name!r}")
+        for name in ("mrenclave", "mrsigner"):
+            if name in values:
+                values[name] = _from_hex(name, values[name])
+        if isinstance(values.get("required_bits"), list):
+            values["required_bits"] = tuple(values["required_bits"])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"policy: {error}") from None
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a policy file: TOML if its name ends in ``.toml``, else JSON."""
+        path = Path(path)
+        form = "toml" if path.suffix == ".toml" else "json"
+        return cls.from_text(path.read_text(encoding="utf-8"), form=form)
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"policy: field {name!r} occurs twice")
+        values[name] = value
+    return values
+
+
+def _from_hex(name: str, value: Any) -> tuple[bytes, ...]:
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise ValueError(f"policy: {name} is one digest or a list, in hexadecimal digits")
+    for item in listed:
+        if len(item) != 64:
+            raise ValueError(f"policy: {name} has 64 hexadecimal digits, not {len(item)}")
+    return tuple(bytes.fromhex(item) for item in listed)

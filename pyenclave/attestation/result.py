@@ -1,0 +1,163 @@
+"""Attestation results: what was checked, how it came out, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NoReturn
+
+from pyenclave.errors import AppraisalError
+from pyenclave.formats.evidence import provision_info
+
+__all__ = ["AttestationResult", "Check"]
+
+Outcome = Literal["passed", "failed", "skipped"]
+Part = Literal["evidence", "policy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """
+    One check of an appraisal.
+
+    Attributes:
+        name: Stable name, ``group.what``.
+        outcome: ``skipped`` means that the check was not asked for, or could not be reached.
+        expected: What was wanted, for people.
+        found: What there was.
+        advice: What to do about it.
+        part: ``evidence`` (is it genuine?) or ``policy`` (is it what I want?).
+        asked: False for a check that was not asked for; one that failed or could not be reached
+            refuses the evidence.
+    """
+
+    name: str
+    outcome: Outcome
+    expected: str | None = None
+    found: str | None = None
+    advice: str | None = None
+    part: Part = "evidence"
+    asked: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether the check does not stand in the way: passed, or not asked for."""
+        return self.outcome == "passed" or (self.outcome == "skipped" and not self.asked)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the check as JSON values."""
+        names = ("name", "outcome", "expected", "found", "advice")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestationResult:
+    """
+    The outcome of an appraisal. Its verdicts follow from its checks; without checks it refuses.
+
+    Attributes:
+        kind: Kind of evidence; ours is ``pyenclave``.
+        checks: Every check, in order.
+        claims: What the evidence says. It means something only if `genuine`.
+        at: The time at which validity was judged.
+    """
+
+    kind: str
+    checks: tuple[Check, ...]
+    claims: Mapping[str, Any]
+    at: datetime
+    _runtime_key: bytes | None = field(default=None, repr=False)
+    _report_body: bytes | None = field(default=None, repr=False)
+
+    def _outcome(self, *names: str) -> bool:
+        return any(check.name in names and check.outcome == "passed" for check in self.checks)
+
+    @property
+    def genuine(self) -> bool:
+        """Every signature holds up to a pinned root and nothing contradicts it."""
+        evidence = [check for check in self.checks if check.part == "evidence"]
+        return bool(evidence) and all(check.holds for check in evidence)
+
+    @property
+    def accepted(self) -> bool:
+        """Genuine, and the policy holds."""
+        return self.genuine and all(check.holds for check in self.checks)
+
+    @property
+    def identified(self) -> bool:
+        """Genuine, and a measurement or signer was demanded and matched."""
+        failed = any(c.name.startswith("code.") and not c.holds for c in self.checks)
+        return self.genuine and not failed and self._outcome("code.mrenclave", "code.mrsigner")
+
+    @property
+    def fresh(self) -> bool:
+        """Genuine, and made for the nonce that was given."""
+        return self.genuine and self._outcome("nonce")
+
+    @property
+    def refused_by(self) -> tuple[str, ...]:
+        """Names of the checks that failed."""
+        return tuple(check.name for check in self.checks if check.outcome == "failed")
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("an attestation result is not a yes or no: ask for .accepted or .genuine")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values, as ``pyenclave verify --json`` prints it."""
+        return {
+            "kind": self.kind,
+            "genuine": self.genuine,
+            "accepted": self.accepted,
+            "identified": self.identified,
+            "fresh": self.fresh,
+            "checks": [check.to_json() for check in self.checks],
+            "claims": dict(self.claims),
+        }
+
+    def encrypt(
+        self,
+        secret: bytes | bytearray | memoryview,
+        *,
+        info: bytes = b"",
+        dangerous_allow_unidentified: bool = False,
+        dangerous_allow_stale: bool = False,
+    ) -> bytes:
+        """
+        Encrypt *secret* so that only the attested launch of this enclave can open it.
+
+        HPKE with ML-KEM-768 + X25519 to the runtime key; the enclave's whole identity is bound.
+        Inside, ``trusted.receive(ciphertext, info=…)`` opens it. The message carries no counter:
+        an enclave that must not take it twice says so in *info*.
+
+        Args:
+            secret: What to send.
+            info: Bound; the enclave must name the same bytes.
+            dangerous_allow_unidentified: Send although no code identity was demanded.
+            dangerous_allow_stale: Send although the evidence is not shown to be fresh.
+
+        Raises:
+            AppraisalError: The evidence is not accepted, not identified or not fresh, or binds no
+                runtime key.
+            ValueError: The runtime key is no usable key.
+
+        """
+        from pyenclave.sealed.provision import encrypt
+
+        for holds, what in (
+            (self.accepted, "accepted"),
+            (self.identified or dangerous_allow_unidentified, "identified"),
+            (self.fresh or dangerous_allow_stale, "fresh"),
+        ):
+            if not holds:
+                raise AppraisalError(f"no secret is sent: the evidence is not {what}", result=self)
+        if self._runtime_key is None or self._report_body is None:
+            raise AppraisalError(
+                "no secret is sent: the evidence binds no runtime key",
+                result=self,
+                advice="Raw evidence has none; use the host's enclave.attest(nonce=…).",
+            )
+        context = provision_info(
+            report_body=self._report_body, runtime_key=self._runtime_key, info=info
+        )
+        return encrypt(bytes(secret), public_key=self._runtime_key, info=context)

@@ -1,0 +1,274 @@
+"""The functions of `pyenclave.trusted`; each works inside an enclave only, but for `ecall`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from pyenclave.errors import RollbackError
+from pyenclave.sealed.policy import SealPolicy
+from pyenclave.trusted._state import EnclaveIdentity, current
+
+if TYPE_CHECKING:
+    from pyenclave.formats.sgx import ReportBody
+
+__all__ = [
+    "Counter",
+    "EnclaveIdentity",
+    "PublicError",
+    "SealPolicy",
+    "attest",
+    "ecall",
+    "identity",
+    "receive",
+    "report",
+    "seal",
+    "set_user_data",
+    "target_info",
+    "unseal",
+    "verify_report",
+]
+
+Buffer = bytes | bytearray | memoryview
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class PublicError(Exception):
+    """An error whose text may leave the enclave. Of all others only the type's name crosses."""
+
+    public = True
+
+
+def ecall(function: F) -> F:
+    """
+    Mark *function* as callable from outside the enclave.
+
+    It stays an ordinary function: in the host and in unit tests it simply runs.
+
+    Raises:
+        TypeError: *function* is not a plain function.
+
+    """
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"ecall marks functions, not {type(function).__name__}")
+    function.__dict__["__pyenclave_ecall__"] = True
+    return function
+
+
+def identity() -> EnclaveIdentity:
+    """Return what this enclave is."""
+    return current().identity
+
+
+def _optional(data: Buffer | None) -> bytes | None:
+    return None if data is None else bytes(data)
+
+
+class Counter:
+    """
+    A monotonic counter that the platform keeps for this enclave's signer and product.
+
+    Args:
+        counter_id: The 16 bytes of an existing counter.
+
+    """
+
+    def __init__(self, counter_id: bytes) -> None:
+        if len(counter_id) != 16:
+            raise ValueError(f"a counter's identity has 16 bytes, not {len(counter_id)}")
+        self.counter_id = bytes(counter_id)
+
+    @classmethod
+    def create(cls) -> Self:
+        """Create a counter; it starts at the platform's first value."""
+        return cls(current().counter("create").counter_id)
+
+    def _value(self, operation: str, expected: int | None = None) -> int:
+        return current().counter(operation, self.counter_id, expected).value
+
+    def read(self) -> int:
+        """Return the value."""
+        return self._value("read")
+
+    def increment(self, *, expected: int | None = None) -> int:
+        """
+        Add one, durably, and return the new value.
+
+        Args:
+            expected: Refuse unless this is the value before.
+
+        """
+        return self._value("increment", expected)
+
+    def destroy(self) -> None:
+        """Destroy the counter; what was sealed under it never opens again."""
+        self._value("destroy")
+
+    def __repr__(self) -> str:
+        return f"Counter({self.counter_id.hex()})"
+
+
+def seal(
+    data: Buffer,
+    *,
+    policy: SealPolicy | None = None,
+    aad: Buffer | None = None,
+    min_version: int | None = None,
+    counter: Counter | None = None,
+    advance: bool = True,
+) -> bytes:
+    """
+    Seal *data* so that only the right enclaves of this platform open it.
+
+    Args:
+        data: The plaintext.
+        policy: Who may open. Default: the image's ``[seal]`` policy; without one the signer's,
+            and for an unsigned image only the same measurement.
+        aad: Additional data, authenticated and not stored; `unseal` needs the same.
+        min_version: Lowest security version that may open; default the own one.
+        counter: Make this blob the newest one under a counter; older ones are refused then.
+        advance: Move the counter at once. With False the blob becomes the newest one when
+            ``counter.increment()`` is called: store the blob durably first, then increment, and
+            a crash between the two loses nothing.
+
+    Raises:
+        NotInEnclaveError: Outside an enclave.
+        SealingError: The policy needs a signed image, or the platform refuses.
+
+    """
+    from pyenclave.sealed import blob
+
+    runtime = current()
+    binding, before = None, 0
+    if counter is not None:
+        before = counter.read()
+        binding = blob.CounterBinding(counter_id=counter.counter_id, value=before + 1)
+    sealed = blob.seal(
+        data,
+        identity=runtime.sealing,
+        policy=runtime.default_policy if policy is None else policy,
+        key_provider=runtime.derive_key,
+        secret=runtime.secret,
+        aad=_optional(aad),
+        min_version=min_version,
+        counter=binding,
+    )
+    if counter is not None and advance:
+        counter.increment(expected=before)
+    return sealed
+
+
+def unseal(
+    blob: Buffer,
+    *,
+    aad: Buffer | None = None,
+    counter: Counter | None = None,
+    min_version: int = 0,
+) -> bytes:
+    """
+    Open what `seal` returned.
+
+    A blob that is bound to a counter is always compared with it; *counter* says that it must be
+    bound, and to which one.
+
+    Args:
+        blob: The sealed blob.
+        aad: Exactly what was given to `seal`.
+        counter: The counter that must date the blob.
+        min_version: Blobs of lower security versions are refused.
+
+    Raises:
+        NotInEnclaveError: Outside an enclave.
+        UnsealError: Not authentic, or for another identity or version.
+        RollbackError: Not the newest blob of its counter, or not bound to *counter*.
+
+    """
+    from pyenclave.sealed.blob import open_blob
+
+    runtime = current()
+    opened = open_blob(
+        blob,
+        identity=runtime.sealing,
+        key_provider=runtime.derive_key,
+        aad=_optional(aad),
+        min_version=min_version,
+    )
+    bound = opened.header.counter_id
+    if counter is not None and bound != counter.counter_id:
+        raise RollbackError(
+            "the blob is not bound to this counter",
+            expected=counter.counter_id.hex(),
+            found=bound.hex() if bound else "no counter",
+        )
+    if bound is not None:
+        _check_newest(Counter(bound), opened.header.counter_value)
+    return opened.data
+
+
+def _check_newest(counter: Counter, value: int) -> None:
+    now = counter.read()
+    if value == now + 1:
+        # The writer stopped between storing the blob and incrementing: catch up.
+        counter.increment(expected=now)
+    elif value != now:
+        raise RollbackError(
+            "the blob is not the newest one of its counter", expected=now, found=value
+        )
+
+
+def target_info() -> bytes:
+    """Return the 512-byte TARGETINFO that lets other enclaves make reports for this one."""
+    return current().target_info
+
+
+def report(target_info: Buffer, data: Buffer = b"") -> bytes:
+    """
+    Return a 432-byte REPORT that the enclave named by *target_info* can verify.
+
+    Args:
+        target_info: What `target_info` returned inside that enclave, on the same platform.
+        data: Up to 64 bytes; padded with zeros.
+
+    """
+    return current().report(bytes(target_info), bytes(data))
+
+
+def verify_report(report: Buffer) -> ReportBody:
+    """
+    Check a REPORT that another enclave of this platform made for this one.
+
+    Returns:
+        The report's body: identity and data of the other enclave. Judging it is the caller's.
+
+    Raises:
+        EnclaveError: The MAC does not hold: changed, or made for another enclave or platform.
+
+    """
+    return current().verify_report(bytes(report))
+
+
+def attest(report_data: Buffer) -> bytes:
+    """
+    Return raw evidence over 64 bytes of report data that this code chooses.
+
+    Most code wants the host's ``enclave.attest(nonce=…)`` instead, which binds nonce, runtime key
+    and user data. A relying party cannot encrypt to raw evidence.
+    """
+    return current().attest_raw(bytes(report_data))
+
+
+def set_user_data(data: Buffer) -> None:
+    """Bind *data* (at most 16 KiB, public) into all bound evidence from now on."""
+    current().set_user_data(bytes(data))
+
+
+def receive(ciphertext: Buffer, *, info: Buffer = b"") -> bytes:
+    """
+    Open a secret that a relying party encrypted with ``result.encrypt(secret, info=…)``.
+
+    Raises:
+        UnsealError: Not encrypted to this launch of this enclave, or with another *info*.
+
+    """
+    return current().receive(bytes(ciphertext), bytes(info))

@@ -1,0 +1,263 @@
+"""
+The running enclave, seen from inside: its identity, its runtime key and its line to the platform.
+
+The worker calls `start` once, after the sandbox is closed; trusted code uses the public functions
+of `pyenclave.trusted`, which ask `current`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import threading
+from typing import TypeVar
+
+from pyenclave import errors
+from pyenclave.calls.channel import Channel, close_all
+from pyenclave.errors import EnclaveLostError, EnclaveStateError, SealingError
+from pyenclave.formats import evidence as evidence_format
+from pyenclave.formats import messages
+from pyenclave.formats.image import ImageInfo
+from pyenclave.formats.sgx import ReportBody
+from pyenclave.sealed.blob import SealingIdentity
+from pyenclave.sealed.policy import SealPolicy
+from pyenclave.sealed.provision import RuntimeKey
+from pyenclave.trusted import _state
+from pyenclave.trusted._state import EnclaveIdentity, current
+
+__all__ = ["EnclaveIdentity", "Runtime", "current", "start", "stop"]
+
+_TIMEOUT = 30.0  # seconds; the platform answers in milliseconds or is broken
+_REPORT_BODY = 384
+_ATTRIBUTE_DEBUG = 0x02  # notes on SGX structures, 2.1
+
+Reply = TypeVar("Reply", bound=messages.Message)
+
+
+def _error(failure: messages.Failure) -> errors.EnclaveError:
+    kind = errors.by_code().get(failure.code, EnclaveStateError)
+    return kind(failure.message)
+
+
+class Runtime:
+    """
+    The enclave's side of its own socket to the platform. Thread-safe.
+
+    Args:
+        channel: The worker's inherited channel; the runtime owns exchanges on it from now on.
+        identity: The platform's word on what this worker is.
+        info: The measured description of the image.
+
+    Raises:
+        EnclaveStateError: The identity is malformed.
+
+    """
+
+    def __init__(
+        self, channel: Channel, identity: messages.Identity, info: ImageInfo | None
+    ) -> None:
+        body = identity.body
+        if len(body) != _REPORT_BODY or len(identity.seed) != 32:
+            raise EnclaveStateError("the platform's identity message is malformed")
+        product_id, security_version, config_svn = struct.unpack_from("<HHH", body, 256)
+        debug = bool(body[48] & _ATTRIBUTE_DEBUG)
+        if debug != identity.debug:
+            raise EnclaveStateError("the platform's identity message contradicts itself")
+        self.body = body
+        self.record = identity.record
+        self.identity = EnclaveIdentity(
+            enclave_id=identity.enclave_id,
+            mrenclave=body[64:96],
+            mrsigner=body[128:160],
+            product_id=product_id,
+            security_version=security_version,
+            debug=debug,
+            level=identity.level,
+            platform_svn=struct.unpack_from("<H", body)[0],
+            name=info.name if info is not None else "",
+        )
+        self.sealing = SealingIdentity(
+            mrenclave=body[64:96],
+            mrsigner=body[128:160],
+            product_id=product_id,
+            security_version=security_version,
+            cpu_svn=body[:16],
+            debug=debug,
+        )
+        # TARGETINFO (notes on SGX structures, 2.3).
+        self.target_info = (
+            body[64:96]
+            + body[48:64]
+            + struct.pack("<2xH", config_svn)
+            + body[16:20]
+            + bytes(8)
+            + body[192:256]
+            + bytes(384)
+        )
+        # Two sources: whoever knows only the platform's or only the worker's randomness is lost.
+        self.secret = hashlib.sha256(
+            b"pyenclave/launch-secret/1" + identity.seed + os.urandom(32)
+        ).digest()
+        self.default_policy = self._policy(info)
+        self.key = RuntimeKey()
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._user_data = b""
+
+    def _policy(self, info: ImageInfo | None) -> SealPolicy:
+        """Take the image's `[seal]` policy, else the signer's, else the measurement's."""
+        named = (info.seal if info is not None else {}).get("policy")
+        if named is not None:
+            return SealPolicy[named]
+        return SealPolicy.signer if any(self.identity.mrsigner) else SealPolicy.unique
+
+    def request(self, message: messages.Message, kind: type[Reply]) -> Reply:
+        """
+        Exchange one message with the platform.
+
+        Raises:
+            EnclaveError: What the platform answers instead, by its code.
+            EnclaveLostError: The platform is gone or does not answer; the line is closed then.
+
+        """
+        with self._lock:
+            try:
+                self._channel.send(message)
+                reply, fds = self._channel.receive(_TIMEOUT)
+            except TimeoutError:
+                # A late answer would be taken for the next question's.
+                self._channel.close()
+                raise EnclaveLostError("the platform does not answer") from None
+            except (OSError, ValueError) as error:
+                raise EnclaveLostError(f"the platform's line is closed: {error}") from None
+        close_all(fds)
+        if isinstance(reply, messages.Failure):
+            raise _error(reply)
+        if not isinstance(reply, kind):
+            raise EnclaveStateError(
+                "unexpected answer of the platform",
+                expected=kind.__name__,
+                found=type(reply).__name__,
+            )
+        return reply
+
+    def derive_key(self, request: bytes) -> bytes:
+        """Answer a 512-byte KEYREQUEST with the platform's 32-byte key."""
+        key = self.request(messages.KeyRequestMessage(request=request), messages.KeyReply).key
+        if len(key) != 32:
+            raise SealingError("the platform's key has the wrong size", expected=32)
+        return key
+
+    def set_user_data(self, data: bytes) -> None:
+        """Put *data* into all evidence from now on."""
+        if len(data) > evidence_format.MAX_USER_DATA:
+            raise ValueError(
+                f"user data of {len(data)} bytes is longer than {evidence_format.MAX_USER_DATA}"
+            )
+        self._user_data = data
+
+    def attest(self, nonce: bytes) -> bytes:
+        """Return bound evidence for *nonce* (the relying party's; may be empty)."""
+        if len(nonce) > evidence_format.MAX_NONCE:
+            raise errors.ArgumentError(
+                "the nonce is too long",
+                expected=f"at most {evidence_format.MAX_NONCE} bytes",
+                found=len(nonce),
+            )
+        user_data, runtime_key = self._user_data, self.key.public
+        data = evidence_format.bound_report_data(
+            nonce=nonce, runtime_key=runtime_key, user_data=user_data
+        )
+        return evidence_format.Evidence(
+            quote=self.quote(data),
+            record=self.record,
+            runtime_key=runtime_key,
+            user_data=user_data,
+            nonce=nonce,
+        ).to_bytes()
+
+    def attest_raw(self, report_data: bytes) -> bytes:
+        """Return raw evidence over 64 bytes that trusted code chose."""
+        return evidence_format.Evidence(
+            quote=self.quote(report_data), record=self.record
+        ).to_bytes()
+
+    def quote(self, report_data: bytes) -> bytes:
+        """Return a quote over 64 bytes of report data."""
+        if len(report_data) != 64:
+            raise ValueError(f"report data has 64 bytes, not {len(report_data)}")
+        return self.request(messages.QuoteRequest(data=report_data), messages.QuoteReply).quote
+
+    def report(self, target_info: bytes, data: bytes) -> bytes:
+        """Return a 432-byte REPORT for the enclave that *target_info* (512 bytes) names."""
+        if len(target_info) != 512:
+            raise ValueError(f"TARGETINFO has 512 bytes, not {len(target_info)}")
+        if len(data) > 64:
+            raise ValueError(f"report data has at most 64 bytes, not {len(data)}")
+        padded = data + bytes(64 - len(data))
+        message = messages.ReportRequest(target=target_info, data=padded)
+        return self.request(message, messages.ReportReply).report
+
+    def verify_report(self, report: bytes) -> ReportBody:
+        """Return the body of a REPORT that was made for this enclave, MAC checked."""
+        if len(report) != 432:
+            raise errors.EvidenceFormatError(
+                "a report has another size", expected=432, found=len(report)
+            )
+        self.request(messages.VerifyReport(report=report), messages.Ok)
+        return ReportBody.from_bytes(report[:_REPORT_BODY])
+
+    def counter(
+        self, operation: str, counter_id: bytes = b"", expected: int | None = None
+    ) -> messages.CounterValue:
+        """Do one operation on a monotonic counter of this enclave's signer and product."""
+        message = messages.CounterRequest(
+            operation=operation, counter_id=counter_id, expected=expected
+        )
+        return self.request(message, messages.CounterValue)
+
+    def receive(self, ciphertext: bytes, info: bytes) -> bytes:
+        """Open a secret that a relying party encrypted to this launch."""
+        context = evidence_format.provision_info(
+            report_body=self.body, runtime_key=self.key.public, info=info
+        )
+        return self.key.decrypt(ciphertext, info=context)
+
+    def wipe(self) -> None:
+        """Drop the runtime key and the launch secret and close the line."""
+        self.key.wipe()
+        self.secret = b""
+        with contextlib.suppress(OSError):
+            self._channel.close()
+
+    def __repr__(self) -> str:
+        return f"Runtime({self.identity!r})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("the runtime of an enclave cannot be pickled")
+
+
+def start(channel: Channel, identity: messages.Identity, info: ImageInfo) -> bytes:
+    """
+    Begin the enclave's life inside this process.
+
+    Returns:
+        The runtime public key, 1,216 bytes.
+
+    Raises:
+        EnclaveStateError: It was started before, or *identity* is malformed.
+
+    """
+    if _state.runtime is not None:
+        raise EnclaveStateError("this process is an enclave already")
+    _state.runtime = Runtime(channel, identity, info)
+    return _state.runtime.key.public
+
+
+def stop() -> None:
+    """Wipe the runtime; the process is no enclave any more. May be called twice."""
+    if _state.runtime is not None:
+        _state.runtime.wipe()
+        _state.runtime = None
