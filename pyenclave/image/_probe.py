@@ -87,9 +87,9 @@ def _failure(error: BaseException, step: str, shown: str) -> "dict[str, Any]":
 
 def _preload() -> "list[str]":
     """Return what the zygote imports; the worker's package says it."""
-    from pyenclave import _worker
-
-    return list(getattr(_worker, "PRELOAD", ()))
+    # By name: this process looks at the worker, the builder does not depend on it.
+    worker = __import__("pyenclave._worker", fromlist=["PRELOAD"])
+    return list(getattr(worker, "PRELOAD", ()))
 
 
 def _use_lazily() -> None:
