@@ -29,13 +29,18 @@ def _mapped() -> "dict[str, bool]":
 
 def _modules() -> "dict[str, tuple[str, str]]":
     """Return {name: (kind, path)} of every imported module that comes from a file."""
-    from _frozen_importlib_external import EXTENSION_SUFFIXES
+    from _frozen_importlib_external import EXTENSION_SUFFIXES, PathFinder
 
     found: dict[str, tuple[str, str]] = {}
-    for module in list(sys.modules.values()):
+    for key, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
+        if spec is None and module is not None and key != "__main__":
+            # Some packages put an object of their own in a module's place (cryptography does, to
+            # warn of deprecated names): the file is that under which it was imported.
+            parent = sys.modules.get(key.rpartition(".")[0])
+            spec = PathFinder.find_spec(key, getattr(parent, "__path__", None))
         name = getattr(spec, "name", None)
-        # What has no spec was made by another module, which is in the list itself.
+        # What still has no spec was made by another module, which is in the list itself.
         if spec is None or not isinstance(name, str):
             continue
         origin = spec.origin

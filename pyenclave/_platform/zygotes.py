@@ -1,0 +1,314 @@
+"""
+Starting zygotes and having them fork workers: the platform's end.
+
+A zygote serves one runtime lock, in debug or in production, never both. It is started by a thread
+of its own that lives as long as the platform: the kernel's parent-death signal follows the thread
+that started a process, not the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import resource
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyenclave._platform.runtime import verify_runtime
+from pyenclave.calls.channel import close_all
+from pyenclave.errors import EnclaveError, LaunchError, RuntimeLockError, by_code
+from pyenclave.formats.lock import START_ENVIRONMENT, START_FLAGS, Roots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Spawned", "Zygote", "Zygotes"]
+
+# Nothing can ever lie below a device, so Python finds no bytecode there.
+_NO_BYTECODE = "/dev/null/pyenclave"
+_BOOT = (
+    "import sys,posix;"
+    "exec(compile(posix.pread(int(sys.argv[1]),1<<24,0),'pyenclave/_worker/boot.py','exec'))"
+)
+_START_SECONDS = 60.0
+_SPAWN_SECONDS = 10.0
+_SLICE = 0.1
+_MAX_PACKET = 64 * 1024
+_FILES = 4096  # descriptors that a zygote may number; one for each shared object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spawned:
+    """
+    A new worker.
+
+    Attributes:
+        pid: Its pid in the platform's pid namespace.
+        pidfd: Its pidfd, now the caller's.
+        namespaces: The namespaces that it got of its own, by name.
+
+    """
+
+    pid: int
+    pidfd: int
+    namespaces: tuple[str, ...]
+
+
+class Zygote:
+    """
+    A running zygote; made by ``Zygotes.get``. Any thread may use it.
+
+    Attributes:
+        debug: Whether it serves debug enclaves (production otherwise).
+        pid: Its pid.
+        pidfd: Its pidfd.
+        seconds: How long it took to read and verify, and to import.
+
+    """
+
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes], *, debug: bool):
+        self._sock = sock
+        self._process = process
+        self._lock = threading.Lock()
+        self._ended = False
+        self.debug = debug
+        self.pid = process.pid
+        self.pidfd = os.pidfd_open(process.pid)
+        self.seconds = (0.0, 0.0)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return not self._ended and not _readable(self.pidfd, 0)
+
+    def spawn(self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool) -> Spawned:
+        """
+        Fork a worker.
+
+        Args:
+            image_fd: The image, a write-sealed memfd; stays the caller's.
+            ring_fd: The rings, a size-sealed memfd; stays the caller's.
+            channel_fd: The worker's end of its channel; stays the caller's, to be closed.
+            debug: Must be what this zygote serves.
+
+        Returns:
+            The worker; its pidfd is the caller's.
+
+        Raises:
+            LaunchError: The zygote is gone, or could not make a worker.
+
+        """
+        if debug != self.debug:
+            raise LaunchError(
+                "debug and production never share a zygote", expected=self.debug, found=debug
+            )
+        with self._lock:
+            if not self.alive:
+                raise LaunchError("the zygote ended")
+            try:
+                socket.send_fds(self._sock, [b"S"], [image_fd, ring_fd, channel_fd])
+            except OSError as error:
+                raise LaunchError(f"the zygote is gone: {error.strerror}") from None
+            data, fds = self._receive(_SPAWN_SECONDS)
+        if data[:1] == b"P" and len(data) >= 5 and len(fds) == 1:
+            names = data[5:].decode("ascii", "replace")
+            return Spawned(
+                pid=int.from_bytes(data[1:5], "little"),
+                pidfd=fds[0],
+                namespaces=tuple(names.split(",")) if names else (),
+            )
+        close_all(fds)
+        raise _error(data)
+
+    def _receive(self, seconds: float) -> tuple[bytes, list[int]]:
+        """Receive one packet. Raises LaunchError if the process ends or is too slow."""
+        deadline = time.monotonic() + seconds
+        while not _readable(self._sock.fileno(), _SLICE):
+            if time.monotonic() > deadline:
+                # Its next answer would be taken for that of another request.
+                self.close()
+                raise LaunchError(f"the zygote did not answer within {seconds:.0f} s")
+        try:
+            data, fds, flags, _ = socket.recv_fds(
+                self._sock, _MAX_PACKET, 4, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise LaunchError(f"the zygote is gone: {error.strerror}") from None
+        if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            close_all(fds)
+            raise LaunchError("the zygote ended without an answer")
+        return data, fds
+
+    def wait_ready(self) -> None:
+        """Wait until everything is verified and loaded. Raises as ``Zygotes.get``."""
+        data, fds = self._receive(_START_SECONDS)
+        close_all(fds)
+        if data[:1] != b"R":
+            raise _error(data)
+        with contextlib.suppress(ValueError):
+            read, imported = (float(part) for part in data[1:].split(b"\0"))
+            self.seconds = (read, imported)
+
+    def close(self) -> None:
+        """End the process, and with it its workers. May be called twice."""
+        if self._ended:
+            return
+        self._ended = True
+        self._process.kill()
+        self._process.wait()
+        self._sock.close()
+        os.close(self.pidfd)
+
+
+class Zygotes:
+    """
+    All zygotes of a platform. Any thread may use it.
+
+    Args:
+        roots: Where this machine keeps what a lock names.
+        executable: The interpreter of the zygotes.
+
+    """
+
+    def __init__(self, roots: Roots, *, executable: str = sys.executable) -> None:
+        self._roots = roots
+        self._executable = executable
+        self._lock = threading.Lock()
+        self._running: dict[tuple[bytes, bool], Future[Zygote]] = {}
+        self._closed = False
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._starter = threading.Thread(target=self._serve, name="zygotes", daemon=True)
+        self._starter.start()
+
+    def get(self, lock_bytes: bytes, *, debug: bool) -> Zygote:
+        """
+        Return the zygote of a lock; started if there is none.
+
+        Args:
+            lock_bytes: The lock's canonical bytes.
+            debug: Debug and production never share one.
+
+        Returns:
+            A zygote that is ready.
+
+        Raises:
+            ImageError: The bytes are not a lock.
+            RuntimeLockError: The runtime differs from the lock; ``files`` names each file.
+            LaunchError: The process could not be started.
+
+        """
+        key = (hashlib.sha256(lock_bytes).digest(), debug)
+        with self._lock:
+            if self._closed:
+                raise LaunchError("the platform is closing")
+            future = self._running.get(key)
+            if future is not None and future.done():
+                usable = future.exception() is None and future.result().alive
+                if not usable:
+                    if future.exception() is None:
+                        future.result().close()
+                    future = None
+            if future is None:
+                future = self._running[key] = Future()
+                self._work.put(lambda: self._start(key, lock_bytes))
+        return future.result()
+
+    def close(self) -> None:
+        """End every zygote, and with it every worker. May be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._work.put(None)
+        self._starter.join()
+        for future in self._running.values():
+            if future.done() and future.exception() is None:
+                future.result().close()
+            elif not future.done():
+                future.set_exception(LaunchError("the platform is closing"))
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+    def _start(self, key: tuple[bytes, bool], lock_bytes: bytes) -> None:
+        future = self._running[key]
+        try:
+            zygote = _start(lock_bytes, self._roots, self._executable, debug=key[1])
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(zygote)
+
+
+def _start(lock_bytes: bytes, roots: Roots, executable: str, *, debug: bool) -> Zygote:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with (
+        theirs,
+        verify_runtime(lock_bytes, roots, executable, debug=debug, platform=os.getpid()) as kit,
+    ):
+        try:
+            flags = (*START_FLAGS, "-X", f"pycache_prefix={_NO_BYTECODE}", "-c", _BOOT)
+            fds = (str(kit.boot), str(theirs.fileno()), *kit.arguments)
+            process = subprocess.Popen(
+                [kit.executable, *flags, *fds],
+                pass_fds=(theirs.fileno(), *kit.fds),
+                env=_environment(sanitized=kit.sanitized),
+                cwd="/",
+                umask=0o077,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=None if debug else subprocess.DEVNULL,
+                stderr=None if debug else subprocess.DEVNULL,
+            )
+        except OSError as error:
+            ours.close()
+            raise LaunchError(f"cannot start a zygote: {error}") from None
+    zygote = Zygote(ours, process, debug=debug)
+    try:
+        hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
+        limit = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
+        zygote.wait_ready()
+    except BaseException:
+        zygote.close()
+        raise
+    return zygote
+
+
+def _environment(*, sanitized: bool) -> dict[str, str]:
+    """Return the whole environment of a zygote: nothing of the host's gets through."""
+    environment = dict(START_ENVIRONMENT)
+    if sanitized:
+        for name in ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS"):
+            if name in os.environ:
+                environment[name] = os.environ[name]
+    return environment
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _error(data: bytes) -> EnclaveError:
+    """Turn an error packet of a zygote into the error."""
+    if data[:1] != b"E":
+        return LaunchError("the zygote sent what is no answer")
+    code, _, rest = data[1:].decode("utf-8", "replace").partition("\0")
+    message, _, lines = rest.partition("\0")
+    files = tuple(lines.split("\n")) if lines else ()
+    cls = by_code().get(code, LaunchError)
+    if issubclass(cls, RuntimeLockError):
+        return cls(message, files=files)
+    return cls(message if not files else f"{message}: {', '.join(files)}")

@@ -1,0 +1,227 @@
+"""
+The worker: from the fork to serving calls.
+
+The order is the point (design, section 3): harden, seed again, import the entry, close the
+sandbox, try it; only then identity and keys. Whatever fails before the worker runs is told to the
+platform as ``Ending``; a broken protocol or a failed integrity check ends it as ``Poisoned``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import mmap
+import os
+import select
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pyenclave import _native
+from pyenclave._worker.entry import load_entry, set_blas_threads
+from pyenclave._worker.mappings import check_mappings
+from pyenclave._worker.reseed import reseed
+from pyenclave.calls.channel import Channel
+from pyenclave.errors import (
+    EnclaveError,
+    EnclaveLostError,
+    EnclavePoisonedError,
+    EnclaveStateError,
+    RuntimeLockError,
+)
+from pyenclave.formats import messages
+from pyenclave.formats.image import Image, ImageInfo
+from pyenclave.trusted import _runtime
+
+if TYPE_CHECKING:
+    from pyenclave._worker.importer import Locked
+
+__all__ = ["run"]
+
+_IDENTITY_SECONDS = 30.0
+_TEXT = 8 * 1024  # longest message that is told to the platform
+
+
+def run(image_fd: int, ring_fd: int, channel_fd: int, *, locked: Locked) -> NoReturn:
+    """
+    Be a worker, in a child that the zygote has just forked; never returns.
+
+    Args:
+        image_fd: The image, a write-sealed memfd.
+        ring_fd: The rings, a size-sealed memfd.
+        channel_fd: The channel to the platform.
+        locked: What the zygote verified.
+
+    """
+    channel = Channel.from_fd(channel_fd)
+    worker = Worker(channel, ring_fd, locked)
+    try:
+        worker.start(image_fd)
+        worker.serve()
+    except EnclaveLostError:
+        pass  # the platform is gone, and so is whoever might hear why
+    except EnclavePoisonedError as error:
+        worker.poisoned(error)
+    except BaseException as error:
+        worker.failed(error)
+    os._exit(0)
+
+
+class Worker:
+    """State of this process; one a process."""
+
+    def __init__(self, channel: Channel, ring_fd: int, locked: Locked) -> None:
+        self.channel = channel
+        self.ring_fd = ring_fd
+        self.locked = locked
+        self.table: Any = None
+        self.go = threading.Event()
+        self.threads: list[threading.Thread] = []
+        self.running = False
+        self._hangup = select.poll()
+        self._hangup.register(channel.fileno(), 0)
+
+    # ---- start --------------------------------------------------------------------------------
+
+    def start(self, image_fd: int) -> None:
+        """
+        Do everything up to ``Running``.
+
+        Raises:
+            EnclaveError: A check failed; nothing secret was received yet.
+
+        """
+        early = _native.harden_early()
+        _native.close_fds(
+            (0, 1, 2, self.channel.fileno(), self.ring_fd, image_fd, self.locked.sources)
+        )
+        reseed()
+        image = self._map_image(image_fd)
+        info = image.info
+        if image.lock_digest != self.locked.digest:
+            raise RuntimeLockError(
+                "the image has another lock than its zygote",
+                expected=self.locked.digest.hex(),
+                found=image.lock_digest.hex(),
+            )
+        if self.locked.debug:
+            faulthandler.enable()
+        entry = load_entry(image, self.locked)
+        from pyenclave._worker import dispatch
+
+        self.table = dispatch.build_table(entry, info)
+        maps = _native.open_mappings()
+        inside = self._close(info)
+        inside.update({name: inside.get(name, True) and ok for name, ok in early.items()})
+        files = {_identity(fd) for fd in (self.ring_fd, image_fd)}
+        check_mappings(_native.mappings(maps), self.locked, jit=info.jit, data=files)
+        inside["mappings"] = True
+        os.close(maps)
+        os.close(image_fd)
+        self.channel.send(
+            messages.Closed(inside=inside, secret_memory=_native.secret_memory_kind())
+        )
+        identity, fds = self.channel.receive(_IDENTITY_SECONDS)
+        if not isinstance(identity, messages.Identity) or fds:
+            raise EnclaveStateError(
+                "protocol with the platform is broken",
+                expected="Identity",
+                found=type(identity).__name__,
+            )
+        reseed(identity.seed)
+        public_key = _runtime.start(self.channel, identity, info)
+        gc.enable()
+        self.running = True
+        self.channel.send(messages.Running(runtime_public_key=public_key))
+
+    def _map_image(self, fd: int) -> Image:
+        """Map and parse the image. The seals make sure that nobody changes it afterwards."""
+        _native.check_memfd(fd, seals=_native.SEALED)
+        return Image.parse(mmap.mmap(fd, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
+
+    def _close(self, info: ImageInfo) -> dict[str, bool | int]:
+        """Close the sandbox around all threads that there will be."""
+        inside = _native.sandbox_before_threads()
+        set_blas_threads(info.blas_threads)
+        for lane in range(1, info.threads):
+            thread = threading.Thread(target=self._lane, args=(lane,), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+        inside.update(_native.sandbox_after_threads(jit=info.jit))
+        return inside
+
+    # ---- serving ------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Serve calls in every lane until the platform's end of the channel is gone."""
+        self.go.set()
+        self._serve_lane(0)
+
+    def _lane(self, lane: int) -> None:
+        self.go.wait()
+        try:
+            self._serve_lane(lane)
+        except EnclavePoisonedError as error:
+            self.poisoned(error)
+        except BaseException as error:
+            self.failed(error)
+        os._exit(0)
+
+    def _serve_lane(self, lane: int) -> None:
+        if self.table is None:
+            raise EnclaveStateError("the worker has not started")
+        from pyenclave._worker import dispatch
+
+        dispatch.serve(self.ring_fd, self.table, lane=lane, idle=self.idle)
+
+    def idle(self) -> bool:
+        """Whether to go on waiting: the platform still holds its end of the channel."""
+        return not self._hangup.poll(0)
+
+    # ---- last words ---------------------------------------------------------------------------
+
+    def poisoned(self, error: EnclavePoisonedError) -> NoReturn:
+        """Tell why, and end; what secrets there are go with the process's memory."""
+        with contextlib.suppress(Exception):
+            _runtime.stop()
+        with contextlib.suppress(BaseException):
+            self.channel.send(messages.Poisoned(reason=str(error)[:_TEXT]))
+        os._exit(3)
+
+    def failed(self, error: BaseException) -> NoReturn:
+        """Tell what failed, and end."""
+        with contextlib.suppress(Exception):
+            _runtime.stop()
+        if self.locked.debug:
+            with contextlib.suppress(Exception):
+                sys.excepthook(type(error), error, error.__traceback__)
+        with contextlib.suppress(BaseException):
+            self.channel.send(_ending(error, debug=self.locked.debug, running=self.running))
+        os._exit(4)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _ending(error: BaseException, *, debug: bool, running: bool) -> messages.Ending:
+    """
+    Describe an error for the platform.
+
+    Before the worker runs it has no secrets, and its own checks may speak in full; the text of any
+    other exception crosses in debug only.
+    """
+    if isinstance(error, EnclaveError):
+        files = tuple(line[:512] for line in getattr(error, "files", ())[:64])
+        code, text = error.code, EnclaveError.__str__(error)
+    elif isinstance(error, ModuleNotFoundError):
+        files = (str(error.name)[:512],)
+        code, text = RuntimeLockError.code, str(error)
+    else:
+        files = ()
+        code = "launch"
+        text = type(error).__name__
+        text = f"the entry could not be loaded: {text}: {error}" if debug or not running else text
+    return messages.Ending(code=code, message=text[:_TEXT], files=files)
