@@ -1,4 +1,4 @@
-"""Targets and attackers: an enclave, an unprotected process, and programs of one or another user."""
+"""Targets and attackers: an enclave, an unprotected process, programs of one or another user."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Target:
 
 
 def become(uid: int | None) -> None:
-    """Turn this (forked) process into an ordinary program: no capabilities, perhaps another user."""
+    """Make this (forked) process an ordinary program: no capabilities, perhaps another user."""
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
