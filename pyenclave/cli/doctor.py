@@ -1,0 +1,167 @@
+"""``pyenclave doctor``: what this machine gives, each protection tried, and what is not protected."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from pyenclave import __version__, _core, _native
+from pyenclave._platform.client import PlatformClient
+from pyenclave.cli import output
+from pyenclave.errors import EnclaveError
+from pyenclave.host import Enclave
+
+__all__ = ["add_commands"]
+
+# What each mechanism stops, in the words of SECURITY.md.
+_MEANING = {
+    "dumpable_off": "other programs reading or tracing the worker; core files",
+    "untraced": "a debugger that was there before",
+    "seccomp": "system calls outside a short list",
+    "no_new_privs": "gaining privileges",
+    "pidns": "seeing or signalling other processes",
+    "netns": "any network",
+    "userns": "rights of the user outside the worker",
+    "landlock": "opening files, connecting, signalling out",
+    "mdwe": "new executable memory",
+    "secretmem": "reading keys even for most of the kernel (memfd_secret)",
+    "locked": "key memory reaching swap",
+    "nodump": "core files",
+    "mappings": "code that is not on the lock list",
+}
+_DEVICES = {
+    "sev-snp": ("/dev/sev-guest",),
+    "tdx": ("/dev/tdx_guest", "/dev/tdx-guest"),
+    "sgx": ("/dev/sgx_enclave", "/dev/attestation/quote"),
+    "nitro": ("/dev/nsm",),
+    "configfs-tsm": ("/sys/kernel/config/tsm/report",),
+    "tpm": ("/dev/tpmrm0",),
+}
+_NOT_PROTECTED = (
+    "root on this machine, and its operator: they read and change everything",
+    "hostile programs of this user: the platform's root is this user's file (embedded mode)",
+    "a program of this user that was there before the worker and races its start",
+    "ordinary Python objects inside the worker beyond the process wall; they are not erased",
+    "cache, power and timing channels; lengths and access patterns of what crosses the boundary",
+    "rollback of the whole state directory: no hardware counter holds it",
+    "availability: whoever may signal the worker can end it",
+)
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``doctor``."""
+    doctor = subparsers.add_parser(
+        "doctor", help="show what this machine gives, and what is not protected"
+    )
+    doctor.set_defaults(function=_doctor)
+
+
+def _kernels() -> dict[str, str]:
+    with_key = _core.Gcm(bytes(32))
+    features = _native.cpu_features()
+    return {
+        "aes-gcm": with_key.implementation,
+        "sha-256": "sha-ni" if "shani" in features else "portable",
+        "sha-384": "portable",
+    }
+
+
+def _tried() -> dict[str, Any]:
+    """Launch a small enclave and return its record's bits, or why it could not start."""
+    script = Path(__file__).with_name("_probe_enclave.py")
+    try:
+        with Enclave.from_file(script, quiet=True) as enclave:
+            enclave.call("answer", 41)
+            return {"bits": dict(enclave.info.protections), "level": enclave.info.level}
+    except (EnclaveError, OSError) as error:
+        return {"error": {"code": getattr(error, "code", "os"), "message": str(error)}}
+
+
+def _platform_state() -> dict[str, Any]:
+    try:
+        with PlatformClient.connect() as client:
+            hello = client.hello
+            return {"level": hello.level, "ephemeral": hello.ephemeral}
+    except (EnclaveError, OSError) as error:
+        return {"error": {"code": getattr(error, "code", "os"), "message": str(error)}}
+
+
+def _tee() -> dict[str, Any]:
+    present = {
+        name: [path for path in paths if os.path.exists(path)] for name, paths in _DEVICES.items()
+    }
+    found = {name: paths for name, paths in present.items() if paths}
+    return {
+        "tee": "none",
+        "provider": "pyenclave",
+        "devices": found,
+        "note": "evidence comes from the software platform; hardware providers are not used yet",
+    }
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    soft, hard = _native.memory_lock_limit()
+    report: dict[str, Any] = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cpu_features": list(_native.cpu_features()),
+        "kernels": _kernels(),
+        "secret_memory": _native.secret_memory_kind(),
+        "memory_lock_limit": {"soft": soft, "hard": hard},
+        "platform": _platform_state(),
+        "enclave": _tried(),
+        **_tee(),
+        "not_protected": list(_NOT_PROTECTED),
+    }
+    failed = "error" in report["enclave"] or "error" in report["platform"]
+    if args.json:
+        output.print_json(report)
+        return 1 if failed else 0
+    _print(report)
+    return 1 if failed else 0
+
+
+def _print(report: dict[str, Any]) -> None:
+    output.say(
+        f"pyenclave {report['version']}, Python {report['python']}, Linux {report['kernel']}"
+    )
+    output.say(f"CPU        {' '.join(report['cpu_features']) or 'no special instructions'}")
+    output.say(
+        "kernels    " + ", ".join(f"{name}: {kind}" for name, kind in report["kernels"].items())
+    )
+    limit = report["memory_lock_limit"]["soft"]
+    output.say(
+        f"memory     secret memory: {report['secret_memory']}; "
+        f"lock limit {'none' if limit is None else f'{limit:,} bytes'}"
+    )
+    state = report["platform"]
+    if "error" in state:
+        output.say(
+            f"platform   {output.paint('not available', 'red')}: {state['error']['message']}"
+        )
+    else:
+        kept = "EPHEMERAL (in memory only)" if state["ephemeral"] else "a file of this user"
+        output.say(f"platform   level {state['level']}; root: {kept}")
+    devices = ", ".join(report["devices"]) or "none found"
+    output.say(f"TEE        {report['tee']} (devices: {devices}); provider: {report['provider']}")
+    output.say()
+    enclave = report["enclave"]
+    if "error" in enclave:
+        output.say(
+            f"{output.paint('no enclave starts here', 'red')}: {enclave['error']['message']}"
+        )
+    else:
+        output.say("protections of an enclave launched just now, each tried:")
+        for name, bit in sorted(enclave["bits"].items()):
+            value, by = (bit["value"], bit["by"]) if isinstance(bit, dict) else (bit, "")
+            mark = output.paint("yes", "green") if value else output.paint("NO ", "red")
+            level = f" ({value})" if value is not True and value else ""
+            output.say(f"  {mark} {name:<14} {by:<8} {_MEANING.get(name, '')}{level}")
+    output.say()
+    output.say("NOT protected at this level:")
+    for line in report["not_protected"]:
+        output.say(f"  - {line}")
