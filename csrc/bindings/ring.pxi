@@ -262,10 +262,10 @@ cdef class HostLanes:
     cdef int look(self, double deadline, bint started) except -1:
         """Between two slices of waiting: is there still something to wait for?"""
         PyErr_CheckSignals()
-        if PYE_GET(&self.closed):
-            self.check()
         try:
             self.guard()
+            if PYE_GET(&self.closed):
+                self.check()
         except _errors.EnclaveLostError as error:
             error.started = started
             raise

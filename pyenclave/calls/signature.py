@@ -52,6 +52,7 @@ RESERVED_NAMES = frozenset(
         "mrsigner",
         "options",
         "pid",
+        "parameter_types",
         "ping",
         "record",
         "start",

@@ -217,9 +217,9 @@ def from_wire(wire: Wire, depth: int = 0) -> Any:
         return typing.Literal[tuple(parts)]
     inner = [from_wire(part, depth + 1) for part in parts]
     makers: dict[str, Callable[..., Any]] = {
-        "list": lambda *items: list.__class_getitem__(*items),
-        "set": lambda *items: set.__class_getitem__(*items),
-        "frozenset": lambda *items: frozenset.__class_getitem__(*items),
+        "list": list.__class_getitem__,
+        "set": set.__class_getitem__,
+        "frozenset": frozenset.__class_getitem__,
         "tuple...": lambda item: tuple.__class_getitem__((item, ...)),
         "tuple": lambda *items: tuple.__class_getitem__(items or ()),
         "dict": lambda key, value: dict.__class_getitem__((key, value)),

@@ -1,0 +1,166 @@
+"""
+Dispatch inside the worker: the function table, and serving the lanes of the ring.
+
+The loop is in C (``_core.WorkerLane``): native functions and echoes never touch Python; a Python
+function costs a decode, the call and an encode.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from pyenclave import _core
+from pyenclave._core import NativeLibrary
+from pyenclave.calls import errors as _errors
+from pyenclave.calls import ring
+from pyenclave.calls.signature import Signature, functions_of, is_ecall
+from pyenclave.errors import ImageError
+from pyenclave.formats.image import ImageInfo
+
+__all__ = ["NativeLibrary", "Table", "build_table", "serve"]
+
+
+class Table:
+    """
+    The functions of this enclave, by index, and the limits of its ring.
+
+    Attributes:
+        debug: Whether texts of errors cross and tracebacks are printed; None: ask the runtime.
+
+    """
+
+    def __init__(
+        self, functions: _core.FunctionTable, *, lanes: int, limit: int, debug: bool | None = None
+    ) -> None:
+        self.functions = functions
+        self.lanes = lanes
+        self.limit = limit
+        self.debug = debug
+        self._lock = threading.Lock()
+        self._memory: Any = None
+
+    def memory(self, ring_fd: int) -> Any:
+        """Return the mapped ring; its seals and size are checked when it is first asked for."""
+        with self._lock:
+            if self._memory is None:
+                self._memory = ring.map_ring(ring_fd, self.lanes)
+            return self._memory
+
+    def attest(self, nonce: bytes) -> bytes:
+        """Return evidence over the host's nonce."""
+        from pyenclave.trusted import _runtime
+
+        return _runtime.current().attest(nonce)
+
+    def describe(self, error: BaseException, stage: str) -> bytes:
+        """Return the error frame of *error*; in debug also print it, under the same id."""
+        show = self.debug if self.debug is not None else _runs_as_debug()
+        correlation = os.urandom(8).hex()
+        if show and stage == "function":
+            print(f"[{correlation}] a trusted function raised:", file=sys.stderr)  # noqa: T201
+            traceback.print_exception(error)
+        return _errors.to_frame(
+            error, called=stage == "function", show=show, correlation=correlation
+        )
+
+
+def _runs_as_debug() -> bool:
+    from pyenclave.errors import EnclaveStateError
+    from pyenclave.trusted import _runtime
+
+    try:
+        return _runtime.current().identity.debug
+    except EnclaveStateError:
+        return False
+
+
+def _native_entry(library: NativeLibrary, signature: Signature) -> tuple[Any, ...]:
+    address = library.address(signature.name)
+    if address == 0:
+        raise ImageError(
+            "the native library lacks a function of the image's table",
+            expected=f"pye_ecall_{signature.name}",
+        )
+    return (address, None, None, None, None, None)
+
+
+def _python_entry(function: Callable[..., Any], signature: Signature) -> tuple[Any, ...]:
+    import inspect
+
+    parameters = list(inspect.signature(function).parameters.values())
+    missing = {
+        place: item.default
+        for place, item in enumerate(parameters)
+        if item.default is not item.empty
+    }
+    keywords = tuple(item.name for item in signature.parameters if item.keyword)
+    return (0, function, signature.request_plan, signature.reply_plan, missing, keywords)
+
+
+def build_table(entry: ModuleType | NativeLibrary, info: ImageInfo) -> Table:
+    """
+    Make the table of the live functions, which must be exactly those that were measured.
+
+    Args:
+        entry: The imported module, or the native library.
+        info: The image's measured description.
+
+    Raises:
+        ImageError: A function is missing, added, or has another signature.
+
+    """
+    measured = [dict(item) for item in info.functions]
+    if isinstance(entry, NativeLibrary):
+        if any(item.get("kind") != "native" for item in measured):
+            raise ImageError("the image's table has Python functions, its entry is native")
+        entries = tuple(_native_entry(entry, Signature.from_wire(item)) for item in measured)
+    else:
+        live = functions_of(entry)
+        if _plain(live) != _plain(measured):
+            raise ImageError(
+                "the entry's functions differ from the image's table",
+                expected=", ".join(str(item.get("name")) for item in measured),
+                found=", ".join(item["name"] for item in live),
+            )
+        functions = {value.__qualname__: value for value in vars(entry).values() if is_ecall(value)}
+        entries = tuple(
+            _python_entry(functions[item["name"]], Signature.of(functions[item["name"]]))
+            for item in live
+        )
+    return Table(_core.FunctionTable(entries), lanes=info.threads, limit=info.message_limit)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that what went through JSON compares equal."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def serve(ring_fd: int, table: Table, *, lane: int, idle: Callable[[], bool]) -> None:
+    """
+    Serve one lane until ``idle()`` returns False.
+
+    Args:
+        ring_fd: The size-sealed memory of the ring.
+        table: What can be called.
+        lane: Number of the lane; each has one thread.
+        idle: Called at least every 100 ms of waiting.
+
+    Raises:
+        EnclavePoisonedError: The host broke the protocol, or trusted code found a broken MAC.
+        EnclaveStateError: The ring is not sealed or has another size.
+
+    """
+    worker = _core.WorkerLane(
+        table.memory(ring_fd), table.lanes, ring.DEFAULT_SLOT, lane, table.limit
+    )
+    worker.serve(table.functions, table.attest, table.describe, idle)

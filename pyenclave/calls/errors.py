@@ -1,0 +1,100 @@
+"""
+Errors that cross from the enclave to the host, as bytes.
+
+An exception crosses as its type's name and a correlation id. Its text crosses only if the class
+says that it is public, in a debug enclave, or if the call was not made at all: then the text
+comes from this package and is about the signature.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pyenclave import errors
+from pyenclave.errors import ArgumentError, CallError, EcallError, UnknownFunctionError
+
+__all__ = ["MAX_TEXT", "ErrorFrame", "from_frame", "to_frame"]
+
+MAX_TEXT = 4096
+
+_CODES = {
+    cls.code: cls for cls in (CallError, ArgumentError, UnknownFunctionError, errors.OcallError)
+}
+
+
+class ErrorFrame(
+    msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True
+):
+    """What an error frame says; all texts are capped."""
+
+    code: str
+    message: str
+    type: str = ""
+    id: str = ""
+    advice: str | None = None
+
+
+_decoder = msgspec.msgpack.Decoder(ErrorFrame, strict=True)
+
+
+def _cut(text: str, most: int = MAX_TEXT) -> str:
+    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
+
+
+def to_frame(error: BaseException, *, called: bool, show: bool, correlation: str) -> bytes:
+    """
+    Describe *error* for the host.
+
+    Args:
+        error: What was raised inside.
+        called: Whether the trusted function was entered; before that, errors are this package's.
+        show: Debug: let the text cross.
+        correlation: Id under which a debug enclave's log has the traceback.
+
+    """
+    kind = type(error)
+    own = isinstance(error, CallError) and not isinstance(error, EcallError)
+    if own and not called and isinstance(error, CallError):
+        details = [error.message]
+        if error.expected is not None:
+            details.append(f"expected {error.expected}")
+        if error.found is not None:
+            details.append(f"found {error.found}")
+        frame = ErrorFrame(
+            code=kind.code if kind.code in _CODES else CallError.code,  # type: ignore[attr-defined]
+            message=_cut("; ".join(details)),
+            advice=None if error.advice is None else _cut(error.advice),
+        )
+        return msgspec.msgpack.encode(frame)
+    public = getattr(kind, "public", False) is True
+    text = ""
+    if show or public:
+        try:
+            text = str(error)
+        except Exception:
+            text = ""
+    frame = ErrorFrame(
+        code=EcallError.code,
+        message=_cut(text),
+        type=_cut(kind.__name__, 128),
+        id=correlation,
+    )
+    return msgspec.msgpack.encode(frame)
+
+
+def from_frame(data: bytes) -> CallError:
+    """Return the exception that an error frame of the enclave describes; untrusted input."""
+    try:
+        frame = _decoder.decode(data) if len(data) <= 4 * MAX_TEXT else None
+    except (msgspec.DecodeError, RecursionError):
+        frame = None
+    if frame is None:
+        return CallError("the enclave answered with an error that cannot be read")
+    if frame.code in _CODES:
+        return _CODES[frame.code](frame.message, advice=frame.advice)
+    shown = f"{frame.type}: {frame.message}" if frame.message else frame.type
+    return EcallError(
+        f"the trusted function raised {shown}" + (f" [{frame.id}]" if frame.id else ""),
+        type=frame.type,
+        id=frame.id,
+    )

@@ -1,0 +1,59 @@
+"""
+Connections to the platform, one for each state directory, shared by this process's enclaves.
+
+The platform lives as long as hosts are connected, so a connection closes with its last enclave.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from pyenclave._platform.client import PlatformClient
+
+__all__ = ["acquire", "release"]
+
+_lock = threading.Lock()
+_clients: dict[tuple[int, str], tuple[PlatformClient, int]] = {}
+
+
+def acquire(state: str | os.PathLike[str] | None) -> PlatformClient:
+    """
+    Return the connection for *state*, made now if there is none; give it back by ``release``.
+
+    Raises:
+        PlatformUnavailableError: No platform can be reached or started.
+
+    """
+    shown = os.environ.get("PYENCLAVE_STATE", "") if state is None else os.fsdecode(state)
+    key = (os.getpid(), shown)
+    with _lock:
+        found = _clients.get(key)
+        if found is not None and not found[0].closed:
+            _clients[key] = (found[0], found[1] + 1)
+            return found[0]
+        client = PlatformClient.connect(state)
+        _clients[key] = (client, 1)
+        return client
+
+
+def release(client: PlatformClient) -> None:
+    """Give a connection back; the last one closes it."""
+    with _lock:
+        for key, (found, users) in list(_clients.items()):
+            if found is client:
+                if users > 1:
+                    _clients[key] = (found, users - 1)
+                    return
+                del _clients[key]
+                break
+    client.close()
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - another thread may have held it when this child was made
+    _lock = threading.Lock()
+    _clients.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,157 @@
+"""What an enclave's handle gives out: evidence, a description, and its functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyenclave._core import HostCall, HostLanes
+from pyenclave.calls.signature import Signature
+from pyenclave.calls.types import describe
+from pyenclave.errors import UnknownFunctionError
+
+__all__ = ["EnclaveInfo", "Evidence", "Functions"]
+
+
+class Evidence(bytes):
+    """Evidence of an enclave, as bytes that a relying party verifies."""
+
+    __slots__ = ()
+
+    def to_bytes(self) -> bytes:
+        """Return the plain bytes."""
+        return bytes(self)
+
+    def __repr__(self) -> str:
+        return f"<Evidence of {len(self)} bytes>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnclaveInfo:
+    """
+    What the platform says of a running enclave. Only verified evidence proves any of it.
+
+    Attributes:
+        name: Name in the image.
+        enclave_id: Identity of this launch.
+        pid: Process of the worker.
+        debug: Whether it runs as debug.
+        mrenclave: Measurement.
+        mrsigner: Signer, zero if unsigned.
+        product_id: ISVPRODID.
+        security_version: ISVSVN.
+        threads: Calls that run at the same time.
+        functions: Signatures, as people write them.
+        level: Level of protection.
+        protections: The probed bits, by name.
+        record: The signed protection record.
+        runtime_public_key: Key to which secrets for this launch are encrypted.
+
+    """
+
+    name: str
+    enclave_id: bytes
+    pid: int
+    debug: bool
+    mrenclave: bytes
+    mrsigner: bytes
+    product_id: int
+    security_version: int
+    threads: int
+    functions: tuple[str, ...]
+    level: str
+    protections: Mapping[str, bool | int]
+    record: bytes
+    runtime_public_key: bytes
+
+
+class Functions:
+    """
+    The functions of one enclave, as callables.
+
+    Args:
+        signatures: In the order of the image, which gives each its index.
+        lanes: Where calls go.
+        timeout: Seconds for a call, or None.
+
+    """
+
+    def __init__(
+        self, signatures: tuple[Signature, ...], lanes: HostLanes, timeout: float | None = None
+    ) -> None:
+        self._signatures = {item.name: (index, item) for index, item in enumerate(signatures)}
+        self._lanes = lanes
+        self._timeout = timeout
+        self._by_name: dict[str, HostCall] = {}
+        self._by_function: dict[Callable[..., Any], HostCall] = {}
+
+    def with_timeout(self, timeout: float | None) -> Functions:
+        """Return the same functions with another deadline."""
+        return Functions(tuple(item for _, item in self._signatures.values()), self._lanes, timeout)
+
+    def signature(self, name: str) -> Signature:
+        """
+        Return a function's signature.
+
+        Raises:
+            UnknownFunctionError: There is none of that name.
+
+        """
+        try:
+            return self._signatures[name][1]
+        except (KeyError, TypeError):
+            raise UnknownFunctionError(
+                f"the enclave has no function {name!r}",
+                advice=f"It has: {', '.join(self._signatures) or 'none'}.",
+            ) from None
+
+    def named(self, name: str) -> HostCall:
+        """Return the function *name*, with dicts for the entry's classes."""
+        found = self._by_name.get(name)
+        if found is None:
+            signature = self.signature(name)
+            found = self._by_name[name] = self._make(name, signature)
+        return found
+
+    def typed(self, function: Callable[..., Any]) -> HostCall:
+        """Return the enclave's counterpart of the host's own *function*, with its classes."""
+        try:
+            found = self._by_function.get(function)
+        except TypeError:
+            found = None
+        if found is None:
+            name = getattr(function, "__qualname__", None)
+            if not callable(function) or not isinstance(name, str):
+                raise TypeError(f"a function or its name is wanted, not {function!r}")
+            signature = self.signature(name)
+            if signature.kind == "python":
+                signature = signature.with_types_of(function)
+            found = self._by_function[function] = self._make(name, signature)
+        return found
+
+    def _make(self, name: str, signature: Signature) -> HostCall:
+        native = signature.kind == "native"
+        array = isinstance(signature.returns, list | tuple) and signature.returns[0] == "array"
+        return HostCall(
+            self._lanes,
+            self._signatures[name][0],
+            name,
+            str(signature),
+            signature.request_plan,
+            signature.reply_plan,
+            signature.bind,
+            native=native,
+            element=signature.returns[1] if native and array else None,
+            timeout=-1 if self._timeout is None else self._timeout,
+            has_out=array and all(item.name != "out" for item in signature.parameters),
+        )
+
+    def parameter_types(self, name: str) -> list[str]:
+        """Return the types of a function's parameters; arrays as ``ndarray:<f8``."""
+        return [
+            f"ndarray:{item.wire[1]}"
+            if isinstance(item.wire, list | tuple) and item.wire[0] == "array"
+            else describe(item.wire)
+            for item in self.signature(name).parameters
+        ]
