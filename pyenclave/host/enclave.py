@@ -86,7 +86,7 @@ class Enclave:
             raise TypeError(f"an image is a path or bytes, not {type(image).__name__}")
         if isinstance(require, str) or not all(isinstance(name, str) for name in require):
             raise TypeError("require is a sequence of names")
-        if not isinstance(queue, int) or queue < 0:
+        if queue < 0:
             raise ValueError(f"queue must be a number of calls, not {queue!r}")
         self._source = image
         self._debug = debug

@@ -122,7 +122,7 @@ class Functions:
             found = None
         if found is None:
             name = getattr(function, "__qualname__", None)
-            if not callable(function) or not isinstance(name, str):
+            if not isinstance(name, str):
                 raise TypeError(f"a function or its name is wanted, not {function!r}")
             signature = self.signature(name)
             if signature.kind == "python":
