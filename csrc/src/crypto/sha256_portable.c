@@ -1,7 +1,10 @@
 /* sha256_portable.c - SHA-256's block function in plain C (FIPS 180-4, 4.1.2 and 6.2.2). */
 #include "crypto/sha256.h"
 
-#include <string.h>
+#if !defined(__clang__)
+/* gcc undoes the order in which a round adds up, which is the one with the shortest chain. */
+#pragma GCC optimize("no-tree-reassoc")
+#endif
 
 /* First 32 bits of the fractional parts of the cube roots of the first 64 primes (4.2.2). */
 const uint32_t pye_sha256_k[64] __attribute__((aligned(64))) = {
@@ -35,48 +38,64 @@ static inline uint32_t small1(uint32_t x)
     return rotate(x, 17) ^ rotate(x, 19) ^ (x >> 10);
 }
 
+/* One round, and before it the message word that it needs. The working variables change places by
+ * the order of the arguments; b_xor_c is what this round's majority takes over from the last. */
 #define ROUND(a, b, c, d, e, f, g, h, i)                                                           \
     do {                                                                                           \
-        const uint32_t t1 = h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) +                   \
-                            (((f ^ g) & e) ^ g) + k[i] + w[i];                                     \
-        d += t1;                                                                                   \
-        h = t1 + (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + (((a | b) & c) | (a & b));       \
+        uint32_t t;                                                                                \
+                                                                                                   \
+        if (r != 0) {                                                                              \
+            w[i] += small0(w[((i) + 1) & 15]) + w[((i) + 9) & 15] + small1(w[((i) + 14) & 15]);    \
+        }                                                                                          \
+        t = h + pye_sha256_k[r + (i)] + w[i];                                                      \
+        t += ((f ^ g) & e) ^ g;                                                                    \
+        t += rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);                                         \
+        d += t;                                                                                    \
+        const uint32_t a_xor_b = a ^ b;                                                            \
+        h = t + ((a_xor_b & b_xor_c) ^ b);                                                         \
+        h += rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);                                         \
+        b_xor_c = a_xor_b;                                                                         \
     } while (0)
 
 void pye_sha256_blocks_portable(uint32_t h_out[8], const uint8_t *data, size_t num_blocks)
 {
     uint32_t w[16];
-    uint32_t s[8];
 
     while (num_blocks-- != 0) {
-        memcpy(s, h_out, sizeof(s));
+        uint32_t a = h_out[0], b = h_out[1], c = h_out[2], d = h_out[3];
+        uint32_t e = h_out[4], f = h_out[5], g = h_out[6], h = h_out[7];
+        uint32_t b_xor_c = b ^ c;
+
         for (size_t i = 0; i < 16; i++) {
             w[i] = load32(data + 4 * i);
         }
         for (size_t r = 0; r < 64; r += 16) {
-            const uint32_t *k = pye_sha256_k + r;
-
-            if (r != 0) {
-                for (size_t i = 0; i < 16; i++) {
-                    w[i] += small0(w[(i + 1) & 15]) + w[(i + 9) & 15] + small1(w[(i + 14) & 15]);
-                }
-            }
-            for (size_t i = 0; i < 16; i += 8) {
-                ROUND(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], i);
-                ROUND(s[7], s[0], s[1], s[2], s[3], s[4], s[5], s[6], i + 1);
-                ROUND(s[6], s[7], s[0], s[1], s[2], s[3], s[4], s[5], i + 2);
-                ROUND(s[5], s[6], s[7], s[0], s[1], s[2], s[3], s[4], i + 3);
-                ROUND(s[4], s[5], s[6], s[7], s[0], s[1], s[2], s[3], i + 4);
-                ROUND(s[3], s[4], s[5], s[6], s[7], s[0], s[1], s[2], i + 5);
-                ROUND(s[2], s[3], s[4], s[5], s[6], s[7], s[0], s[1], i + 6);
-                ROUND(s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[0], i + 7);
-            }
+            ROUND(a, b, c, d, e, f, g, h, 0);
+            ROUND(h, a, b, c, d, e, f, g, 1);
+            ROUND(g, h, a, b, c, d, e, f, 2);
+            ROUND(f, g, h, a, b, c, d, e, 3);
+            ROUND(e, f, g, h, a, b, c, d, 4);
+            ROUND(d, e, f, g, h, a, b, c, 5);
+            ROUND(c, d, e, f, g, h, a, b, 6);
+            ROUND(b, c, d, e, f, g, h, a, 7);
+            ROUND(a, b, c, d, e, f, g, h, 8);
+            ROUND(h, a, b, c, d, e, f, g, 9);
+            ROUND(g, h, a, b, c, d, e, f, 10);
+            ROUND(f, g, h, a, b, c, d, e, 11);
+            ROUND(e, f, g, h, a, b, c, d, 12);
+            ROUND(d, e, f, g, h, a, b, c, 13);
+            ROUND(c, d, e, f, g, h, a, b, 14);
+            ROUND(b, c, d, e, f, g, h, a, 15);
         }
-        for (size_t i = 0; i < 8; i++) {
-            h_out[i] += s[i];
-        }
+        h_out[0] += a;
+        h_out[1] += b;
+        h_out[2] += c;
+        h_out[3] += d;
+        h_out[4] += e;
+        h_out[5] += f;
+        h_out[6] += g;
+        h_out[7] += h;
         data += PYE_SHA256_BLOCK_SIZE;
     }
     pye_wipe(w, sizeof(w));
-    pye_wipe(s, sizeof(s));
 }
