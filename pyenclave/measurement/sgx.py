@@ -51,6 +51,9 @@ class _Taken:
 
     def add(self, start: int, end: int) -> bool:
         """Take a range; return whether it was free."""
+        if self._ends and start == self._ends[-1]:  # the usual order: on and on
+            self._ends[-1] = end
+            return True
         at = bisect_left(self._ends, start)
         joins_left = at < len(self._ends) and self._ends[at] == start
         after = at + 1 if joins_left else at
@@ -88,17 +91,18 @@ def measure_pages(
             outside the enclave, not aligned, added twice or with impossible flags.
     """
     taken = _Taken()
+    before = 0
     try:
         measurement = _core.SgxMeasurement(size, ssa_frame_size)
         for offset, flags, content in pages:
             if content is None:
-                length = PAGE_SIZE
                 measurement.add_unmeasured(1, offset, flags)
             else:
                 measurement.add_pages(content, offset, flags)
-                with memoryview(content) as view:
-                    length = view.nbytes
-            if length and not taken.add(offset, offset + length):
+            after = measurement.num_pages
+            added = after - before
+            before = after
+            if added and not taken.add(offset, offset + added * PAGE_SIZE):
                 raise MeasurementError(
                     "a page is added twice", expected="a free range", found=f"offset {offset:#x}"
                 )
