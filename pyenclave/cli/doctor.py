@@ -1,4 +1,4 @@
-"""``pyenclave doctor``: what this machine gives, each protection tried, and what is not protected."""
+"""``pyenclave doctor``: what this machine gives, each protection tried, and what is open."""
 
 from __future__ import annotations
 
