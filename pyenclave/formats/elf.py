@@ -242,7 +242,7 @@ def parse(data: Buffer, name: str) -> SharedObject:
         needs = tuple(file.string(table, at) for at in file.dynamic.get(_DT_NEEDED, ()))
         if _DT_SONAME in file.dynamic:
             soname = file.string(table, file.one(_DT_SONAME, "DT_SONAME"))
-    for text in (*needs, *((soname,) if soname else ())):
+    for text in (*needs, *((soname,) if _DT_SONAME in file.dynamic else ())):
         if not text or not text.isprintable() or len(text) > 255:
             raise file.wrong("a SONAME is not a short printable text", found=repr(text[:80]))
     return SharedObject(

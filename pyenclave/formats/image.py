@@ -129,7 +129,7 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         try:
             info = _decoder.decode(data)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ImageError(f"malformed image info: {error}") from None
         info.check()
         if info.to_bytes() != data:

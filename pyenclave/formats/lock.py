@@ -122,7 +122,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ImageError("lock list is too long", expected=f"<= {MAX_LOCK}", found=len(data))
         try:
             lock = _decoder.decode(data)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ImageError(f"malformed lock list: {error}") from None
         lock.check()
         if lock.to_bytes() != data:

@@ -325,6 +325,6 @@ def decode(data: bytes) -> Message:
         )
     try:
         message: Message = _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EnclaveStateError(f"malformed control message: {error}") from None
     return message
