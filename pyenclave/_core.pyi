@@ -1,6 +1,6 @@
 from collections.abc import Callable, Mapping
 from threading import Condition
-from typing import Any, Self
+from typing import Any, Self, final
 
 from typing_extensions import Buffer
 

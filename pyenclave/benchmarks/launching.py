@@ -45,7 +45,7 @@ def launch_zygote() -> dict[str, Any]:
                     ours.append((time.perf_counter_ns() - start) / 1e3)
                     if answer != 42.0:
                         raise AssertionError("the enclave gave a wrong answer")
-                    bits = enclave.info.protections
+                    bits = dict(enclave.info.protections)
                     enclave.close()
                 start = time.perf_counter_ns()
                 subprocess.run(

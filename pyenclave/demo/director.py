@@ -58,7 +58,7 @@ class _Program:
         ours, theirs = socket.socketpair() if line is None else (None, line)
         self.process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
-            stdin=theirs,
+            stdin=theirs.fileno(),
             # One thread on both sides: the figures are then equal bit for bit.
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             pass_fds=() if extra is None else (extra.fileno(),),

@@ -58,7 +58,7 @@ def score(blob: bytes, chunk: int) -> npt.NDArray[np.float64]:
         raise trusted.PublicError("no model is loaded")
     bias, weights = _model[0][0], _model[0][1:]
     rows = _open("table", blob, b"table %d" % chunk).reshape(-1, len(weights) + 1)
-    scores = 1.0 / (1.0 + np.exp(-(rows[:, 1:] @ weights + bias)))
+    scores: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(rows[:, 1:] @ weights + bias)))
     _tally["rows"] += len(scores)
     _tally["right"] += int(((scores > 0.5) == (rows[:, 0] > 0.5)).sum())
     return scores

@@ -223,7 +223,7 @@ def ring_byte(order: Order) -> Outcome:
     left, right = socket.socketpair()
     host = subprocess.Popen(
         [sys.executable, "-m", "pyenclave.demo.service", order["image"], os.devnull],
-        stdin=right,
+        stdin=right.fileno(),
     )
     right.close()
     peer = Peer(left)
