@@ -60,21 +60,37 @@ class Channel:
         """Return the socket's descriptor."""
         return self._sock.fileno()
 
-    def send(self, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
+    def send(
+        self,
+        message: messages.Message,
+        fds: tuple[int, ...] = (),
+        timeout: float | None = None,
+    ) -> None:
         """
         Send *message* with *fds* (which stay the caller's).
 
+        Args:
+            message: What to send.
+            fds: Descriptors that go with it.
+            timeout: Seconds, or None to wait as long as the peer lives without reading.
+
         Raises:
             EnclaveLostError: The peer is gone.
+            TimeoutError: The peer reads nothing; the message was not sent.
 
         """
         data = messages.encode(message)
+        deadline = None if timeout is None else time.monotonic() + timeout
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         while True:
             try:
                 self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                select.select([], [self._sock], [], _SLICE)
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError("the peer does not read") from None
+                poll = select.poll()
+                poll.register(self._sock, select.POLLOUT)
+                poll.poll(_SLICE * 1000)
             except OSError as error:
                 raise EnclaveLostError(f"the peer is gone: {error.strerror}") from None
             else:

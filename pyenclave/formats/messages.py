@@ -83,6 +83,7 @@ class Launch(_Base, frozen=True, kw_only=True, tag="launch"):
 
     debug: bool | None = None  # None: production if signed, else debug
     require: tuple[str, ...] = ()  # protection bits without which the launch is refused
+    allow_ephemeral: bool = False  # seal keys and counters although the root is in memory only
 
 
 class Launched(_Base, frozen=True, kw_only=True, tag="launched"):
