@@ -1,0 +1,434 @@
+"""
+The host's side of the platform: find it, start it, ask it.
+
+The platform is a process of its own. It is shared by all hosts of one user, state directory and
+runtime; the first host starts it and it ends soon after the last host is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+import msgspec
+
+from pyenclave._platform.endpoint import Endpoint, runtime_name
+from pyenclave._platform.state import State
+from pyenclave._platform.wire import raise_failure
+from pyenclave.calls.channel import Channel, close_all
+from pyenclave.errors import (
+    EnclaveClosedError,
+    EnclaveError,
+    EnclaveLostError,
+    EnclaveStateError,
+    PlatformUnavailableError,
+)
+from pyenclave.formats import messages
+from pyenclave.formats.lock import START_FLAGS, Roots
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+__all__ = ["PlatformClient", "local_platform_root"]
+
+_ROOT_FILE: Final = "platform-root.pem"
+_START_TIMEOUT: Final = 10.0  # seconds until a new platform answers
+_ANSWER_TIMEOUT: Final = 10.0
+# A first launch hashes and imports the runtime's whole lock list in a new zygote.
+_LAUNCH_TIMEOUT: Final = 60.0
+_ATTEMPTS: Final = 3
+_MAX_LOG: Final = 256 * 1024
+# The platform must not be the host's child for ever (nobody may wait for it), so a first process
+# makes it and ends. Nothing but built-in modules is imported before the fork.
+_BOOTSTRAP: Final = (
+    "import os, sys\n"
+    "if os.fork(): os._exit(0)\n"
+    "sys.path[:] = sys.argv[2:]\n"
+    "from pyenclave._platform.server import main\n"
+    "main(sys.argv[1])\n"
+)
+_ENVIRONMENT: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
+# A sanitizer build cannot load without its runtime; no other build lets these through.
+_SANITIZER_ENVIRONMENT: Final = ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS")
+
+_Fds = list[int]  # inside the class, ``list`` is a method
+_Answer = TypeVar("_Answer", bound=msgspec.Struct)
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a new platform is told, as JSON in its arguments; nothing in it is secret."""
+
+    state: str
+    channel: int
+    executable: str
+    runtime: str
+    roots: Roots
+
+
+class PlatformClient:
+    """
+    A connection to the platform. Thread-safe; one request is under way at a time.
+
+    Not for use after a fork: the child's copies are closed and raise EnclaveStateError.
+
+    Attributes:
+        hello: Who the platform is.
+
+    """
+
+    def __init__(self, channel: Channel, hello: messages.HelloReply) -> None:
+        self.hello = hello
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+        _clients.add(self)
+
+    @classmethod
+    def connect(
+        cls, state_dir: str | os.PathLike[str] | None = None, *, start: bool = True
+    ) -> Self:
+        """
+        Connect to the platform of this user, starting it if it does not run.
+
+        Args:
+            state_dir: The state directory; None for ``PYENCLAVE_STATE`` or the default.
+            start: Start a platform if none runs.
+
+        Raises:
+            PlatformUnavailableError: There is none and it was not to be or could not be started,
+                it does not answer, or the state directory is in disorder.
+
+        """
+        path = None if state_dir is None else os.fsdecode(state_dir)
+        roots = Roots.of_this_process()
+        runtime = runtime_name(sys.executable, roots)
+        with State.open(path, create=start) as state:
+            endpoint = Endpoint(state, runtime)
+            client = cls._try_connecting(endpoint)
+            if client is not None:
+                return client
+            if not start:
+                raise PlatformUnavailableError("no platform runs", advice="Start an enclave.")
+            with contextlib.ExitStack() as stack:
+                if state.writable:
+                    # Only one host starts the platform; the others then find it.
+                    stack.enter_context(
+                        state.lock(endpoint.start_lock_name, timeout=2 * _START_TIMEOUT)
+                    )
+                    client = cls._try_connecting(endpoint)
+                    if client is not None:
+                        return client
+                config = Start(
+                    state=state.path,
+                    channel=-1,
+                    executable=sys.executable,
+                    runtime=runtime,
+                    roots=roots,
+                )
+                return cls._start(state, endpoint, config)
+
+    @classmethod
+    def _try_connecting(cls, endpoint: Endpoint) -> Self | None:
+        for attempt in range(_ATTEMPTS):
+            sock = endpoint.connect()
+            if sock is None:
+                return None
+            channel = Channel(sock)
+            try:
+                return cls(channel, _greet(channel, _ANSWER_TIMEOUT / 2))
+            except EnclaveLostError:
+                # It was about to end; its successor may be there in a moment.
+                channel.close()
+                time.sleep(0.02 * (attempt + 1))
+            except TimeoutError:
+                channel.close()
+                raise PlatformUnavailableError(
+                    "the platform does not answer",
+                    expected=f"a greeting within {_ANSWER_TIMEOUT / 2:g} s",
+                    advice="Is it stopped? 'pyenclave ps' and the platform's log say more.",
+                ) from None
+            except BaseException:
+                channel.close()
+                raise
+        return None
+
+    @classmethod
+    def _start(cls, state: State, endpoint: Endpoint, config: Start) -> Self:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel = Channel(ours)
+        try:
+            with theirs:
+                _spawn(state, endpoint, config, theirs.fileno())
+            return cls(channel, _greet(channel, _START_TIMEOUT))
+        except (EnclaveLostError, TimeoutError) as error:
+            channel.close()
+            raise PlatformUnavailableError(
+                "the platform did not start",
+                expected=f"a greeting within {_START_TIMEOUT:g} s",
+                found="no answer" if isinstance(error, TimeoutError) else "it ended",
+                advice=f"See {state.path}/{endpoint.log_name}.",
+            ) from None
+        except BaseException:
+            channel.close()
+            raise
+
+    def launch(
+        self,
+        image_fd: int,
+        ring_fd: int,
+        *,
+        debug: bool | None = None,
+        require: tuple[str, ...] = (),
+        allow_ephemeral: bool | None = None,
+    ) -> tuple[messages.Launched, int]:
+        """
+        Start an enclave.
+
+        Args:
+            image_fd: Write-sealed memfd of the image; stays the caller's.
+            ring_fd: Size-sealed memfd of the ring; stays the caller's.
+            debug: None: production if the image is signed, else debug.
+            require: Protection bits without which the launch is refused.
+            allow_ephemeral: Give data sealing keys and counters although the platform's root
+                lives in memory only; None: if ``PYENCLAVE_ALLOW_EPHEMERAL`` is 1.
+
+        Returns:
+            The platform's answer and the worker's pidfd, which is the caller's.
+
+        Raises:
+            ImageError: The image is refused (SignatureError, RuntimeLockError among them).
+            LaunchError: It could not be started (LaunchRefusedError, PlatformUnavailableError).
+            EnclaveLostError: The platform ended.
+
+        """
+        if allow_ephemeral is None:
+            allow_ephemeral = os.environ.get("PYENCLAVE_ALLOW_EPHEMERAL") == "1"
+        request = messages.Launch(
+            debug=debug, require=tuple(require), allow_ephemeral=allow_ephemeral
+        )
+        launched, fds = self._ask(
+            request,
+            messages.Launched,
+            fds=(image_fd, ring_fd),
+            timeout=_LAUNCH_TIMEOUT,
+            answer_fds=1,
+        )
+        return launched, fds[0]
+
+    def close_enclave(self, enclave_id: bytes) -> None:
+        """End an enclave of this connection; returns when its process is gone."""
+        self._ask(messages.Close(enclave_id=enclave_id), messages.Ok)
+
+    def why(self, enclave_id: bytes) -> messages.WhyReply:
+        """Return the state of an enclave of this connection, and why it ended."""
+        return self._ask(messages.Why(enclave_id=enclave_id), messages.WhyReply)[0]
+
+    def list(self) -> tuple[messages.EnclaveInfo, ...]:
+        """Return the running enclaves of this platform, other hosts' included."""
+        return self._ask(messages.List(), messages.Listing)[0].enclaves
+
+    def kill(self, enclave_id: bytes) -> None:
+        """End any enclave of this platform."""
+        self._ask(messages.Kill(enclave_id=enclave_id), messages.Ok)
+
+    def root(self) -> messages.RootReply:
+        """Return the platform's root certificate (DER)."""
+        return self._ask(messages.Root(), messages.RootReply)[0]
+
+    def _ask(
+        self,
+        request: messages.Message,
+        kind: type[_Answer],
+        *,
+        fds: tuple[int, ...] = (),
+        timeout: float = _ANSWER_TIMEOUT,
+        answer_fds: int = 0,
+    ) -> tuple[_Answer, _Fds]:
+        self._check_usable()
+        with self._lock:
+            self._check_usable()
+            try:
+                self._channel.send(request, fds, timeout)
+                answer, received = self._channel.receive(timeout)
+            except TimeoutError:
+                # The answer may still come and would be taken for that of the next request.
+                self._drop()
+                raise PlatformUnavailableError(
+                    "the platform does not answer", expected=f"an answer within {timeout:g} s"
+                ) from None
+            except EnclaveError:
+                self._drop()
+                raise
+        if isinstance(answer, messages.Failure):
+            close_all(received)
+            raise_failure(answer)
+        if not isinstance(answer, kind) or len(received) != answer_fds:
+            close_all(received)
+            self.close()
+            raise PlatformUnavailableError(
+                "the platform gave an answer to another question",
+                expected=kind.__name__,
+                found=type(answer).__name__,
+            )
+        return answer, received
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise EnclaveStateError(
+                "this connection belongs to the parent process",
+                expected=f"pid {self._pid}",
+                found=os.getpid(),
+                advice="Connect anew in the child.",
+            )
+        if self._closed:
+            raise EnclaveClosedError("the connection to the platform is closed")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection was closed, by us or by a failure."""
+        return self._closed
+
+    def _drop(self) -> None:
+        self._closed = True
+        self._channel.close()
+
+    def close(self) -> None:
+        """Close the connection; its enclaves end. May be called twice."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _after_fork(self) -> None:
+        # Without this the child's copy would keep the enclaves alive after the host is gone.
+        self._closed = True
+        self._channel.close()
+
+
+_clients: weakref.WeakSet[PlatformClient] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    for client in list(_clients):
+        client._after_fork()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def local_platform_root() -> Certificate:
+    """
+    Return the root certificate of this user's platform: what a relying party enrols.
+
+    The certificate is read from the state directory; only where it is not there yet a platform is
+    started, which writes it. Enrolling it trusts this user's account on this machine, no hardware.
+
+    Raises:
+        PlatformUnavailableError: The state directory is in disorder, or no platform starts.
+
+    """
+    from cryptography import x509
+
+    with State.open() as state:
+        if state.exists and state.read_file("root", limit=4096) is not None:
+            pem = state.read_file(_ROOT_FILE, limit=16 * 1024)
+            if pem is not None:
+                try:
+                    return x509.load_pem_x509_certificate(pem)
+                except ValueError:
+                    pass  # the platform writes it anew
+    with PlatformClient.connect() as client:
+        return x509.load_der_x509_certificate(client.root().certificate)
+
+
+def _greet(channel: Channel, timeout: float) -> messages.HelloReply:
+    channel.send(messages.Hello())
+    answer, fds = channel.receive(timeout)
+    close_all(fds)
+    if isinstance(answer, messages.Failure):
+        raise_failure(answer)
+    if not isinstance(answer, messages.HelloReply) or answer.version != messages.FORMAT_VERSION:
+        raise PlatformUnavailableError(
+            "the platform speaks another version",
+            expected=messages.FORMAT_VERSION,
+            found=getattr(answer, "version", type(answer).__name__),
+        )
+    return answer
+
+
+def _spawn(state: State, endpoint: Endpoint, config: Start, channel_fd: int) -> None:
+    told = msgspec.json.encode(msgspec.structs.replace(config, channel=channel_fd)).decode()
+    command = [sys.executable, *START_FLAGS, "-c", _BOOTSTRAP, told, *config.roots.path]
+    names = _ENVIRONMENT + (_SANITIZER_ENVIRONMENT if _is_sanitizer_build() else ())
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    log = _open_log(state, endpoint)
+    try:
+        first = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if log is None else log,
+            env=environment,
+            cwd="/",
+            pass_fds=(channel_fd,),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise PlatformUnavailableError(
+            f"{sys.executable} cannot be started: {error.strerror}"
+        ) from None
+    finally:
+        if log is not None:
+            os.close(log)
+    try:
+        first.wait(_START_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        first.kill()
+        first.wait()
+        raise PlatformUnavailableError(
+            "the platform did not start", expected=f"a process within {_START_TIMEOUT:g} s"
+        ) from None
+
+
+def _open_log(state: State, endpoint: Endpoint) -> int | None:
+    if not state.writable:
+        return None
+    try:
+        fd = state.open_file(endpoint.log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except OSError:
+        return None
+    if os.fstat(fd).st_size > _MAX_LOG:
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+    return fd
+
+
+def _is_sanitizer_build() -> bool:
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if "asan" not in preloaded and "ubsan" not in preloaded:
+        return False
+    from pyenclave import _native
+
+    check: Callable[[], bool] | None = getattr(_native, "is_sanitizer_build", None)
+    return check is not None and check()

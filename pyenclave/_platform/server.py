@@ -1,0 +1,441 @@
+"""
+The platform process.
+
+One thread accepts; each host and each worker has a thread of its own, so that a slow or hostile
+one holds up nobody else. Everything that grows has a limit. The process ends soon after its last
+host, and whatever it started ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from pyenclave._platform.client import Start
+from pyenclave._platform.counters import CounterStore, MemoryFiles
+from pyenclave._platform.endpoint import Endpoint, peer_pid, peer_uid
+from pyenclave._platform.hardening import harden_platform
+from pyenclave._platform.launch import Launcher, ZygoteFactory
+from pyenclave._platform.root import PlatformRoot
+from pyenclave._platform.service import Enclave, Services
+from pyenclave._platform.state import State
+from pyenclave._platform.wire import failure_of
+from pyenclave.calls.channel import Channel, close_all
+from pyenclave.errors import (
+    ArgumentError,
+    BusyError,
+    EnclaveError,
+    EnclaveLostError,
+    EnclaveStateError,
+    PlatformUnavailableError,
+)
+from pyenclave.formats import messages
+from pyenclave.formats.lock import Roots
+
+__all__ = ["Server", "main", "make_zygotes"]
+
+MAX_HOSTS: Final = 64
+MAX_ENCLAVES: Final = 256
+MAX_ENDED: Final = 256  # per host: enclaves whose end is remembered
+_IDLE_GRACE: Final = 0.4  # seconds without a host until the platform ends
+_HELLO_TIMEOUT: Final = 5.0
+_SEND_TIMEOUT: Final = 5.0
+_LOCK_TIMEOUT: Final = 5.0  # for a predecessor that is ending
+_OPEN_FILES: Final = 8192
+
+
+def make_zygotes(roots: Roots, executable: str) -> ZygoteFactory:
+    """Return the zygotes of this platform; called in the main thread."""
+    from pyenclave._platform.zygotes import Zygotes
+
+    return Zygotes(roots, executable=executable)
+
+
+class _Host:
+    """One connected host: its channel and the enclaves that it owns."""
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self.channel = channel
+        self.pid = pid
+        self.refused = False  # it came when there were enough
+        self.enclaves: dict[bytes, Enclave] = {}
+        self.ended: OrderedDict[bytes, messages.WhyReply] = OrderedDict()
+
+
+class Server:
+    """
+    A platform at work.
+
+    Args:
+        root: Its keys.
+        services: What it does for workers.
+        launcher: What starts them.
+
+    """
+
+    def __init__(self, root: PlatformRoot, services: Services, launcher: Launcher) -> None:
+        self._root = root
+        self._services = services
+        self._launcher = launcher
+        self._instance = os.urandom(16)
+        self._mutex = threading.Lock()
+        self._hosts: set[_Host] = set()
+        self._enclaves: dict[bytes, Enclave] = {}
+        self._launching = 0
+        self._idle_since = time.monotonic()
+        self._stopping = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    # ---- hosts ------------------------------------------------------------------------------
+
+    def run(self, listener: socket.socket | None, first: Channel | None) -> None:
+        """
+        Serve until the last host is gone, or :meth:`stop`.
+
+        Args:
+            listener: Where hosts connect; None to serve only *first*.
+            first: The host that started this process.
+
+        """
+        if first is not None:
+            self._admit(_Host(first, os.getppid()))
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        if listener is not None:
+            poll.register(listener, select.POLLIN)
+        while not self._stopping:
+            wait = self._time_left()
+            if wait is not None and wait <= 0:
+                break
+            ready = {fd for fd, _ in poll.poll(None if wait is None else wait * 1000 + 1)}
+            if self._wake_read in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
+            if listener is not None and listener.fileno() in ready:
+                self._accept(listener)
+
+    def _time_left(self) -> float | None:
+        with self._mutex:
+            if self._hosts:
+                return None
+            return self._idle_since + _IDLE_GRACE - time.monotonic()
+
+    def stop(self) -> None:
+        """Make :meth:`run` return; callable from a signal handler."""
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._wake_write, b"\0")
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            time.sleep(0.05)  # out of descriptors: the next round may have some
+            return
+        try:
+            allowed = peer_uid(sock) == os.geteuid()
+            pid = peer_pid(sock)
+        except OSError:
+            allowed, pid = False, 0
+        if not allowed:
+            sock.close()
+            return
+        self._admit(_Host(Channel(sock), pid))
+
+    def _admit(self, host: _Host) -> None:
+        with self._mutex:
+            # A few more than there may be get a thread, which tells them so.
+            room = len(self._hosts) < 2 * MAX_HOSTS
+            if room:
+                host.refused = len(self._hosts) >= MAX_HOSTS
+                self._hosts.add(host)
+        if not room:
+            host.channel.close()
+            return
+        thread = threading.Thread(
+            target=self._serve, args=(host,), name=f"host-{host.pid}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            self._forget(host)
+
+    def _serve(self, host: _Host) -> None:
+        try:
+            message, fds = host.channel.receive(_HELLO_TIMEOUT)
+            close_all(fds)
+            if not isinstance(message, messages.Hello):
+                raise EnclaveStateError("the first message of a host is Hello")
+            greeting = self._hello(host, message)
+            self._send(host, greeting)
+            while not isinstance(greeting, messages.Failure):
+                message, fds = host.channel.receive()
+                try:
+                    answer, answer_fds = self._answer(host, message, fds)
+                finally:
+                    close_all(fds)
+                self._send(host, answer, answer_fds)
+        except EnclaveLostError:
+            pass
+        except EnclaveStateError as error:
+            with contextlib.suppress(EnclaveError, TimeoutError):
+                host.channel.send(failure_of(error), timeout=0)
+        except TimeoutError:
+            pass  # it does not speak, or does not read
+        except Exception as error:
+            # A flaw of ours must not look like the host's end to the others.
+            _log(f"host {host.pid}: {type(error).__name__}: {error}")
+        finally:
+            self._forget(host)
+
+    def _forget(self, host: _Host) -> None:
+        for enclave_id in list(host.enclaves):
+            self._end(host, enclave_id, "its host is gone")
+        host.channel.close()
+        with self._mutex:
+            self._hosts.discard(host)
+            self._idle_since = time.monotonic()
+        self._wake()
+
+    # ---- requests ---------------------------------------------------------------------------
+
+    def _hello(self, host: _Host, message: messages.Hello) -> messages.Message:
+        if host.refused:
+            return failure_of(
+                BusyError("the platform has too many hosts", expected=f"at most {MAX_HOSTS}")
+            )
+        if message.version != messages.FORMAT_VERSION:
+            return failure_of(
+                PlatformUnavailableError(
+                    "the platform speaks another version",
+                    expected=messages.FORMAT_VERSION,
+                    found=message.version,
+                )
+            )
+        return messages.HelloReply(
+            version=messages.FORMAT_VERSION,
+            instance=self._instance,
+            level=self._root.level,
+            ephemeral=self._root.ephemeral,
+            pid=os.getpid(),
+        )
+
+    def _answer(
+        self, host: _Host, message: messages.Message, fds: list[int]
+    ) -> tuple[messages.Message, tuple[int, ...]]:
+        try:
+            if isinstance(message, messages.Launch):
+                return self._launch(host, message, fds)
+            if fds:
+                raise ArgumentError(f"{type(message).__name__} takes no descriptors")
+            return self._answer_simple(host, message), ()
+        except EnclaveStateError as error:
+            if type(error) is EnclaveStateError:
+                raise  # not a request at all: the connection ends
+            return failure_of(error), ()
+        except Exception as error:
+            if not isinstance(error, EnclaveError):
+                _log(f"{type(message).__name__}: {type(error).__name__}: {error}")
+            return failure_of(error), ()
+
+    def _answer_simple(self, host: _Host, message: messages.Message) -> messages.Message:
+        match message:
+            case messages.Close(enclave_id=enclave_id):
+                if enclave_id in host.enclaves:
+                    self._end(host, enclave_id, "its host closed it")
+                elif enclave_id not in host.ended:
+                    raise ArgumentError("this host has no such enclave")
+                return messages.Ok()
+            case messages.Why(enclave_id=enclave_id):
+                if enclave_id in host.enclaves:
+                    return host.enclaves[enclave_id].why
+                if enclave_id in host.ended:
+                    return host.ended[enclave_id]
+                raise ArgumentError("this host has no such enclave")
+            case messages.List():
+                with self._mutex:
+                    running = list(self._enclaves.values())
+                rows = [enclave.info for enclave in running if enclave.why.state == "running"]
+                return messages.Listing(enclaves=tuple(rows))
+            case messages.Kill(enclave_id=enclave_id):
+                with self._mutex:
+                    enclave = self._enclaves.get(enclave_id)
+                if enclave is None:
+                    raise ArgumentError("no such enclave runs here")
+                enclave.end("it was killed on request")
+                return messages.Ok()
+            case messages.Root():
+                return messages.RootReply(
+                    certificate=self._root.chain.root.public_bytes(Encoding.DER),
+                    ephemeral=self._root.ephemeral,
+                )
+        raise EnclaveStateError(f"a host may not send {type(message).__name__}")
+
+    def _launch(
+        self, host: _Host, request: messages.Launch, fds: list[int]
+    ) -> tuple[messages.Launched, tuple[int, ...]]:
+        if len(fds) != 2:
+            raise ArgumentError("Launch takes two descriptors", expected=2, found=len(fds))
+        with self._mutex:
+            if len(self._enclaves) + self._launching >= MAX_ENCLAVES:
+                raise BusyError("the platform has too many enclaves", expected=MAX_ENCLAVES)
+            self._launching += 1
+        try:
+            enclave = self._launcher.launch(request, fds[0], fds[1], host_pid=host.pid)
+            with self._mutex:
+                self._enclaves[enclave.facts.enclave_id] = enclave
+        finally:
+            with self._mutex:
+                self._launching -= 1
+        facts = enclave.facts
+        host.enclaves[facts.enclave_id] = enclave
+        enclave.start(self._services)
+        launched = messages.Launched(
+            enclave_id=facts.enclave_id,
+            pid=facts.pid,
+            debug=facts.debug,
+            mrenclave=facts.body.mrenclave,
+            mrsigner=facts.body.mrsigner,
+            record=facts.record,
+            runtime_public_key=facts.runtime_public_key,
+        )
+        return launched, (enclave.pidfd,)
+
+    def _end(self, host: _Host, enclave_id: bytes, reason: str) -> None:
+        enclave = host.enclaves.pop(enclave_id)
+        enclave.end(reason)
+        host.ended[enclave_id] = enclave.why
+        while len(host.ended) > MAX_ENDED:
+            host.ended.popitem(last=False)
+        with self._mutex:
+            self._enclaves.pop(enclave_id, None)
+        enclave.release()
+
+    def _send(self, host: _Host, message: messages.Message, fds: tuple[int, ...] = ()) -> None:
+        host.channel.send(message, fds, _SEND_TIMEOUT)
+
+    def close(self) -> None:
+        """End every enclave."""
+        with self._mutex:
+            running = list(self._enclaves.values())
+        for enclave in running:
+            enclave.end("the platform ended")
+
+
+def main(told: str) -> None:
+    """
+    Be the platform process; does not return.
+
+    Args:
+        told: A :class:`~pyenclave._platform.client.Start` as JSON.
+
+    """
+    status = 1
+    try:
+        harden_platform()
+        start = msgspec.json.decode(told, type=Start, strict=True)
+        first = Channel.from_fd(start.channel)
+        os.set_inheritable(start.channel, False)
+        try:
+            _raise_limit()
+            _run(start, first)
+            status = 0
+        except EnclaveError as error:
+            _refuse(first, error)
+    except Exception as error:
+        _log(f"{type(error).__name__}: {error}")
+    finally:
+        # Threads that wait for hosts must not hold up the end.
+        os._exit(status)
+
+
+def _run(start: Start, first: Channel) -> None:
+    with contextlib.ExitStack() as stack:
+        state = stack.enter_context(State.open(start.state))
+        endpoint = Endpoint(state, start.runtime)
+        lock = None
+        if state.writable:
+            lock = state.take_lock(endpoint.lock_name, timeout=_LOCK_TIMEOUT)
+        secret, ephemeral = state.load_root()
+        root = PlatformRoot(secret, level="embedded", ephemeral=ephemeral)
+        stack.callback(root.close)
+        if not ephemeral and state.writable:
+            _publish(state, root)
+        files = state if not ephemeral else MemoryFiles()
+        services = Services(root, CounterStore(files, root.derive("counters", 32), os.urandom))
+        zygotes = make_zygotes(start.roots, start.executable)
+        stack.callback(zygotes.close)
+        server = Server(root, services, Launcher(root, zygotes, state))
+        stack.callback(server.close)
+        _handle_signals(server.stop)
+        listener = endpoint.listen()
+        try:
+            server.run(listener, first)
+        finally:
+            # First nobody can come any more, then what is there ends. The lock goes early: a
+            # successor need not wait for our zygotes.
+            if listener is not None:
+                listener.close()
+                endpoint.forget()
+            if lock is not None:
+                os.close(lock)
+
+
+def _publish(state: State, root: PlatformRoot) -> None:
+    pem = root.chain.root.public_bytes(Encoding.PEM)
+    try:
+        if state.read_file("platform-root.pem", limit=16 * 1024) != pem:
+            state.replace_file("platform-root.pem", pem)
+    except OSError as error:
+        _log(f"platform-root.pem cannot be written: {error.strerror}")
+
+
+def _handle_signals(stop: Callable[[], None]) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: stop())
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _raise_limit() -> None:
+    # Each enclave and host needs a few descriptors; the soft limit is often 1024.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _refuse(first: Channel, error: EnclaveError) -> None:
+    """Tell the host that started us why there will be no platform."""
+    _log(str(error))
+    with contextlib.suppress(EnclaveError, TimeoutError):
+        _, fds = first.receive(_HELLO_TIMEOUT)
+        close_all(fds)
+        first.send(failure_of(error), timeout=_SEND_TIMEOUT)
+
+
+def _log(text: str) -> None:
+    # Control characters out: a log line is one line.
+    clean = "".join(c if c.isprintable() else "?" for c in text[:1000])
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{stamp} [{os.getpid()}] {clean}\n")
+        sys.stderr.flush()

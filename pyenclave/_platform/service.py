@@ -1,0 +1,275 @@
+"""One running enclave as the platform knows it, and the answers to its worker's requests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import select
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from pyenclave._platform.counters import CounterStore
+from pyenclave._platform.keys import Keys
+from pyenclave._platform.probe import has_ended
+from pyenclave._platform.quote import Quoter
+from pyenclave._platform.report import make_report, verify_report
+from pyenclave._platform.root import PlatformRoot
+from pyenclave._platform.wire import failure_of
+from pyenclave.calls.channel import Channel, close_all
+from pyenclave.errors import EnclaveError, EnclaveStateError, SealingError
+from pyenclave.formats import messages
+from pyenclave.formats.sgx import KeyRequest, Report, ReportBody, TargetInfo
+
+__all__ = ["Enclave", "Facts", "Services", "kill_and_wait"]
+
+_SEND_TIMEOUT: Final = 5.0
+_REAP_TIMEOUT: Final = 5.0
+_MAX_REASON: Final = 1000  # characters
+
+
+class Services:
+    """
+    What the platform does for workers. One object for all of them; thread-safe.
+
+    Args:
+        root: The platform's keys.
+        counters: The store of counters.
+
+    """
+
+    def __init__(self, root: PlatformRoot, counters: CounterStore) -> None:
+        self.root = root
+        self.keys = Keys(root)
+        self.quoter = Quoter(root)
+        self.counters = counters
+        # As a CPU has it: one random KEYID for the reports of one start.
+        self.report_key_id = secrets.token_bytes(32)
+
+    def answer(self, enclave: Enclave, message: messages.Message) -> messages.Message:
+        """
+        Answer one request of a worker.
+
+        Raises:
+            EnclaveStateError: It is not a request that a worker may make.
+            EnclaveError: The request is refused.
+
+        """
+        match message:
+            case messages.KeyRequestMessage(request=data):
+                enclave.check_may_seal()
+                request = KeyRequest.from_bytes(data)
+                return messages.KeyReply(key=self.keys.get_key(request, enclave.body))
+            case messages.ReportRequest(target=target, data=data):
+                report = make_report(
+                    self.keys,
+                    enclave.body,
+                    target=TargetInfo.from_bytes(target),
+                    data=data,
+                    key_id=self.report_key_id,
+                )
+                return messages.ReportReply(report=report.to_bytes())
+            case messages.VerifyReport(report=data):
+                verify_report(self.keys, enclave.body, Report.from_bytes(data))
+                return messages.Ok()
+            case messages.QuoteRequest(data=data):
+                return messages.QuoteReply(quote=self.quoter.quote(enclave.body, data))
+            case messages.CounterRequest():
+                enclave.check_may_seal()
+                return self._count(enclave.counter_owner(self.root.level), message)
+        raise EnclaveStateError(f"a worker may not send {type(message).__name__}")
+
+    def _count(self, owner: bytes, message: messages.CounterRequest) -> messages.CounterValue:
+        counter_id = message.counter_id
+        if message.operation == "create":
+            if counter_id or message.expected is not None:
+                raise SealingError("a counter is created without identity or expected value")
+            counter_id, value = self.counters.create(owner)
+        elif message.operation == "read":
+            value = self.counters.read(owner, counter_id)
+        elif message.operation == "increment":
+            value = self.counters.increment(owner, counter_id, message.expected)
+        elif message.operation == "destroy":
+            value = self.counters.destroy(owner, counter_id)
+        else:
+            raise SealingError(
+                "unknown operation on a counter",
+                expected="create, read, increment or destroy",
+                found=message.operation[:32],
+            )
+        return messages.CounterValue(counter_id=counter_id, value=value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the platform established about an enclave at its launch."""
+
+    enclave_id: bytes
+    name: str
+    pid: int
+    debug: bool
+    body: ReportBody
+    record: bytes
+    runtime_public_key: bytes
+    may_seal: bool
+    started: float
+
+
+class Enclave:
+    """
+    A running enclave. Owns the worker's pidfd and control channel.
+
+    Args:
+        facts: What was established at launch.
+        pidfd: The worker's.
+        channel: The platform's end of the control channel.
+        host_pid: For listings.
+
+    """
+
+    def __init__(self, facts: Facts, *, pidfd: int, channel: Channel, host_pid: int) -> None:
+        self.facts = facts
+        self.body = facts.body
+        self.pidfd = pidfd
+        self.host_pid = host_pid
+        self._channel = channel
+        self._mutex = threading.Lock()
+        self._state = "running"
+        self._reason = ""
+        self._thread: threading.Thread | None = None
+
+    @property
+    def why(self) -> messages.WhyReply:
+        """State and reason."""
+        with self._mutex:
+            return messages.WhyReply(state=self._state, reason=self._reason)
+
+    @property
+    def info(self) -> messages.EnclaveInfo:
+        """The row of a listing."""
+        facts = self.facts
+        return messages.EnclaveInfo(
+            enclave_id=facts.enclave_id,
+            name=facts.name,
+            pid=facts.pid,
+            host_pid=self.host_pid,
+            debug=facts.debug,
+            mrenclave=facts.body.mrenclave,
+            started=facts.started,
+        )
+
+    def check_may_seal(self) -> None:
+        """Refuse data sealing and counters under a root that is gone with this process."""
+        if not self.facts.may_seal:
+            raise SealingError(
+                "the platform's root is ephemeral: what is sealed now never opens again",
+                expected="a state directory that can be written",
+                advice="Set PYENCLAVE_STATE, or PYENCLAVE_ALLOW_EPHEMERAL=1 to seal regardless.",
+            )
+
+    def counter_owner(self, level: str) -> bytes:
+        """Return the name under which this enclave's counters are kept."""
+        body = self.body
+        signed = any(body.mrsigner)
+        product = body.isv_prod_id.to_bytes(2, "little") if signed else b""
+        parts = (
+            b"pyenclave counter owner 1",
+            level.encode(),
+            bytes([self.facts.debug]),
+            b"signer" if signed else b"enclave",
+            body.mrsigner if signed else body.mrenclave,
+            product,
+        )
+        joined = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+        return hashlib.sha256(joined).digest()
+
+    def start(self, services: Services) -> None:
+        """Serve the worker's requests in a thread of their own until it ends."""
+        name = f"enclave-{self.facts.enclave_id.hex()[:8]}"
+        self._thread = threading.Thread(
+            target=self._serve, args=(services,), name=name, daemon=True
+        )
+        self._thread.start()
+
+    def _serve(self, services: Services) -> None:
+        try:
+            self._answer_all(services)
+        except EnclaveError as error:
+            self._set("lost", f"the worker broke the control protocol: {error}")
+        except TimeoutError:
+            self._set("lost", "the worker does not read its control channel")
+        finally:
+            kill_and_wait(self.pidfd)
+            self._set("lost", "the worker ended")
+            self._channel.close()
+
+    def _answer_all(self, services: Services) -> None:
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        poll.register(self.pidfd, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._channel.fileno() in ready:
+                if not self._answer_one(services):
+                    return
+            elif self.pidfd in ready:
+                return
+
+    def _answer_one(self, services: Services) -> bool:
+        try:
+            message, fds = self._channel.receive(_SEND_TIMEOUT)
+        except TimeoutError:
+            return True
+        except EnclaveError as error:
+            if not has_ended(self.pidfd) and type(error) is EnclaveStateError:
+                raise
+            return False
+        close_all(fds)
+        match message:
+            case messages.Poisoned(reason=reason):
+                self._set("poisoned", reason)
+                return False
+            case messages.Ending(code=code, message=text):
+                self._set("lost", f"{code}: {text}")
+                return False
+        try:
+            answer = services.answer(self, message)
+        except EnclaveStateError:
+            raise
+        except (EnclaveError, ValueError, OSError) as error:
+            answer = failure_of(error)
+        with contextlib.suppress(EnclaveError):  # gone meanwhile: the next poll sees it
+            self._channel.send(answer, timeout=_SEND_TIMEOUT)
+        return True
+
+    def _set(self, state: str, reason: str) -> None:
+        # The first reason stands: what follows is only its consequence.
+        with self._mutex:
+            if self._state == "running":
+                self._state = state
+                self._reason = reason[:_MAX_REASON]
+
+    def end(self, reason: str) -> None:
+        """End the worker, wait until its process is gone, and give everything back."""
+        self._set("closed", reason)
+        kill_and_wait(self.pidfd)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_REAP_TIMEOUT)
+
+    def release(self) -> None:
+        """Close the pidfd; only after :meth:`end`."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def kill_and_wait(pidfd: int, timeout: float = _REAP_TIMEOUT) -> bool:
+    """Kill the process of *pidfd* and wait; return whether it is gone within *timeout* seconds."""
+    with contextlib.suppress(OSError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))

@@ -1,0 +1,34 @@
+"""Errors as messages and back, and sending with a deadline."""
+
+from __future__ import annotations
+
+from pyenclave import errors
+from pyenclave.formats import messages
+
+__all__ = ["failure_of", "raise_failure"]
+
+_MAX_TEXT = 4000  # characters; the message as a whole stays far below its limit
+_MAX_LINES = 100
+
+
+def failure_of(error: BaseException) -> messages.Failure:
+    """Return the message that carries *error*. What is not ours crosses by class name only."""
+    if isinstance(error, errors.EnclaveError):
+        files = error.files if isinstance(error, errors.RuntimeLockError) else ()
+        text = errors.EnclaveError.__str__(error)
+        return messages.Failure(
+            code=error.code,
+            message=text[:_MAX_TEXT],
+            files=tuple(line[:400] for line in files[:_MAX_LINES]),
+        )
+    return messages.Failure(
+        code="launch", message=f"the platform failed inside: {type(error).__name__}"
+    )
+
+
+def raise_failure(failure: messages.Failure | messages.Ending) -> None:
+    """Raise the error that *failure* carries; a code that nobody knows becomes EnclaveError."""
+    known = errors.by_code().get(failure.code, errors.EnclaveError)
+    if issubclass(known, errors.RuntimeLockError):
+        raise known(failure.message, files=failure.files)
+    raise known(failure.message)

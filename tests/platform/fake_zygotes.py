@@ -1,0 +1,179 @@
+"""
+A stand-in for zygotes and images, loaded into a platform process under test.
+
+An "image" is a JSON object with the members of _FakeImage; its ``behaviour`` says what the
+worker does. Workers speak the real protocol over the real channel.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+
+class _FakeImage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    behaviour: str = "good"
+    name: str = "fake"
+    signed: bool = False
+    debug: bool = True
+    product_id: int = 1
+    security_version: int = 1
+    signer: int = 1
+    code: int = 1
+
+
+def parse_and_verify(data: Any) -> Any:
+    from pyenclave.errors import ImageError
+
+    try:
+        image = msgspec.json.decode(bytes(data[:]), type=_FakeImage)
+    except msgspec.DecodeError as error:
+        raise ImageError(f"no fake image: {error}") from None
+    return SimpleNamespace(
+        info=SimpleNamespace(name=image.name, debug=image.debug, jit=False),
+        lock_bytes=image.behaviour.encode(),
+        identity=SimpleNamespace(
+            mrenclave=bytes([image.code]) * 32,
+            mrsigner=bytes([image.signer if image.signed else 0]) * 32,
+            product_id=image.product_id,
+            security_version=image.security_version,
+            signed=image.signed,
+            debug_allowed=image.debug,
+        ),
+    )
+
+
+class FakeZygotes:
+    def get(self, lock_bytes: bytes, *, debug: bool) -> FakeZygote:
+        from pyenclave.errors import RuntimeLockError
+
+        if lock_bytes == b"other runtime":
+            raise RuntimeLockError("the runtime differs", files=("site:numpy/__init__.py changed",))
+        return FakeZygote(lock_bytes.decode())
+
+    def close(self) -> None:
+        pass
+
+
+class FakeZygote:
+    alive = True
+
+    def __init__(self, behaviour: str) -> None:
+        self.behaviour = behaviour
+
+    def spawn(self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool) -> Any:
+        from pyenclave.errors import LaunchError
+
+        if self.behaviour == "no worker":
+            raise LaunchError("clone: no memory")
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-B",
+                __file__,
+                self.behaviour,
+                str(channel_fd),
+                *sys.path,
+            ],
+            pass_fds=(channel_fd,),
+            stdin=subprocess.DEVNULL,
+        )
+        pidfd = os.pidfd_open(child.pid)
+        child.returncode = 0  # reaped by the kernel: SIGCHLD is ignored in install()
+        return SimpleNamespace(pid=child.pid, pidfd=pidfd, namespaces=())
+
+
+def install() -> None:
+    """Put the fakes into this (platform) process."""
+    from pyenclave._platform import launch, server
+
+    launch._parse_and_verify = parse_and_verify  # type: ignore[assignment]
+    server.make_zygotes = lambda roots, executable: FakeZygotes()  # type: ignore[assignment]
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def work(behaviour: str, channel_fd: int) -> None:
+    from pyenclave.calls.channel import Channel
+    from pyenclave.errors import EnclaveError, EnclaveLostError
+    from pyenclave.formats import messages
+    from pyenclave.formats.sgx import KeyRequest, ReportBody, TargetInfo
+
+    channel = Channel.from_fd(channel_fd)
+    if behaviour == "dies":
+        os._exit(3)
+    if behaviour == "silent":
+        time.sleep(600)
+    if behaviour == "garbage":
+        channel._sock.send(b"\xff\x00garbage")
+        time.sleep(600)
+    if behaviour == "ending":
+        channel.send(messages.Ending(code="image", message="the entry raised ImportError"))
+        return
+    if behaviour == "early running":
+        channel.send(messages.Running(runtime_public_key=b"k" * 32))
+        time.sleep(600)
+    inside: dict[str, bool | int] = {"landlock": 7, "netns": True, "mdwe": False}
+    if behaviour == "liar":
+        inside["dumpable_off"] = True
+    if behaviour == "many bits":
+        inside = {f"bit_{n}": True for n in range(500)}
+    channel.send(messages.Closed(inside=inside, secret_memory="locked"))
+    identity, _ = channel.receive(10)
+    assert isinstance(identity, messages.Identity), identity
+    body = ReportBody.from_bytes(identity.body)
+    if behaviour == "dies after identity":
+        os._exit(3)
+    channel.send(messages.Running(runtime_public_key=identity.body))
+    if behaviour == "poisons":
+        channel.send(messages.Poisoned(reason="sequence number went back"))
+        os._exit(4)
+    if behaviour == "hello":
+        channel.send(messages.Hello())
+        time.sleep(600)
+    if behaviour == "floods":
+        while True:
+            channel.send(messages.QuoteRequest(data=bytes(64)))
+    if behaviour.startswith("asks "):
+        # One request after the other; the answers go to a file, MessagePack behind lengths.
+        out = open(behaviour.removeprefix("asks "), "wb", buffering=0)  # noqa: SIM115
+        target = TargetInfo.of(body)
+        requests: list[messages.Message] = [
+            messages.KeyRequestMessage(request=KeyRequest(key_name=4, key_policy=1).to_bytes()),
+            messages.KeyRequestMessage(request=KeyRequest(key_name=4, key_policy=2).to_bytes()),
+            messages.KeyRequestMessage(request=KeyRequest(key_name=3).to_bytes()),
+            messages.KeyRequestMessage(request=b"short"),
+            messages.ReportRequest(target=target.to_bytes(), data=b"r" * 64),
+            messages.ReportRequest(target=target.to_bytes(), data=b"r"),
+            messages.QuoteRequest(data=b"q" * 64),
+            messages.CounterRequest(operation="create"),
+            messages.CounterRequest(operation="eat"),
+        ]
+        for request in requests:
+            channel.send(request)
+            answer, _ = channel.receive(10)
+            data = messages.encode(answer)
+            out.write(len(data).to_bytes(4, "little") + data)
+            if isinstance(answer, messages.ReportReply):
+                channel.send(messages.VerifyReport(report=answer.report))
+                verified, _ = channel.receive(10)
+                data = messages.encode(verified)
+                out.write(len(data).to_bytes(4, "little") + data)
+        out.close()
+    try:
+        channel.receive(600)
+    except (EnclaveLostError, EnclaveError):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.path[:] = sys.argv[3:]
+    work(sys.argv[1], int(sys.argv[2]))
