@@ -10,6 +10,7 @@ PRELOAD = (
     "pyenclave._worker.importer",
     "pyenclave._worker.zygote",
     "pyenclave._worker.main",
+    "pyenclave._worker.dispatch",
     "msgspec",
     "msgspec.json",
     "msgspec.msgpack",
