@@ -1,1 +1,10 @@
-"""Verifying evidence and appraising it against a policy."""
+"""Verifying evidence: is it genuine, and is it what the relying party wants?"""
+
+from __future__ import annotations
+
+from pyenclave.attestation.appraise import appraise, verify
+from pyenclave.attestation.detect import kind_of
+from pyenclave.attestation.policy import AppraisalPolicy
+from pyenclave.attestation.result import AttestationResult, Check
+
+__all__ = ["AppraisalPolicy", "AttestationResult", "Check", "appraise", "kind_of", "verify"]

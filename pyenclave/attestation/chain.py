@@ -50,6 +50,11 @@ def parse(pem: bytes) -> tuple[x509.Certificate, ...]:
         )
     if b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain) != pem:
         raise EvidenceFormatError("certificate chain is not in the canonical PEM form")
+    for name, certificate in zip(_NAMES, chain, strict=True):
+        # The count of unused bits in signatureValue is signed by nobody, and DER parsers let
+        # values other than zero through.
+        if not certificate.public_bytes(Encoding.DER).endswith(b"\0" + certificate.signature):
+            raise EvidenceFormatError(f"{name} certificate: its signature is not whole bytes")
     return chain
 
 

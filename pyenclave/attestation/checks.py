@@ -62,6 +62,8 @@ def shown(value: object) -> str | None:
         text = ", ".join(str(shown(item)) for item in value)
     else:
         text = str(value)
+    if not text:
+        return "nothing"
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 
 

@@ -1,0 +1,155 @@
+"""Verify evidence and appraise it against a policy. No network, no device, no hidden state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from pyenclave.attestation import verify_pyenclave
+from pyenclave.attestation.chain import Root, load_root
+from pyenclave.attestation.checks import NotReachedError
+from pyenclave.attestation.detect import kind_of
+from pyenclave.attestation.policy import AppraisalPolicy
+from pyenclave.attestation.result import AttestationResult
+from pyenclave.errors import AppraisalError
+from pyenclave.formats.evidence import MAX_NONCE, MAX_USER_DATA
+
+__all__ = ["MIN_NONCE", "appraise", "verify"]
+
+MIN_NONCE: Final = 8  # bytes, as the Entity Attestation Token has it (RFC 9711, 4.1)
+Freshness = Literal["required", "not_checked"]
+Buffer = bytes | bytearray | memoryview
+
+
+def _bytes(name: str, value: Buffer | None, low: int, high: int) -> bytes | None:
+    if value is None:
+        return None
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"{name} is bytes, not {type(value).__name__}")
+    if not low <= len(value) <= high:
+        raise ValueError(f"{name} has {low} to {high} bytes, not {len(value)}")
+    return bytes(value)
+
+
+def appraise(
+    evidence: Buffer,
+    *,
+    policy: AppraisalPolicy,
+    nonce: Buffer | None = None,
+    freshness: Freshness = "required",
+    roots: Iterable[Root] = (),
+    at: datetime | None = None,
+    user_data: Buffer | None = None,
+    report_data: Buffer | None = None,
+) -> AttestationResult:
+    """
+    Verify *evidence* and appraise it; every check runs, so all that is wrong shows at once.
+
+    Args:
+        evidence: Evidence of any supported kind, as bytes.
+        policy: Reference values and limits.
+        nonce: What this relying party sent as its challenge, 8 to 1,024 bytes.
+        freshness: ``not_checked`` says that there is no nonce; the result is never `fresh` then.
+        roots: Pinned roots: certificates, or PEM or DER bytes. Nothing in the evidence is one.
+        at: When validity is judged; default now.
+        user_data: What measured code must have put into the evidence.
+        report_data: The exact 64 bytes of report data that are expected.
+
+    Returns:
+        The result, also of evidence that is refused.
+
+    Raises:
+        EvidenceFormatError: The bytes are no known kind of evidence.
+        TypeError: An argument has an impossible type.
+        ValueError: No nonce although freshness is required, or an impossible length or time.
+
+    """
+    if not isinstance(evidence, bytes | bytearray | memoryview):
+        raise TypeError(f"evidence is bytes, not {type(evidence).__name__}")
+    if not isinstance(policy, AppraisalPolicy):
+        raise TypeError(f"policy is an AppraisalPolicy, not {type(policy).__name__}")
+    if freshness not in ("required", "not_checked"):
+        raise ValueError(f"freshness is 'required' or 'not_checked', not {freshness!r}")
+    if (nonce is None) is (freshness == "required"):
+        raise ValueError(
+            "give the nonce that was sent, or freshness='not_checked' and none"
+            if nonce is None
+            else "freshness='not_checked' contradicts a nonce"
+        )
+    moment = datetime.now(UTC) if at is None else at
+    if moment.tzinfo is None:
+        raise ValueError("at: a time without a zone is ambiguous")
+    case = verify_pyenclave.Case(
+        data=bytes(evidence),
+        policy=policy,
+        nonce=_bytes("nonce", nonce, MIN_NONCE, MAX_NONCE),
+        user_data=_bytes("user_data", user_data, 0, MAX_USER_DATA),
+        report_data=_bytes("report_data", report_data, 64, 64),
+        roots=tuple(load_root(root) for root in _listed(roots)),
+        at=moment,
+    )
+    kind = kind_of(case.data)
+    checks = verify_pyenclave.CHECKS.run(case)
+    runtime_key = report_body = None
+    # The checks say what could not be read; nothing can be encrypted then.
+    with contextlib.suppress(NotReachedError):
+        runtime_key, report_body = case.container.runtime_key, case.body.to_bytes()
+    return AttestationResult(
+        kind=kind,
+        checks=checks,
+        claims=verify_pyenclave.claims(case),
+        at=moment,
+        _runtime_key=runtime_key,
+        _report_body=report_body,
+    )
+
+
+def _listed(roots: Iterable[Root]) -> list[Root]:
+    if isinstance(roots, bytes | bytearray | memoryview | str):
+        raise TypeError("roots is a list of certificates")
+    return list(roots)
+
+
+def verify(
+    evidence: Buffer,
+    *,
+    policy: AppraisalPolicy,
+    nonce: Buffer | None = None,
+    freshness: Freshness = "required",
+    roots: Iterable[Root] = (),
+    at: datetime | None = None,
+    user_data: Buffer | None = None,
+    report_data: Buffer | None = None,
+) -> AttestationResult:
+    """
+    Verify *evidence*, appraise it, and return the result only if it is accepted.
+
+    The arguments are those of `appraise`.
+
+    Raises:
+        AppraisalError: Refused; ``error.result`` has every check.
+        EvidenceFormatError: The bytes are no known kind of evidence.
+
+    """
+    result = appraise(
+        evidence,
+        policy=policy,
+        nonce=nonce,
+        freshness=freshness,
+        roots=roots,
+        at=at,
+        user_data=user_data,
+        report_data=report_data,
+    )
+    if result.accepted:
+        return result
+    first = next(check for check in result.checks if not check.holds)
+    raise AppraisalError(
+        f"the evidence is refused by {', '.join(result.refused_by) or first.name}",
+        expected=first.expected,
+        found=first.found,
+        advice=first.advice,
+        result=result,
+    )

@@ -1,0 +1,530 @@
+"""
+The checks of our own kind of evidence (``pyenclave``), in their order.
+
+Signatures first (part ``evidence``), then what the relying party wants (part ``policy``). Layouts:
+``docs/formats/evidence.md``; quote: the project's notes on SGX structures, 2.7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pyenclave.attestation import chain as x
+from pyenclave.attestation.checks import (
+    PASSED,
+    NotReachedError,
+    Registry,
+    Verdict,
+    failed,
+    not_asked,
+)
+from pyenclave.attestation.policy import LEVELS, AppraisalPolicy
+from pyenclave.errors import EnclaveError, EvidenceFormatError
+from pyenclave.formats import dcap, sgx
+from pyenclave.formats.evidence import Evidence, bound_report_data
+from pyenclave.formats.record import QE_MRENCLAVE, QE_MRSIGNER, QE_VENDOR_ID, ProtectionRecord
+
+__all__ = ["CHECKS", "Case", "claims"]
+
+T = TypeVar("T")
+_KNOWN_FLAGS: Final = sgx.FLAG_INITTED | sgx.FLAG_DEBUG | sgx.FLAG_MODE64BIT | sgx.FLAG_KSS
+_NEEDED_FLAGS: Final = sgx.FLAG_INITTED | sgx.FLAG_MODE64BIT
+
+
+@dataclass(slots=True, kw_only=True)
+class Case:
+    """Evidence, and what it is judged by. Its parts are read once, when they are first needed."""
+
+    data: bytes
+    policy: AppraisalPolicy
+    nonce: bytes | None
+    user_data: bytes | None
+    report_data: bytes | None
+    roots: tuple[x509.Certificate, ...]
+    at: datetime
+    _read: dict[str, object] = field(default_factory=dict)
+
+    def _part(self, name: str, read: Callable[[], T]) -> T:
+        if name not in self._read:
+            try:
+                self._read[name] = read()
+            except EnclaveError as error:
+                self._read[name] = error
+            except Exception as error:  # noqa: BLE001,RUF100 - whatever a parser throws refuses
+                self._read[name] = EvidenceFormatError(
+                    f"{name} is malformed: {type(error).__name__}: {error}"
+                )
+        value = self._read[name]
+        if isinstance(value, EnclaveError):
+            raise value
+        return value  # type: ignore[return-value]
+
+    def need(self, name: str, part: Callable[[], T]) -> T:
+        """Return a part; if it cannot be read, check *name* has said so and others stop here."""
+        try:
+            return part()
+        except EnclaveError:
+            raise NotReachedError(name) from None
+
+    def read_container(self) -> Evidence:
+        """Read the container."""
+        return self._part("container", lambda: Evidence.from_bytes(self.data))
+
+    def read_quote(self) -> dcap.Quote:
+        """Read the quote; it must be in its one canonical form."""
+        raw = self.container.quote
+
+        def read() -> dcap.Quote:
+            quote = dcap.Quote.from_bytes(raw)
+            if quote.to_bytes() != raw:
+                raise EvidenceFormatError("the quote is not in its canonical form")
+            if quote.certification_type != dcap.CERTIFICATION_PCK_CHAIN:
+                raise EvidenceFormatError(
+                    "certification data type",
+                    expected=dcap.CERTIFICATION_PCK_CHAIN,
+                    found=quote.certification_type,
+                )
+            return quote
+
+        return self._part("quote", read)
+
+    def read_chain(self) -> tuple[x509.Certificate, ...]:
+        """Read the certificates."""
+        pem = self.quote.certification_data
+        return self._part("chain", lambda: x.parse(pem))
+
+    def read_record(self) -> ProtectionRecord:
+        """Read the protection record."""
+        raw = self.container.record
+        return self._part("record", lambda: ProtectionRecord.from_bytes(raw))
+
+    @property
+    def container(self) -> Evidence:
+        """The container, for other checks."""
+        return self.need("evidence.format", self.read_container)
+
+    @property
+    def quote(self) -> dcap.Quote:
+        """The quote, for other checks."""
+        return self.need("quote.format", self.read_quote)
+
+    @property
+    def body(self) -> sgx.ReportBody:
+        """The quoted report body."""
+        return self.quote.report_body
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates, for other checks."""
+        return self.need("chain.format", self.read_chain)
+
+    @property
+    def record(self) -> ProtectionRecord:
+        """The protection record, for other checks."""
+        return self.need("record.format", self.read_record)
+
+
+CHECKS: Final[Registry[Case]] = Registry()
+
+
+def _equal(expected: bytes, found: bytes, advice: str | None = None) -> Verdict:
+    if hmac.compare_digest(expected, found):
+        return PASSED
+    return failed(expected=expected, found=found, advice=advice)
+
+
+# ---- is it genuine? ---------------------------------------------------------------------------
+
+
+@CHECKS.evidence("evidence.format")
+def _container(case: Case) -> Verdict:
+    case.read_container()
+    return PASSED
+
+
+@CHECKS.evidence("quote.format")
+def _quote(case: Case) -> Verdict:
+    case.read_quote()
+    return PASSED
+
+
+@CHECKS.evidence("quote.vendor")
+def _vendor(case: Case) -> Verdict:
+    return _equal(QE_VENDOR_ID, case.quote.qe_vendor_id, "This is not a pyenclave quote.")
+
+
+@CHECKS.evidence("chain.format")
+def _chain(case: Case) -> Verdict:
+    case.read_chain()
+    return PASSED
+
+
+@CHECKS.evidence("chain.root")
+def _root(case: Case) -> Verdict:
+    return x.check_root(case.chain, case.roots)
+
+
+@CHECKS.evidence("chain.names")
+def _names(case: Case) -> Verdict:
+    return x.check_names(case.chain)
+
+
+@CHECKS.evidence("chain.algorithms")
+def _algorithms(case: Case) -> Verdict:
+    return x.check_algorithms(case.chain)
+
+
+@CHECKS.evidence("chain.constraints")
+def _constraints(case: Case) -> Verdict:
+    return x.check_constraints(case.chain)
+
+
+@CHECKS.evidence("chain.key_usage")
+def _key_usage(case: Case) -> Verdict:
+    return x.check_key_usage(case.chain)
+
+
+@CHECKS.evidence("chain.validity")
+def _validity(case: Case) -> Verdict:
+    return x.check_validity(case.chain, case.at)
+
+
+@CHECKS.evidence("chain.signatures")
+def _chain_signatures(case: Case) -> Verdict:
+    return x.check_signatures(case.chain)
+
+
+@CHECKS.evidence("qe.signature")
+def _qe_signature(case: Case) -> Verdict:
+    key = case.chain[0].public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return failed(expected="an EC key in the leaf", found=type(key).__name__)
+    quote = case.quote
+    return x.verify_raw(key, quote.qe_report_signature, quote.qe_report.to_bytes())
+
+
+@CHECKS.evidence("qe.identity")
+def _qe_identity(case: Case) -> Verdict:
+    """The QE report is the platform's, and not of a debug enclave."""
+    report = case.quote.qe_report
+    if report.attributes.debug:
+        return failed(expected="a production quoting enclave", found="debug")
+    return _equal(QE_MRENCLAVE + QE_MRSIGNER, report.mrenclave + report.mrsigner)
+
+
+@CHECKS.evidence("qe.binding")
+def _qe_binding(case: Case) -> Verdict:
+    quote = case.quote
+    digest = hashlib.sha256(quote.attestation_key + quote.qe_auth_data).digest()
+    return _equal(digest + bytes(32), quote.qe_report.report_data)
+
+
+@CHECKS.evidence("quote.signature")
+def _quote_signature(case: Case) -> Verdict:
+    quote = case.quote
+    key = x.raw_public_key(quote.attestation_key)
+    return x.verify_raw(key, quote.signature, quote.signed_bytes)
+
+
+@CHECKS.evidence("report.attributes")
+def _attributes(case: Case) -> Verdict:
+    """The report is of an initialised enclave and has nothing that our platform never sets."""
+    body = case.body
+    flags = body.attributes.flags
+    if flags & _NEEDED_FLAGS != _NEEDED_FLAGS or flags & ~_KNOWN_FLAGS:
+        return failed(expected="INITTED, MODE64BIT and no unknown flag", found=f"{flags:#x}")
+    others = (
+        body.attributes.xfrm == sgx.XFRM_LEGACY
+        and body.misc_select == 0
+        and body.config_svn == 0
+        and not any(body.isv_ext_prod_id)
+        and not any(body.isv_family_id)
+        and not any(body.cpu_svn[2:])
+    )
+    if not others:
+        return failed(
+            expected="legacy XFRM; the rest of CPUSVN, MISCSELECT, CONFIGSVN and KSS ids zero",
+            found=f"xfrm {body.attributes.xfrm:#x}, MISCSELECT {body.misc_select:#x}",
+        )
+    return PASSED
+
+
+@CHECKS.evidence("record.format")
+def _record(case: Case) -> Verdict:
+    case.read_record()
+    return PASSED
+
+
+@CHECKS.evidence("record.signature")
+def _record_signature(case: Case) -> Verdict:
+    record = case.record
+    key = x.raw_public_key(case.quote.attestation_key)
+    return x.verify_raw(key, record.signature, record.signed_bytes())
+
+
+@CHECKS.evidence("record.binding")
+def _record_binding(case: Case) -> Verdict:
+    digest = hashlib.sha256(case.container.record).digest()
+    return _equal(digest + bytes(32), case.body.config_id)
+
+
+@CHECKS.evidence("record.consistency")
+def _record_consistency(case: Case) -> Verdict:
+    """Record and report say the same of what both name."""
+    record, body = case.record, case.body
+    both = (record.debug, record.platform_svn)
+    report = (body.attributes.debug, int.from_bytes(body.cpu_svn[:2], "little"))
+    if both != report:
+        return failed(
+            expected=f"debug {report[0]}, platform SVN {report[1]} as in the report",
+            found=f"debug {both[0]}, platform SVN {both[1]} in the record",
+        )
+    return PASSED
+
+
+@CHECKS.evidence("record.tee")
+def _tee(case: Case) -> Verdict:
+    """A record alone cannot claim hardware: no hardware evidence travels in this container."""
+    if case.record.tee != "none":
+        return failed(
+            expected="none",
+            found=case.record.tee,
+            advice="A TEE is proven by its own evidence, not by the word of a platform.",
+        )
+    return PASSED
+
+
+@CHECKS.evidence("report_data.binding")
+def _binding(case: Case) -> Verdict:
+    """The report data is the hash of nonce, runtime key and user data."""
+    parts = case.container
+    if parts.runtime_key is None or parts.user_data is None or parts.nonce is None:
+        return not_asked("raw evidence: measured code chose the report data itself")
+    digest = bound_report_data(
+        nonce=parts.nonce, runtime_key=parts.runtime_key, user_data=parts.user_data
+    )
+    return _equal(digest, case.body.report_data)
+
+
+# ---- is it what I want? -----------------------------------------------------------------------
+
+
+@CHECKS.policy("nonce")
+def _nonce(case: Case) -> Verdict:
+    found = case.container.nonce
+    if case.nonce is None:
+        return not_asked("give the nonce that was sent, or the evidence may be an old one")
+    if found is None:
+        return failed(expected=case.nonce, found=None, advice="Raw evidence carries no nonce.")
+    return _equal(case.nonce, found, "Replayed, or made for another challenge.")
+
+
+@CHECKS.policy("report_data")
+def _report_data(case: Case) -> Verdict:
+    if case.report_data is None:
+        return not_asked("give the expected report data to have it compared")
+    return _equal(case.report_data, case.body.report_data)
+
+
+@CHECKS.policy("user_data")
+def _user_data(case: Case) -> Verdict:
+    found = case.container.user_data
+    if case.user_data is None:
+        return not_asked("give the expected user data to have it compared")
+    if found is None:
+        return failed(expected=case.user_data, found=None, advice="Raw evidence has none.")
+    return _equal(case.user_data, found)
+
+
+@CHECKS.policy("enclave.debug")
+def _debug(case: Case) -> Verdict:
+    if case.body.attributes.debug and not case.policy.allow_debug:
+        return failed(
+            expected="a production enclave",
+            found="debug",
+            advice="Sign the image and launch it without debug; allow_debug only for tests.",
+        )
+    return PASSED
+
+
+@CHECKS.policy("enclave.jit")
+def _jit(case: Case) -> Verdict:
+    if case.record.jit and not case.policy.allow_jit:
+        return failed(expected="no memory that is written, then executed", found="jit")
+    return PASSED
+
+
+@CHECKS.policy("platform.software")
+def _software(case: Case) -> Verdict:
+    if case.record.tee == "none" and not case.policy.dangerous_allow_software:
+        return failed(
+            expected="a platform in a TEE",
+            found="tee none",
+            advice="Whoever controls that machine can forge this evidence. If you trust it, say "
+            "dangerous_allow_software=True (--policy permissive).",
+        )
+    return PASSED
+
+
+@CHECKS.policy("platform.level")
+def _level(case: Case) -> Verdict:
+    wanted = case.policy.min_level
+    if LEVELS.index(case.record.level) < LEVELS.index(wanted):
+        return failed(expected=f"at least {wanted}", found=case.record.level)
+    return PASSED
+
+
+@CHECKS.policy("platform.bits")
+def _bits(case: Case) -> Verdict:
+    wanted = case.policy.required_bits
+    if not wanted:
+        return not_asked("name required_bits to have protections demanded")
+    missing = [name for name in wanted if not case.record.holds(name)]
+    if missing:
+        held = sorted(name for name in case.record.bits if case.record.holds(name))
+        return failed(
+            expected=wanted,
+            found=f"without {', '.join(missing)}; held: {', '.join(held) or 'none'}",
+            advice="pyenclave doctor on that machine says what is missing.",
+        )
+    return PASSED
+
+
+@CHECKS.policy("platform.svn")
+def _platform_svn(case: Case) -> Verdict:
+    if case.record.platform_svn < case.policy.min_platform_svn:
+        return failed(
+            expected=f"at least {case.policy.min_platform_svn}",
+            found=case.record.platform_svn,
+            advice="Upgrade pyenclave on that machine.",
+        )
+    return PASSED
+
+
+_NO_CODE: Final = "name mrenclave or mrsigner, or any code is accepted"
+
+
+@CHECKS.policy("code.mrenclave")
+def _mrenclave(case: Case) -> Verdict:
+    wanted = case.policy.measurements
+    if not wanted:
+        return not_asked(_NO_CODE, found=case.body.mrenclave)
+    if case.body.mrenclave in wanted:
+        return PASSED
+    return failed(
+        expected=wanted,
+        found=case.body.mrenclave,
+        advice="Other code runs there. pyenclave diff explains how two images differ.",
+    )
+
+
+@CHECKS.policy("code.mrsigner")
+def _mrsigner(case: Case) -> Verdict:
+    wanted = case.policy.signers
+    if not wanted:
+        return not_asked(_NO_CODE, found=case.body.mrsigner)
+    if case.body.mrsigner in wanted:
+        return PASSED
+    return failed(expected=wanted, found=case.body.mrsigner, advice="Somebody else signed it.")
+
+
+@CHECKS.policy("code.product_id")
+def _product(case: Case) -> Verdict:
+    wanted = case.policy.product_id
+    if wanted is None:
+        return not_asked("name product_id to have it compared", found=case.body.isv_prod_id)
+    if case.body.isv_prod_id != wanted:
+        return failed(expected=wanted, found=case.body.isv_prod_id)
+    return PASSED
+
+
+@CHECKS.policy("code.security_version")
+def _security_version(case: Case) -> Verdict:
+    wanted = case.policy.min_security_version
+    if wanted is None:
+        return not_asked("name min_security_version to have it compared", found=case.body.isv_svn)
+    if case.body.isv_svn < wanted:
+        return failed(
+            expected=f"at least {wanted}", found=case.body.isv_svn, advice="Run a newer image."
+        )
+    return PASSED
+
+
+# ---- what it says -----------------------------------------------------------------------------
+
+
+def claims(case: Case) -> Mapping[str, Any]:
+    """Return what the evidence says, as far as it can be read; binary values as hex."""
+    found: dict[str, Any] = {"verify_at": case.at.isoformat()}
+    for part in (_quote_claims, _record_claims, _container_claims, _chain_claims):
+        try:
+            found |= part(case)
+        except Exception:  # noqa: BLE001,S112,RUF100 - the checks say what is wrong with it
+            continue
+    return found
+
+
+def _quote_claims(case: Case) -> dict[str, Any]:
+    quote, body = case.quote, case.body
+    return {
+        "quote_version": 3,
+        "att_key_type": 2,
+        "cert_data_type": quote.certification_type,
+        "mrenclave": body.mrenclave.hex(),
+        "mrsigner": body.mrsigner.hex(),
+        "isv_prod_id": body.isv_prod_id,
+        "isv_svn": body.isv_svn,
+        "debug": body.attributes.debug,
+        "attributes": body.attributes.to_bytes().hex(),
+        "misc_select": body.misc_select,
+        "cpu_svn": body.cpu_svn.hex(),
+        "config_id": body.config_id.hex(),
+        "config_svn": body.config_svn,
+        "isv_ext_prod_id": body.isv_ext_prod_id.hex(),
+        "isv_family_id": body.isv_family_id.hex(),
+        "report_data": body.report_data.hex(),
+    }
+
+
+def _record_claims(case: Case) -> dict[str, Any]:
+    record = case.record
+    return {
+        "level": record.level,
+        "tee": record.tee,
+        "platform_svn": record.platform_svn,
+        "ephemeral": record.ephemeral,
+        "jit": record.jit,
+        "enclave_id": record.enclave_id,
+        "bits": {
+            name: {"value": bit.value, "by": bit.by} for name, bit in sorted(record.bits.items())
+        },
+    }
+
+
+def _container_claims(case: Case) -> dict[str, Any]:
+    parts = case.container
+    found: dict[str, Any] = {"raw": parts.raw}
+    if parts.runtime_key is not None and parts.user_data is not None and parts.nonce is not None:
+        found |= {
+            "nonce": parts.nonce.hex(),
+            "user_data": parts.user_data.hex(),
+            "runtime_key_sha256": hashlib.sha256(parts.runtime_key).hexdigest(),
+        }
+    return found
+
+
+def _chain_claims(case: Case) -> dict[str, Any]:
+    root = case.chain[-1]
+    return {
+        "root_sha256": root.fingerprint(hashes.SHA256()).hex(),
+        "root_name": root.subject.rfc4514_string(),
+    }

@@ -1,0 +1,112 @@
+"""Policies: what is impossible is refused, and what weakens must be named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pyenclave.attestation import AppraisalPolicy
+
+M, S = b"\x11" * 32, b"\x22" * 32
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({}, ValueError),
+        ({"mrenclave": ()}, ValueError),
+        ({"mrenclave": []}, ValueError),
+        ({"mrenclave": b""}, ValueError),
+        ({"mrenclave": M[:-1]}, ValueError),
+        ({"mrenclave": (M, b"\x11" * 16)}, ValueError),
+        ({"mrenclave": bytes(32)}, ValueError),
+        ({"mrenclave": M.hex()}, TypeError),
+        ({"mrenclave": [M.hex()]}, TypeError),
+        ({"mrsigner": S}, ValueError),
+        ({"mrsigner": bytes(32), "product_id": 1}, ValueError),
+        ({"mrenclave": M, "accept_any_code": True}, ValueError),
+        ({"mrenclave": M, "product_id": -1}, ValueError),
+        ({"mrenclave": M, "product_id": 65536}, ValueError),
+        ({"mrenclave": M, "product_id": True}, TypeError),
+        ({"mrenclave": M, "product_id": "7"}, TypeError),
+        ({"mrenclave": M, "min_security_version": -1}, ValueError),
+        ({"mrenclave": M, "min_platform_svn": 1.5}, TypeError),
+        ({"mrenclave": M, "min_level": "none"}, ValueError),
+        ({"mrenclave": M, "required_bits": "seccomp"}, TypeError),
+        ({"mrenclave": M, "required_bits": (1,)}, TypeError),
+        ({"mrenclave": M, "required_bits": ("",)}, TypeError),
+        ({"mrenclave": M, "allow_debug": 1}, TypeError),
+        ({"mrenclave": M, "dangerous_allow_software": "yes"}, TypeError),
+    ],
+)
+def test_att_31_impossible_or_empty_policies_are_refused(fields, error):
+    with pytest.raises(error):
+        AppraisalPolicy(**fields)
+
+
+def test_what_weakens_is_off():
+    for policy in (AppraisalPolicy(mrenclave=M), AppraisalPolicy.strict()):
+        assert not policy.allow_debug
+        assert not policy.dangerous_allow_software
+    assert not AppraisalPolicy(mrenclave=M).accept_any_code
+
+
+def test_one_digest_or_several_are_taken():
+    assert AppraisalPolicy(mrenclave=M).measurements == (M,)
+    assert AppraisalPolicy(mrenclave=[M, S]).measurements == (M, S)  # type: ignore[arg-type]
+    assert AppraisalPolicy(mrsigner=(S,), product_id=1).signers == (S,)
+    assert AppraisalPolicy.any_code().measurements == ()
+
+
+def test_a_policy_is_frozen_and_copies_are_checked_again():
+    policy = AppraisalPolicy(mrenclave=M)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        policy.allow_debug = True  # type: ignore[misc]
+    assert policy.with_options(allow_debug=True).allow_debug
+    with pytest.raises(ValueError, match="empty list"):
+        policy.with_options(mrenclave=())
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("{", "json"),
+        ("[]", "json"),
+        ("null", "json"),
+        ("{}", "json"),
+        ('{"mrenclave": "11"}', "json"),
+        ('{"mrenclave": 5}', "json"),
+        ('{"mrenclave": [5]}', "json"),
+        ('{"mrenclave": "' + "zz" * 32 + '"}', "json"),
+        ('{"mrenclave": []}', "json"),
+        ('{"accept_any_code": true, "alow_debug": true}', "json"),
+        ('{"accept_any_code": true, "allow_debug": false, "allow_debug": true}', "json"),
+        ('{"accept_any_code": "true"}', "json"),
+        ('{"accept_any_code": true} {}', "json"),
+        ('{"accept_any_code": true, "min_platform_svn": 1e400}', "json"),
+        ('{"accept_any_code": true, "min_platform_svn": NaN}', "json"),
+        ("[" * 100_000, "json"),
+        ("accept_any_code = true\naccept_any_code = true", "toml"),
+        ("accept_any_code = 1979-01-01", "toml"),
+    ],
+)
+def test_att_24_malformed_policy_files_are_refused(text, form):
+    with pytest.raises(ValueError, match=r".+"):
+        AppraisalPolicy.from_text(text, form=form)
+
+
+def test_policy_files_are_read_as_json_and_toml(tmp_path):
+    want = AppraisalPolicy(
+        mrsigner=S, product_id=7, required_bits=("seccomp",), dangerous_allow_software=True
+    )
+    (tmp_path / "p.json").write_text(
+        f'{{"mrsigner": "{S.hex()}", "product_id": 7, "required_bits": ["seccomp"],'
+        ' "dangerous_allow_software": true}'
+    )
+    (tmp_path / "p.toml").write_text(
+        f'mrsigner = ["{S.hex()}"]\nproduct_id = 7\nrequired_bits = ["seccomp"]\n'
+        "dangerous_allow_software = true\n"
+    )
+    assert AppraisalPolicy.from_file(tmp_path / "p.json") == want
+    assert AppraisalPolicy.from_file(tmp_path / "p.toml") == want
