@@ -26,9 +26,11 @@ __all__ = [
     "cpu_features",
     "drop_capabilities",
     "harden_early",
+    "mapping_lines",
     "mappings",
     "memory_lock_limit",
     "open_mappings",
+    "parse_mapping",
     "pidfd_kill",
     "pidfd_open",
     "pidfd_steal",
@@ -437,34 +439,39 @@ def mappings(fd: int | None = None) -> list[Mapping]:
         fd: A descriptor of :func:`open_mappings`, which stays open; None opens one.
 
     """
+    return [parse_mapping(line) for line in mapping_lines(fd)]
+
+
+def mapping_lines(fd: int | None = None) -> list[bytes]:
+    """Return the lines that :func:`mappings` reads; comparing them is cheaper than reading them."""
     own = open_mappings() if fd is None else fd
     try:
         os.lseek(own, 0, os.SEEK_SET)
-        data = b""
-        while piece := os.read(own, 1 << 20):
-            data += piece
+        pieces = []
+        while piece := os.read(own, 1 << 15):
+            pieces.append(piece)
     finally:
         if fd is None:
             os.close(own)
-    found = []
     # The kernel writes a line feed in a name as "\012", so a line is a mapping. Only "\n" ends
     # one: splitlines() would also break at the other characters that a name may hold.
-    for line in data.split(b"\n")[:-1]:
-        span, permissions, offset, device, inode, *path = line.split(None, 5)
-        start, _, end = span.partition(b"-")
-        major, _, minor = device.partition(b":")
-        found.append(
-            Mapping(
-                start=int(start, 16),
-                end=int(end, 16),
-                permissions=permissions.decode("ascii"),
-                offset=int(offset, 16),
-                device=(int(major, 16), int(minor, 16)),
-                inode=int(inode),
-                path=os.fsdecode(path[0]) if path else "",
-            )
-        )
-    return found
+    return b"".join(pieces).split(b"\n")[:-1]
+
+
+def parse_mapping(line: bytes) -> Mapping:
+    """Read one line of :func:`mapping_lines`."""
+    span, permissions, offset, device, inode, *path = line.split(None, 5)
+    start, _, end = span.partition(b"-")
+    major, _, minor = device.partition(b":")
+    return Mapping(
+        start=int(start, 16),
+        end=int(end, 16),
+        permissions=permissions.decode("ascii"),
+        offset=int(offset, 16),
+        device=(int(major, 16), int(minor, 16)),
+        inode=int(inode),
+        path=os.fsdecode(path[0]) if path else "",
+    )
 
 
 # ---- secret memory ---------------------------------------------------------------------------

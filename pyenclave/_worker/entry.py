@@ -9,6 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pyenclave._worker import dispatch
 from pyenclave.errors import ImageError
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ def load_entry(image: Image, locked: Locked) -> Any:
     """
     info = image.info
     if info.entry_kind == "native":
-        from pyenclave._worker import dispatch
-
         return dispatch.NativeLibrary(locked.map_bytes(bytes(image.files[info.entry_file])))
     name = info.entry_module
     if name in sys.stdlib_module_names or name in locked.modules or name in sys.modules:

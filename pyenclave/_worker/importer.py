@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, ModuleType
 
+    from pyenclave.formats.lock import Lock
+
 __all__ = ["Entry", "Locked", "LockedFinder", "Mismatch", "UnlistedImportError", "state"]
 
 _FIRST_FD = 128  # numbers of memfds count up from here: glibc must never see one path twice
@@ -86,7 +88,8 @@ class Locked:
         python: The interpreter that the lock names.
         debug: Whether debug enclaves are served.
         platform: Pid of the platform, this process's parent.
-        digest: SHA-256 of the lock, once the zygote compared it with the table.
+        locks: The one lock by its digest, once the zygote compared it with the table.
+        accepted: Lines of ``/proc/self/maps`` that were judged and found right.
 
     """
 
@@ -102,7 +105,8 @@ class Locked:
         self.python = ""
         self.debug = False
         self.platform = 0
-        self.digest = b""
+        self.locks: dict[bytes, Lock] = {}
+        self.accepted: set[bytes] = set()
         self._next_fd = _FIRST_FD
         for line in table.decode("utf-8").splitlines():
             tag, *fields = line.split("\t")

@@ -14,13 +14,16 @@ import gc
 import mmap
 import os
 import select
+import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
 
 from pyenclave import _native
-from pyenclave._worker.entry import load_entry, set_blas_threads
-from pyenclave._worker.mappings import check_mappings
+from pyenclave._worker import dispatch
+from pyenclave._worker.entry import EntryLoader, load_entry, set_blas_threads
+from pyenclave._worker.mappings import check_mappings, foreign_mappings
 from pyenclave._worker.reseed import reseed
 from pyenclave.calls.channel import Channel
 from pyenclave.errors import (
@@ -32,6 +35,7 @@ from pyenclave.errors import (
 )
 from pyenclave.formats import messages
 from pyenclave.formats.image import Image, ImageInfo
+from pyenclave.sealed.provision import RuntimeKey
 from pyenclave.trusted import _runtime
 
 if TYPE_CHECKING:
@@ -39,25 +43,67 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_LAUNCH_FDS = 3
 _IDENTITY_SECONDS = 30.0
 _TEXT = 8 * 1024  # longest message that is told to the platform
 
 
-def run(image_fd: int, ring_fd: int, channel_fd: int, *, locked: Locked) -> NoReturn:
+def stand_by(sock_fd: int, *, locked: Locked, rehearsal: bytes) -> NoReturn:
     """
-    Be a worker, in a child that the zygote has just forked; never returns.
+    Wait, in a child that the zygote has just forked, to become a worker; never returns.
+
+    Args:
+        sock_fd: Where the zygote will send image, ring and channel.
+        locked: What the zygote verified.
+        rehearsal: An image that does nothing.
+
+    """
+    early = _native.harden_early()
+    _native.close_fds((0, 1, 2, sock_fd, locked.sources))
+    reseed()
+    with contextlib.suppress(Exception):
+        rehearse(rehearsal, locked)
+    with socket.socket(fileno=sock_fd) as sock:
+        data, fds, _, _ = socket.recv_fds(sock, 1, _LAUNCH_FDS, socket.MSG_CMSG_CLOEXEC)
+    if data != b"S" or len(fds) != _LAUNCH_FDS:
+        os._exit(0)  # the zygote ended
+    run(*fds, locked=locked, early=early)
+
+
+def rehearse(data: bytes, locked: Locked) -> None:
+    """
+    Do what a start does, with an image that does nothing, and drop the result.
+
+    The process gets its own copy of the pages that this writes to: a microsecond or three for
+    each of a thousand, which the launch then does not wait for.
+    """
+    image = Image.parse(data, locks=locked.locks)
+    entry = ModuleType(image.info.entry_module)
+    exec(EntryLoader(image).get_code(entry.__name__), entry.__dict__)  # noqa: S102 - our own
+    foreign_mappings(set(_native.mapping_lines()) - locked.accepted, locked)
+    messages.decode(messages.encode(messages.Closed(inside={"rehearsal": True}, secret_memory="")))
+    RuntimeKey()
+    dispatch.build_table(entry, image.info)
+
+
+def run(
+    image_fd: int, ring_fd: int, channel_fd: int, *, locked: Locked, early: dict[str, bool]
+) -> NoReturn:
+    """
+    Be a worker; never returns.
 
     Args:
         image_fd: The image, a write-sealed memfd.
         ring_fd: The rings, a size-sealed memfd.
         channel_fd: The channel to the platform.
         locked: What the zygote verified.
+        early: What hardening this process right after the fork found.
 
     """
     channel = Channel.from_fd(channel_fd)
     worker = Worker(channel, ring_fd, locked)
     try:
-        worker.start(image_fd)
+        worker.start(image_fd, early)
         worker.serve()
     except EnclaveLostError:
         pass  # the platform is gone, and so is whoever might hear why
@@ -75,7 +121,7 @@ class Worker:
         self.channel = channel
         self.ring_fd = ring_fd
         self.locked = locked
-        self.table: Any = None
+        self.table: dispatch.Table | None = None
         self.go = threading.Event()
         self.threads: list[threading.Thread] = []
         self.running = False
@@ -84,7 +130,7 @@ class Worker:
 
     # ---- start --------------------------------------------------------------------------------
 
-    def start(self, image_fd: int) -> None:
+    def start(self, image_fd: int, early: dict[str, bool]) -> None:
         """
         Do everything up to ``Running``.
 
@@ -92,30 +138,23 @@ class Worker:
             EnclaveError: A check failed; nothing secret was received yet.
 
         """
-        early = _native.harden_early()
-        _native.close_fds(
-            (0, 1, 2, self.channel.fileno(), self.ring_fd, image_fd, self.locked.sources)
-        )
-        reseed()
         image = self._map_image(image_fd)
         info = image.info
-        if image.lock_digest != self.locked.digest:
+        if image.lock_digest not in self.locked.locks:
             raise RuntimeLockError(
                 "the image has another lock than its zygote",
-                expected=self.locked.digest.hex(),
+                expected=" ".join(digest.hex() for digest in self.locked.locks),
                 found=image.lock_digest.hex(),
             )
         if self.locked.debug:
             faulthandler.enable()
         entry = load_entry(image, self.locked)
-        from pyenclave._worker import dispatch
-
         self.table = dispatch.build_table(entry, info)
         maps = _native.open_mappings()
         inside = self._close(info)
         inside.update({name: inside.get(name, True) and ok for name, ok in early.items()})
         files = {_identity(fd) for fd in (self.ring_fd, image_fd)}
-        check_mappings(_native.mappings(maps), self.locked, jit=info.jit, data=files)
+        check_mappings(maps, self.locked, jit=info.jit, data=files)
         inside["mappings"] = True
         os.close(maps)
         os.close(image_fd)
@@ -138,7 +177,8 @@ class Worker:
     def _map_image(self, fd: int) -> Image:
         """Map and parse the image. The seals make sure that nobody changes it afterwards."""
         _native.check_memfd(fd, seals=_native.SEALED)
-        return Image.parse(mmap.mmap(fd, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
+        data = mmap.mmap(fd, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        return Image.parse(data, locks=self.locked.locks)
 
     def _close(self, info: ImageInfo) -> dict[str, bool | int]:
         """Close the sandbox around all threads that there will be."""
@@ -171,8 +211,6 @@ class Worker:
     def _serve_lane(self, lane: int) -> None:
         if self.table is None:
             raise EnclaveStateError("the worker has not started")
-        from pyenclave._worker import dispatch
-
         dispatch.serve(self.ring_fd, self.table, lane=lane, idle=self.idle)
 
     def idle(self) -> bool:

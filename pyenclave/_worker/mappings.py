@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
+from pyenclave._native import mapping_lines, parse_mapping
 from pyenclave.errors import RuntimeLockError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _SECRETMEM = "/secretmem (deleted)"
 
 
 def foreign_mappings(
-    found: Iterable[Mapping],
+    lines: Iterable[bytes],
     locked: Locked,
     *,
     jit: bool = False,
@@ -37,7 +38,7 @@ def foreign_mappings(
     List the mappings that should not be there.
 
     Args:
-        found: What is mapped, as ``_native.mappings`` gives it.
+        lines: What is mapped, as ``_native.mapping_lines`` gives it.
         locked: What was verified.
         jit: Whether memory may be executable without a file, and writable and executable.
         data: (device, inode) of further files that may be mapped, never executable: image, ring.
@@ -48,7 +49,8 @@ def foreign_mappings(
     """
     hashed = {path: identity for identity, path in locked.files.items()}
     wrong = []
-    for mapping in found:
+    for line in lines:
+        mapping = parse_mapping(line)
         reason = _reason(mapping, locked, hashed, data, jit=jit)
         if reason:
             wrong.append(
@@ -91,26 +93,38 @@ def _reason(
 
 
 def check_mappings(
-    found: Iterable[Mapping],
+    fd: int | None,
     locked: Locked,
     *,
     jit: bool = False,
     data: Collection[tuple[int, int]] = (),
 ) -> None:
     """
-    Refuse mappings that are neither locked nor sealed; arguments as for ``foreign_mappings``.
+    Refuse mappings that are neither locked nor sealed.
+
+    A mapping that this process or its zygote accepted once, and that is as it was to the last
+    character (addresses, rights, file, inode), is not judged again: a worker has 350 of them and
+    ten of its own.
+
+    Args:
+        fd: A descriptor of ``_native.open_mappings``, or None to open one.
+        locked: What was verified; remembers what was accepted.
+        jit: As for ``foreign_mappings``.
+        data: As for ``foreign_mappings``.
 
     Raises:
         RuntimeLockError: With one line a mapping.
 
     """
-    wrong = foreign_mappings(found, locked, jit=jit, data=data)
+    lines = set(mapping_lines(fd)) - locked.accepted
+    wrong = foreign_mappings(sorted(lines), locked, jit=jit, data=data)
     if wrong:
         raise RuntimeLockError(
             "memory is mapped that is not in the lock",
             found=f"{len(wrong)} mappings",
             files=tuple(wrong),
         )
+    locked.accepted |= lines
 
 
 def check_modules(locked: Locked) -> None:

@@ -24,6 +24,7 @@ import select
 import socket
 import sys
 import threading
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyenclave import _native
@@ -31,7 +32,9 @@ from pyenclave._worker import main
 from pyenclave._worker.importer import failure
 from pyenclave._worker.mappings import check_mappings, check_modules
 from pyenclave.calls.channel import close_all
+from pyenclave.calls.signature import functions_of
 from pyenclave.errors import EnclaveError, LaunchError, RuntimeLockError
+from pyenclave.formats.image import FileEntry, ImageInfo, assemble
 from pyenclave.formats.lock import Lock
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ __all__ = ["Zygote", "serve"]
 
 _MAX_PACKET = 64
 _LAUNCH_FDS = 3
+_SPARE_DELAY = 20  # milliseconds
 
 
 def serve(control: int, locked: Locked, seconds: tuple[float, float]) -> NoReturn:
@@ -63,6 +67,7 @@ def serve(control: int, locked: Locked, seconds: tuple[float, float]) -> NoRetur
     warm_up()
     zygote.check()
     _quiet_down(locked)
+    zygote.rehearsal = rehearsal_image(locked)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -79,6 +84,8 @@ class Zygote:
         self.socket.setblocking(True)
         self.parent = os.pidfd_open(locked.platform)
         self.workers: dict[int, int] = {}  # pidfd: pid
+        self.spare: Spare | None = None
+        self.rehearsal = b""
 
     def settle(self) -> None:
         """Undo whatever odd state was inherited, and tie this process to the platform's life."""
@@ -99,27 +106,37 @@ class Zygote:
         """
         _check_table(self.locked)
         check_modules(self.locked)
-        check_mappings(_native.mappings(), self.locked)
+        check_mappings(None, self.locked)
         threads = _native.thread_count()
         if threads != 1:
             raise LaunchError("the zygote has threads", expected=1, found=threads)
 
     def loop(self) -> NoReturn:
         """Serve requests and reap workers; ends with the platform."""
+        wanted = True  # a spare; made when the worker that was just started had its time
         while True:
             poll = select.poll()
             for fd in (self.socket.fileno(), self.parent, *self.workers):
                 poll.register(fd, select.POLLIN)
-            for fd, _ in poll.poll():
+            events = poll.poll(_SPARE_DELAY if wanted else None)
+            if wanted and not events:
+                wanted = False
+                with contextlib.suppress(OSError, EnclaveError):
+                    self.spare = self._fork()
+            for fd, _ in events:
                 if fd == self.parent:
                     os._exit(0)
                 elif fd == self.socket.fileno():
                     self._request()
+                    wanted = self.spare is None
                 else:
                     self._reap(fd)
 
     def _reap(self, pidfd: int) -> None:
         pid = self.workers.pop(pidfd)
+        if self.spare is not None and self.spare.pidfd == pidfd:
+            self.spare.socket.close()
+            self.spare = None
         os.close(pidfd)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
@@ -143,20 +160,60 @@ class Zygote:
             close_all(fds)
 
     def _spawn(self, fds: list[int]) -> None:
-        spawned = _native.spawn()
-        if spawned.pid == 0:
-            # Nothing of the zygote's stack may run in the worker.
-            try:
-                main.run(*fds, locked=self.locked)
-            finally:
-                os._exit(70)
+        """Give the descriptors to the spare, or to a new process if there is none that lives."""
+        worker = self.spare
+        self.spare = None
+        if worker is None or not worker.alive():
+            worker = self._fork()
+        data = b"P" + worker.pid.to_bytes(4, "little") + ",".join(worker.namespaces).encode()
+        # The answer first: once it has its descriptors, the worker competes for the processor. A
+        # worker that ends before it takes them is a worker that ended, as the platform sees it.
+        socket.send_fds(self.socket, [data], [worker.pidfd])
+        worker.begin(fds)
+
+    def _fork(self) -> Spare:
+        """
+        Fork a process that waits to become a worker.
+
+        Most of a launch is the kernel copying pages that parent and child shared until then. A
+        spare does that, and everything else that needs no image, before it is asked for.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            spawned = _native.spawn()
+            if spawned.pid == 0:
+                # Nothing of the zygote's stack may run in the worker.
+                try:
+                    main.stand_by(theirs.detach(), locked=self.locked, rehearsal=self.rehearsal)
+                finally:
+                    os._exit(70)
         self.workers[spawned.pidfd] = spawned.pid
-        data = b"P" + spawned.pid.to_bytes(4, "little") + ",".join(spawned.namespaces).encode()
-        socket.send_fds(self.socket, [data], [spawned.pidfd])
+        return Spare(ours, spawned)
+
+
+class Spare:
+    """A process that waits to become a worker."""
+
+    def __init__(self, sock: socket.socket, spawned: _native.Spawned) -> None:
+        self.socket = sock
+        self.pid = spawned.pid
+        self.pidfd = spawned.pidfd
+        self.namespaces = spawned.namespaces
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return not _native.pidfd_wait(self.pidfd, 0)
+
+    def begin(self, fds: list[int]) -> None:
+        """Hand over image, ring and channel."""
+        with self.socket, contextlib.suppress(OSError):
+            socket.send_fds(self.socket, [b"S"], fds)
 
 
 def _check_table(locked: Locked) -> None:
     """Compare the table that was loaded from with the lock itself, now that there is a decoder."""
+    if locked.locks:
+        return
     lock = Lock.from_bytes(locked.lock)
     expected: set[tuple[str, str, str]] = {(m.name, m.kind, m.sha256) for m in lock.modules}
     expected |= {(x.soname, "library", x.sha256) for x in lock.libraries}
@@ -170,7 +227,7 @@ def _check_table(locked: Locked) -> None:
         or locked.python != lock.python
     ):
         raise RuntimeLockError("the zygote was not loaded from this lock")
-    locked.digest = lock.digest
+    locked.locks[lock.digest] = lock
 
 
 def warm_up() -> None:
@@ -188,6 +245,41 @@ def warm_up() -> None:
     )
     suite = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
     suite.decrypt(suite.encrypt(b"", key.public_key(), b""), key, b"")
+
+
+def rehearsal_image(locked: Locked) -> bytes:
+    """Return an image that does nothing, for a spare to parse before there is a real one."""
+    source = (
+        b"from __future__ import annotations\n"
+        b"import numpy as np\n"
+        b"import pyenclave\n"
+        b"@pyenclave.ecall\n"
+        b"def nothing(x: int, y: bytes = b'', *, z: list[float] | None = None) -> np.ndarray:\n"
+        b"    return np.zeros(x)\n"
+    )
+    name = "entry/pyenclave_rehearsal.py"
+    module = ModuleType("pyenclave_rehearsal")
+    exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102 - our own
+    info = ImageInfo(
+        name="rehearsal",
+        product_id=0,
+        security_version=0,
+        debug=True,
+        threads=1,
+        entry_kind="python",
+        entry_module="pyenclave_rehearsal",
+        entry_file=name,
+        functions=tuple(functions_of(module)),
+        sealed_memory=0,
+        message_limit=1,
+        ocalls=(),
+        blas_threads=1,
+        jit=False,
+        seal={},
+        files=(FileEntry(name=name, size=len(source), executable=True),),
+    )
+    (lock,) = locked.locks.values()
+    return assemble(info, lock, {name: source})
 
 
 def _quiet_down(locked: Locked) -> None:

@@ -283,12 +283,20 @@ class Image:
         "ssa_frame_size",
     )
 
-    def __init__(self, data: memoryview, info: ImageInfo, lock_bytes: bytes, layout: _Layout):
+    def __init__(
+        self,
+        data: memoryview,
+        info: ImageInfo,
+        lock_bytes: bytes,
+        layout: _Layout,
+        locks: Mapping[bytes, Lock],
+    ):
         self.data = data
         self.info = info
         self.lock_bytes = lock_bytes
-        self.lock = Lock.from_bytes(lock_bytes)
         self.lock_digest = hashlib.sha256(lock_bytes).digest()
+        known = locks.get(self.lock_digest)
+        self.lock = Lock.from_bytes(lock_bytes) if known is None else known
         self._layout = layout
         self.files: Mapping[str, memoryview] = {
             file.name: _content(data, section)
@@ -301,12 +309,13 @@ class Image:
         self.ssa_frame_size = SSA_FRAME_SIZE
 
     @classmethod
-    def parse(cls, data: Buffer) -> Image:
+    def parse(cls, data: Buffer, *, locks: Mapping[bytes, Lock] | None = None) -> Image:
         """
         Read an image; untrusted input that must not change meanwhile.
 
         Args:
             data: The whole file. Views into it are kept.
+            locks: Locks that were read before, by digest: reading one takes milliseconds.
 
         Returns:
             The image. Its signature, if any, is not judged (``measurement.image.verify_image``).
@@ -335,7 +344,7 @@ class Image:
             raise ImageError("enclave size is wrong", expected=layout.size, found=size)
         for section in (layout.info, layout.lock, *layout.files):
             _check_padding(view, section)
-        return cls(view, info, bytes(_content(view, layout.lock)), layout)
+        return cls(view, info, bytes(_content(view, layout.lock)), layout, locks or {})
 
     @property
     def signed(self) -> bool:
@@ -421,9 +430,14 @@ def _content(view: memoryview, section: _Section) -> memoryview:
     return view[section.page * PAGE : section.page * PAGE + section.size]
 
 
+def _is_zero(view: memoryview) -> bool:
+    """Whether all of less than a page is zero; a hundred times faster than any()."""
+    return view == _ZERO_PAGE[: len(view)]
+
+
 def _check_padding(view: memoryview, section: _Section) -> None:
     end = (section.page + _pages(section.size)) * PAGE
-    if any(view[section.page * PAGE + section.size : end]):
+    if not _is_zero(view[section.page * PAGE + section.size : end]):
         raise ImageError("padding of a page is not zero", found=f"before offset {end:#x}")
 
 
@@ -459,7 +473,7 @@ def _read_header(view: memoryview) -> tuple[int, int, int]:
         raise ImageError("info or lock list is empty or too long", found=(info_len, lock_len))
     if 1 + _pages(info_len) + _pages(lock_len) > stored:
         raise ImageError("info and lock list do not fit the image", found=(info_len, lock_len))
-    if any(view[_HEADER.size : PAGE]):
+    if not _is_zero(view[_HEADER.size : PAGE]):
         raise ImageError("header page: a reserved byte is not zero")
     return info_len, lock_len, size
 
