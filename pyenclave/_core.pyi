@@ -34,17 +34,23 @@ class Gcm:
 class PageKey:
     def __init__(self, key: Buffer | None = None, *, enclave: Buffer = ...) -> None: ...
     def seal_page(
-        self, page: Buffer, out: Buffer, *, address: int = 0, flags: int = 0, type: int = 2
+        self,
+        page: Buffer,
+        out: Buffer,
+        *,
+        address: int = 0,
+        flags: int = 0,
+        type: int = 2,  # noqa: A002
     ) -> int: ...
     def open_page(
         self,
         sealed: Buffer,
         out: Buffer,
-        *,
         version: int,
+        *,
         address: int = 0,
         flags: int = 0,
-        type: int = 2,
+        type: int = 2,  # noqa: A002
     ) -> None: ...
     def seal_pages(
         self,
@@ -54,7 +60,7 @@ class PageKey:
         *,
         address: int = 0,
         flags: int = 0,
-        type: int = 2,
+        type: int = 2,  # noqa: A002
     ) -> int: ...
     def open_pages(
         self,
@@ -65,7 +71,7 @@ class PageKey:
         version: int | Buffer | list[int] | tuple[int, ...],
         address: int = 0,
         flags: int = 0,
-        type: int = 2,
+        type: int = 2,  # noqa: A002
     ) -> None: ...
     def _skip(self, next_version: int) -> None: ...
     @property

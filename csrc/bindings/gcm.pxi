@@ -1,6 +1,9 @@
 # AES-GCM, and the memory that its keys live in.
+cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND
 from cpython.bytes cimport PyBytes_AsString
+
+include "fastcall.pxi"
 
 cdef extern from "pyenclave.h" nogil:
     ctypedef struct pye_gcm_key:
@@ -95,6 +98,10 @@ cdef extern from *:
     bint pye_guard_leave(uint64_t *guard) noexcept nogil
     bint pye_guard_end(uint64_t *guard) noexcept nogil
 
+cdef extern from "Python.h":
+    # The same function without Cython's raising, so that the hot path saves no exception state.
+    int try_get_buffer "PyObject_GetBuffer"(object exporter, Py_buffer *view, int flags) noexcept
+
 # The implementations whose known answers came out right; tested once, when the module is loaded.
 cdef uint32_t _gcm_tested = 0
 for _implementation in (PYE_GCM_PORTABLE, PYE_GCM_AESNI, PYE_GCM_VAES512):
@@ -128,6 +135,27 @@ cdef int refuse_forked(str what) except -1:
     )
 
 
+cdef object _EMPTY = b""
+
+
+cdef inline int two_buffers(object first, Py_buffer *f, object second, Py_buffer *s,
+                            int second_flags) except -1:
+    """Both buffers, the first to be read, or neither."""
+    if try_get_buffer(first, f, PyBUF_SIMPLE) != 0:
+        return -1
+    if try_get_buffer(second, s, second_flags) != 0:
+        PyBuffer_Release(f)
+        return -1
+    return 0
+
+
+cdef inline object not_none(object out):
+    if out is None:
+        raise TypeError("out: a writable buffer is required, not None")
+    return out
+
+
+@cython.final
 cdef class Gcm:
     """AES-GCM under one key, 96-bit IVs and 128-bit tags. The caller never repeats an IV."""
 
@@ -168,22 +196,6 @@ cdef class Gcm:
         if pye_guard_leave(&self.guard):
             pye_gcm_wipe(self.key)
 
-    cdef int run(self, bint opening, uint8_t *out, uint8_t *tag, Py_buffer *iv,
-                 const uint8_t *data, size_t data_len, Py_buffer *aad) except -1:
-        cdef pye_status rc
-        if iv.len != 12:
-            wrong_length("IV", 12, iv.len)
-        self.enter()
-        if data_len < GIL_RELEASE_LEN:
-            rc = self.call(opening, out, tag, iv, data, data_len, aad)
-        else:
-            with nogil:
-                rc = self.call(opening, out, tag, iv, data, data_len, aad)
-        self.leave()
-        if rc != PYE_OK:
-            fail(rc, "open" if opening else "seal")
-        return 0
-
     cdef pye_status call(self, bint opening, uint8_t *out, uint8_t *tag, Py_buffer *iv,
                          const uint8_t *data, size_t data_len, Py_buffer *aad) noexcept nogil:
         if opening:
@@ -192,101 +204,67 @@ cdef class Gcm:
         return pye_gcm_seal(self.key, out, tag, <const uint8_t *>iv.buf, data, data_len,
                             <const uint8_t *>aad.buf, <size_t>aad.len)
 
+    cdef object run(self, bint opening, object iv, object data, object into, object aad):
+        """Seal or open `data`; the result goes to `into`, or is returned as bytes if it is None."""
+        cdef Py_buffer i, d, o, a
+        cdef object result = None
+        cdef pye_status rc = PYE_E_LENGTH
+        cdef Py_ssize_t data_len, out_len
+        cdef uint8_t *out
+        cdef uint8_t *tag
+        two_buffers(iv, &i, data, &d, PyBUF_SIMPLE)
+        memset(&a, 0, sizeof(a))  # a view without object is empty, and its release does nothing
+        memset(&o, 0, sizeof(o))
+        try:
+            if aad is not _EMPTY:
+                PyObject_GetBuffer(aad, &a, PyBUF_SIMPLE)
+            if i.len != 12:
+                wrong_length("IV", 12, i.len)
+            if opening and d.len < 16:
+                wrong_length("sealed data", "at least 16", d.len)
+            data_len = d.len - 16 if opening else d.len
+            out_len = data_len if opening else data_len + 16
+            if into is None:
+                result = PyBytes_FromStringAndSize(NULL, out_len)
+                out = <uint8_t *>PyBytes_AsString(result)
+            else:
+                PyObject_GetBuffer(into, &o, PyBUF_WRITABLE)
+                if o.len != out_len:
+                    wrong_length("out", out_len, o.len)
+                out = <uint8_t *>o.buf
+            tag = <uint8_t *>d.buf + data_len if opening else out + data_len
+            self.enter()
+            if data_len < GIL_RELEASE_LEN:
+                rc = self.call(opening, out, tag, &i, <const uint8_t *>d.buf, <size_t>data_len, &a)
+            else:
+                with nogil:
+                    rc = self.call(opening, out, tag, &i, <const uint8_t *>d.buf,
+                                   <size_t>data_len, &a)
+            self.leave()
+        finally:
+            PyBuffer_Release(&o)
+            PyBuffer_Release(&a)
+            PyBuffer_Release(&d)
+            PyBuffer_Release(&i)
+        if rc != PYE_OK:
+            fail(rc, "open" if opening else "seal")
+        return result
+
     def seal(self, iv, data, aad=b""):
         """Return ciphertext and tag of `data`."""
-        cdef Py_buffer i, d, a
-        cdef bytes sealed
-        cdef uint8_t *out
-        PyObject_GetBuffer(iv, &i, PyBUF_SIMPLE)
-        try:
-            PyObject_GetBuffer(data, &d, PyBUF_SIMPLE)
-            try:
-                PyObject_GetBuffer(aad, &a, PyBUF_SIMPLE)
-                try:
-                    sealed = PyBytes_FromStringAndSize(NULL, d.len + 16)
-                    out = <uint8_t *>PyBytes_AsString(sealed)
-                    self.run(False, out, out + d.len, &i, <const uint8_t *>d.buf, <size_t>d.len, &a)
-                    return sealed
-                finally:
-                    PyBuffer_Release(&a)
-            finally:
-                PyBuffer_Release(&d)
-        finally:
-            PyBuffer_Release(&i)
+        return self.run(False, iv, data, None, aad)
 
     def open(self, iv, sealed, aad=b""):
         """Return the data of `sealed` (ciphertext and tag), or raise UnsealError."""
-        cdef Py_buffer i, d, a
-        cdef bytes data
-        PyObject_GetBuffer(iv, &i, PyBUF_SIMPLE)
-        try:
-            PyObject_GetBuffer(sealed, &d, PyBUF_SIMPLE)
-            try:
-                if d.len < 16:
-                    wrong_length("sealed data", "at least 16", d.len)
-                PyObject_GetBuffer(aad, &a, PyBUF_SIMPLE)
-                try:
-                    data = PyBytes_FromStringAndSize(NULL, d.len - 16)
-                    self.run(True, <uint8_t *>PyBytes_AsString(data),
-                             <uint8_t *>d.buf + d.len - 16, &i, <const uint8_t *>d.buf,
-                             <size_t>d.len - 16, &a)
-                    return data
-                finally:
-                    PyBuffer_Release(&a)
-            finally:
-                PyBuffer_Release(&d)
-        finally:
-            PyBuffer_Release(&i)
+        return self.run(True, iv, sealed, None, aad)
 
     def seal_into(self, iv, data, out, aad=b""):
         """Write ciphertext and tag of `data` to `out`, which may begin with `data` itself."""
-        cdef Py_buffer i, d, o, a
-        PyObject_GetBuffer(iv, &i, PyBUF_SIMPLE)
-        try:
-            PyObject_GetBuffer(data, &d, PyBUF_SIMPLE)
-            try:
-                PyObject_GetBuffer(out, &o, PyBUF_WRITABLE)
-                try:
-                    if o.len != d.len + 16:
-                        wrong_length("out", d.len + 16, o.len)
-                    PyObject_GetBuffer(aad, &a, PyBUF_SIMPLE)
-                    try:
-                        self.run(False, <uint8_t *>o.buf, <uint8_t *>o.buf + d.len, &i,
-                                 <const uint8_t *>d.buf, <size_t>d.len, &a)
-                    finally:
-                        PyBuffer_Release(&a)
-                finally:
-                    PyBuffer_Release(&o)
-            finally:
-                PyBuffer_Release(&d)
-        finally:
-            PyBuffer_Release(&i)
+        return self.run(False, iv, data, not_none(out), aad)
 
     def open_into(self, iv, sealed, out, aad=b""):
         """Write the data of `sealed` to `out`, or zero it and raise UnsealError."""
-        cdef Py_buffer i, d, o, a
-        PyObject_GetBuffer(iv, &i, PyBUF_SIMPLE)
-        try:
-            PyObject_GetBuffer(sealed, &d, PyBUF_SIMPLE)
-            try:
-                if d.len < 16:
-                    wrong_length("sealed data", "at least 16", d.len)
-                PyObject_GetBuffer(out, &o, PyBUF_WRITABLE)
-                try:
-                    if o.len != d.len - 16:
-                        wrong_length("out", d.len - 16, o.len)
-                    PyObject_GetBuffer(aad, &a, PyBUF_SIMPLE)
-                    try:
-                        self.run(True, <uint8_t *>o.buf, <uint8_t *>d.buf + d.len - 16, &i,
-                                 <const uint8_t *>d.buf, <size_t>d.len - 16, &a)
-                    finally:
-                        PyBuffer_Release(&a)
-                finally:
-                    PyBuffer_Release(&o)
-            finally:
-                PyBuffer_Release(&d)
-        finally:
-            PyBuffer_Release(&i)
+        return self.run(True, iv, sealed, not_none(out), aad)
 
     @property
     def implementation(self):
@@ -316,3 +294,53 @@ cdef class Gcm:
 
     def __reduce_ex__(self, protocol):
         raise TypeError("a key cannot be pickled or copied")
+
+
+cdef _Names _seal_names = _Names("seal", ("iv", "data", "aad"), 2, 3)
+cdef _Names _open_names = _Names("open", ("iv", "sealed", "aad"), 2, 3)
+cdef _Names _seal_into_names = _Names("seal_into", ("iv", "data", "out", "aad"), 3, 4)
+cdef _Names _open_into_names = _Names("open_into", ("iv", "sealed", "out", "aad"), 3, 4)
+
+
+cdef inline object or_else(PyObject *value, object default):
+    return default if value == NULL else <object>value
+
+
+cdef object fast_seal(Gcm self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames):
+    cdef PyObject *v[FAST_MAX]
+    take_arguments(_seal_names, v, args, nargs, kwnames)
+    return self.run(False, <object>v[0], <object>v[1], None, or_else(v[2], _EMPTY))
+
+
+cdef object fast_open(Gcm self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames):
+    cdef PyObject *v[FAST_MAX]
+    take_arguments(_open_names, v, args, nargs, kwnames)
+    return self.run(True, <object>v[0], <object>v[1], None, or_else(v[2], _EMPTY))
+
+
+cdef object fast_seal_into(Gcm self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames):
+    cdef PyObject *v[FAST_MAX]
+    take_arguments(_seal_into_names, v, args, nargs, kwnames)
+    return self.run(False, <object>v[0], <object>v[1], not_none(<object>v[2]),
+                    or_else(v[3], _EMPTY))
+
+
+cdef object fast_open_into(Gcm self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames):
+    cdef PyObject *v[FAST_MAX]
+    take_arguments(_open_into_names, v, args, nargs, kwnames)
+    return self.run(True, <object>v[0], <object>v[1], not_none(<object>v[2]),
+                    or_else(v[3], _EMPTY))
+
+
+cdef PyMethodDef _gcm_methods[4]
+put_method(Gcm, &_gcm_methods[0], "seal", <void *>fast_seal,
+           b"seal($self, iv, data, aad=b'')\n--\n\nReturn ciphertext and tag of `data`.")
+put_method(Gcm, &_gcm_methods[1], "open", <void *>fast_open,
+           b"open($self, iv, sealed, aad=b'')\n--\n\n"
+           b"Return the data of `sealed` (ciphertext and tag), or raise UnsealError.")
+put_method(Gcm, &_gcm_methods[2], "seal_into", <void *>fast_seal_into,
+           b"seal_into($self, iv, data, out, aad=b'')\n--\n\n"
+           b"Write ciphertext and tag of `data` to `out`, which may begin with `data` itself.")
+put_method(Gcm, &_gcm_methods[3], "open_into", <void *>fast_open_into,
+           b"open_into($self, iv, sealed, out, aad=b'')\n--\n\n"
+           b"Write the data of `sealed` to `out`, or zero it and raise UnsealError.")

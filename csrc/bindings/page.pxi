@@ -3,7 +3,9 @@ cdef extern from "<unistd.h>" nogil:
     int getentropy(void *buffer, size_t length)
 
 cdef extern from "Python.h":
-    unsigned long long PyLong_AsUnsignedLongLong(object value) except? 0xffffffffffffffff
+    unsigned long long PyLong_AsUnsignedLongLong(object value) noexcept
+    void *PyErr_Occurred() noexcept
+    void PyErr_Clear() noexcept
 
 cdef extern from "pyenclave.h" nogil:
     ctypedef struct pye_page_key:
@@ -40,15 +42,19 @@ cdef uint64_t number(object value, str name, uint64_t largest) except? 0xfffffff
     cdef uint64_t result
     if not isinstance(value, int):
         value = value.__index__()
-    try:
-        result = PyLong_AsUnsignedLongLong(value)
-    except OverflowError:
-        raise ValueError(f"{name}: expected 0 … {largest}, found {value}") from None
-    if result > largest:
+    result = PyLong_AsUnsignedLongLong(value)
+    if result > largest or (result == 0xffffffffffffffff and PyErr_Occurred() != NULL):
+        PyErr_Clear()
         raise ValueError(f"{name}: expected 0 … {largest}, found {value}")
     return result
 
 
+# The defaults, which are most calls' values: comparing pointers saves three conversions.
+cdef object _ZERO = 0
+cdef object _ORDINARY = 2
+
+
+@cython.final
 cdef class PageKey:
     """Seals pages of 4096 bytes. The key counts the versions; the caller keeps them."""
 
@@ -95,27 +101,25 @@ cdef class PageKey:
                   object type) except -1:
         if not pye_secmem_live(self.key):
             refuse_forked("page key")
-        info.address = number(address, "address", 0xffffffffffffffff)
-        info.flags = <uint32_t>number(flags, "flags", 0xffffffff)
-        info.type = <uint8_t>number(type, "type", 0xff)
+        info.address = 0
+        info.flags = 0
+        info.type = 2
+        if address is not _ZERO:
+            info.address = number(address, "address", 0xffffffffffffffff)
+        if flags is not _ZERO:
+            info.flags = <uint32_t>number(flags, "flags", 0xffffffff)
+        if type is not _ORDINARY:
+            info.type = <uint8_t>number(type, "type", 0xff)
         return 0
 
-    def seal_page(self, page, out, *, address=0, flags=0, type=2):
-        """Seal 4096 bytes to `out` (4112: ciphertext and tag) and return the version."""
+    cdef object do_seal_page(self, object page, object out, pye_page_info *info):
         cdef Py_buffer p, o
-        cdef pye_page_info info
         cdef uint64_t version = 0
         cdef pye_status rc
-        self.info(&info, address, flags, type)
-        PyObject_GetBuffer(page, &p, PyBUF_SIMPLE)
-        try:
-            PyObject_GetBuffer(out, &o, PyBUF_WRITABLE)
-        except:
-            PyBuffer_Release(&p)
-            raise
+        two_buffers(page, &p, out, &o, PyBUF_WRITABLE)
         if p.len == PAGE and o.len == SEALED:
             rc = pye_page_seal(self.key, <uint8_t *>o.buf, <uint8_t *>o.buf + PAGE, &version,
-                               <const uint8_t *>p.buf, &info)
+                               <const uint8_t *>p.buf, info)
         else:
             rc = PYE_E_LENGTH
         PyBuffer_Release(&o)
@@ -126,22 +130,14 @@ cdef class PageKey:
             fail(rc, "seal_page")
         return version
 
-    def open_page(self, sealed, out, *, version, address=0, flags=0, type=2):
-        """Open 4112 bytes to `out` (4096), or zero it and raise UnsealError."""
+    cdef object do_open_page(self, object sealed, object out, uint64_t version,
+                             pye_page_info *info):
         cdef Py_buffer p, o
-        cdef pye_page_info info
-        cdef uint64_t expected = number(version, "version", 0xffffffffffffffff)
         cdef pye_status rc
-        self.info(&info, address, flags, type)
-        PyObject_GetBuffer(sealed, &p, PyBUF_SIMPLE)
-        try:
-            PyObject_GetBuffer(out, &o, PyBUF_WRITABLE)
-        except:
-            PyBuffer_Release(&p)
-            raise
+        two_buffers(sealed, &p, out, &o, PyBUF_WRITABLE)
         if p.len == SEALED and o.len == PAGE:
             rc = pye_page_open(self.key, <uint8_t *>o.buf, <const uint8_t *>p.buf,
-                               <const uint8_t *>p.buf + PAGE, expected, &info)
+                               <const uint8_t *>p.buf + PAGE, version, info)
         else:
             rc = PYE_E_LENGTH
         PyBuffer_Release(&o)
@@ -150,6 +146,20 @@ cdef class PageKey:
             if rc == PYE_E_LENGTH:
                 wrong_length("sealed and out", "4112 and 4096", f"{p.len} and {o.len}")
             fail(rc, "open_page")
+        return None
+
+    def seal_page(self, page, out, *, address=0, flags=0, type=2):
+        """Seal 4096 bytes to `out` (4112: ciphertext and tag) and return the version."""
+        cdef pye_page_info info
+        self.info(&info, address, flags, type)
+        return self.do_seal_page(page, out, &info)
+
+    def open_page(self, sealed, out, version, *, address=0, flags=0, type=2):
+        """Open 4112 bytes to `out` (4096), or zero it and raise UnsealError."""
+        cdef pye_page_info info
+        self.info(&info, address, flags, type)
+        return self.do_open_page(sealed, out, number(version, "version", 0xffffffffffffffff),
+                                 &info)
 
     def seal_pages(self, pages, out, tags, *, address=0, flags=0, type=2):
         """Seal n pages to `out`, their tags (16 bytes each) to `tags`; return the first version."""
@@ -262,6 +272,40 @@ cdef class PageKey:
 
     def __reduce_ex__(self, protocol):
         raise TypeError("a key cannot be pickled or copied")
+
+
+cdef _Names _seal_page_names = _Names(
+    "seal_page", ("page", "out", "address", "flags", "type"), 2, 2)
+cdef _Names _open_page_names = _Names(
+    "open_page", ("sealed", "out", "version", "address", "flags", "type"), 3, 3)
+
+
+cdef object fast_seal_page(PageKey self, PyObject *const *args, Py_ssize_t nargs,
+                           PyObject *kwnames):
+    cdef PyObject *v[FAST_MAX]
+    cdef pye_page_info info
+    take_arguments(_seal_page_names, v, args, nargs, kwnames)
+    self.info(&info, or_else(v[2], _ZERO), or_else(v[3], _ZERO), or_else(v[4], _ORDINARY))
+    return self.do_seal_page(<object>v[0], <object>v[1], &info)
+
+
+cdef object fast_open_page(PageKey self, PyObject *const *args, Py_ssize_t nargs,
+                           PyObject *kwnames):
+    cdef PyObject *v[FAST_MAX]
+    cdef pye_page_info info
+    take_arguments(_open_page_names, v, args, nargs, kwnames)
+    self.info(&info, or_else(v[3], _ZERO), or_else(v[4], _ZERO), or_else(v[5], _ORDINARY))
+    return self.do_open_page(<object>v[0], <object>v[1],
+                             number(<object>v[2], "version", 0xffffffffffffffff), &info)
+
+
+cdef PyMethodDef _page_methods[2]
+put_method(PageKey, &_page_methods[0], "seal_page", <void *>fast_seal_page,
+           b"seal_page($self, page, out, *, address=0, flags=0, type=2)\n--\n\n"
+           b"Seal 4096 bytes to `out` (4112: ciphertext and tag) and return the version.")
+put_method(PageKey, &_page_methods[1], "open_page", <void *>fast_open_page,
+           b"open_page($self, sealed, out, version, *, address=0, flags=0, type=2)\n--\n\n"
+           b"Open 4112 bytes to `out` (4096), or zero it and raise UnsealError.")
 
 
 from array import array as _array

@@ -8,6 +8,7 @@
 #include "crypto/gcm_x86.h"
 
 #define WIDTH 8
+#define UNROLL _Pragma("GCC unroll 16")
 
 typedef struct {
     x128 low;
@@ -109,38 +110,66 @@ INLINE x128 counter_block(x128 *counter)
     return block;
 }
 
-/* crypt_wide does eight blocks and returns the new hash. */
-INLINE x128 crypt_wide(const gcm_aesni_key *k, uint32_t rounds, int opening, uint8_t *out,
-                       const uint8_t *in, x128 *counter, x128 hash)
+/* crypt_wide does the first `len` bytes, a multiple of eight blocks, and returns the new hash. The
+ * hash runs beside the cipher, when sealing eight blocks behind it. Ciphertext waits for it in a
+ * copy: memory outside may change at any time. */
+INLINE x128 crypt_wide(const gcm_aesni_key *k, const uint32_t rounds, const int opening,
+                       uint8_t *out, const uint8_t *in, size_t len, x128 *counter, x128 hash)
 {
+    uint8_t c[WIDTH * 16]; /* ciphertext, not secret, not wiped */
     x128 s[WIDTH];
-    product p = no_product();
-    const x128 first = load128(k->round_keys[0]);
+    product p;
 
-#pragma GCC unroll 8
-    for (int i = 0; i < WIDTH; i++) {
-        s[i] = _mm_xor_si128(counter_block(counter), first);
-    }
-    for (uint32_t r = 1; r < rounds; r++) {
-        const x128 round_key = load128(k->round_keys[r]);
-#pragma GCC unroll 8
-        for (int i = 0; i < WIDTH; i++) {
-            s[i] = _mm_aesenc_si128(s[i], round_key);
+    for (size_t done = 0; done < len; done += sizeof(c)) {
+        const int hashing = opening || done != 0;
+        const x128 first = load128(k->round_keys[0]);
+
+        HIDE(k);
+        UNROLL for (int i = 0; i < WIDTH; i++) {
+            s[i] = _mm_xor_si128(counter_block(counter), first);
+        }
+        if (opening) {
+            UNROLL for (size_t i = 0; i < WIDTH; i++) {
+                x128 x = load128(in + done + 16 * i);
+                PIN128(x);
+                store128(c + 16 * i, x);
+            }
+        }
+        p = no_product();
+        UNROLL for (uint32_t r = 1; r < rounds; r++) {
+            const x128 round_key = load128(k->round_keys[r]);
+            UNROLL for (int i = 0; i < WIDTH; i++) {
+                s[i] = _mm_aesenc_si128(s[i], round_key);
+            }
+            if (hashing && r <= WIDTH) {
+                x128 x = reverse128(load128(c + 16 * (r - 1)));
+                x = r == 1 ? _mm_xor_si128(x, hash) : x;
+                add_product(&p, k, x, WIDTH + 1 - r);
+            }
+        }
+        if (hashing) {
+            hash = reduce_product(&p);
+        }
+        const x128 last = load128(k->round_keys[rounds]);
+        UNROLL for (size_t i = 0; i < WIDTH; i++) {
+            const x128 x = load128(opening ? c + 16 * i : in + done + 16 * i);
+            const x128 y = _mm_xor_si128(_mm_aesenclast_si128(s[i], last), x);
+            if (!opening) {
+                store128(c + 16 * i, y);
+            }
+            store128(out + done + 16 * i, y);
         }
     }
-    const x128 last = load128(k->round_keys[rounds]);
-#pragma GCC unroll 8
-    for (size_t i = 0; i < WIDTH; i++) {
-        x128 x = load128(in + 16 * i);
-        PIN128(x);
-        const x128 y = _mm_xor_si128(_mm_aesenclast_si128(s[i], last), x);
-        x128 c = reverse128(opening ? x : y);
-
-        store128(out + 16 * i, y);
-        c = i == 0 ? _mm_xor_si128(c, hash) : c;
-        add_product(&p, k, c, WIDTH - i);
+    if (!opening && len != 0) {
+        p = no_product();
+        UNROLL for (size_t i = 0; i < WIDTH; i++) {
+            x128 x = reverse128(load128(c + 16 * i));
+            x = i == 0 ? _mm_xor_si128(x, hash) : x;
+            add_product(&p, k, x, WIDTH - i);
+        }
+        hash = reduce_product(&p);
     }
-    return reduce_product(&p);
+    return hash;
 }
 
 INLINE x128 crypt_block(const gcm_aesni_key *k, uint32_t rounds, int opening, uint8_t *out,
@@ -163,12 +192,11 @@ INLINE x128 crypt_block(const gcm_aesni_key *k, uint32_t rounds, int opening, ui
     return absorb_block(k, hash, opening ? x : y);
 }
 
-INLINE void crypt_any(const pye_gcm_key *key, int opening, uint8_t *out, uint8_t *tag,
-                      const uint8_t *iv, const uint8_t *in, size_t len, const uint8_t *aad,
-                      size_t aad_len)
+INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, const int opening,
+                      uint8_t *out, uint8_t *tag, const uint8_t *iv, const uint8_t *in, size_t len,
+                      const uint8_t *aad, size_t aad_len)
 {
     const gcm_aesni_key *k = &key->as.aesni;
-    const uint32_t rounds = key->rounds;
     const x128 lengths = reverse128(length_block(aad_len, len));
     uint8_t first[16] = {0};
 
@@ -177,9 +205,11 @@ INLINE void crypt_any(const pye_gcm_key *key, int opening, uint8_t *out, uint8_t
     x128 counter = reverse128(load128(first));
     const x128 mask = encrypt128(k->round_keys[0], rounds, counter_block(&counter));
     x128 hash = absorb_aad(k, _mm_setzero_si128(), aad, aad_len);
-    for (; len >= WIDTH * 16; in += WIDTH * 16, out += WIDTH * 16, len -= WIDTH * 16) {
-        hash = crypt_wide(k, rounds, opening, out, in, &counter, hash);
-    }
+    const size_t whole = len - len % (WIDTH * 16);
+    hash = crypt_wide(k, rounds, opening, out, in, whole, &counter, hash);
+    in += whole;
+    out += whole;
+    len -= whole;
     while (len != 0) {
         const size_t take = len < 16 ? len : 16;
 
@@ -196,13 +226,21 @@ INLINE void crypt_any(const pye_gcm_key *key, int opening, uint8_t *out, uint8_t
 static void seal(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8_t *iv,
                  const uint8_t *in, size_t len, const uint8_t *aad, size_t aad_len)
 {
-    crypt_any(key, 0, out, tag, iv, in, len, aad, aad_len);
+    if (key->rounds == 14) {
+        crypt_any(key, 14, 0, out, tag, iv, in, len, aad, aad_len);
+    } else {
+        crypt_any(key, 10, 0, out, tag, iv, in, len, aad, aad_len);
+    }
 }
 
 static void open(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8_t *iv,
                  const uint8_t *in, size_t len, const uint8_t *aad, size_t aad_len)
 {
-    crypt_any(key, 1, out, tag, iv, in, len, aad, aad_len);
+    if (key->rounds == 14) {
+        crypt_any(key, 14, 1, out, tag, iv, in, len, aad, aad_len);
+    } else {
+        crypt_any(key, 10, 1, out, tag, iv, in, len, aad, aad_len);
+    }
 }
 
 static void seal_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages, int stream)
@@ -229,6 +267,8 @@ static void open_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num
     }
 }
 
+DEFINE_BURN(x128, 1024)
+
 const gcm_implementation pye_gcm_aesni = {
     PYE_GCM_AESNI,
     PYE_CPU_SSSE3 | PYE_CPU_AESNI | PYE_CPU_PCLMUL,
@@ -238,6 +278,7 @@ const gcm_implementation pye_gcm_aesni = {
     open,
     seal_pages,
     open_pages,
+    burn_stack,
 };
 #else
 typedef int pye_gcm_aesni_is_for_x86; /* ISO C wants a declaration */

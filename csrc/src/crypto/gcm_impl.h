@@ -36,7 +36,22 @@ typedef struct {
     /* `stream`: the outputs are aligned to 64 and should bypass the cache. */
     void (*seal_pages)(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages, int stream);
     void (*open_pages)(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages, int stream);
+    /* Zeroes what the compiler has spilled into the stack frames of the functions above. To be
+     * called from the function that called them. */
+    void (*burn_stack)(void);
 } gcm_implementation;
+
+/* DEFINE_BURN makes a function that zeroes `size` bytes of stack with vectors of type `lane`. */
+#define DEFINE_BURN(lane, size)                                                                    \
+    static __attribute__((noinline)) void burn_stack(void)                                         \
+    {                                                                                              \
+        lane area[(size) / sizeof(lane)];                                                          \
+                                                                                                   \
+        for (size_t i = 0; i < sizeof(area) / sizeof(area[0]); i++) {                              \
+            area[i] = (lane){0};                                                                   \
+            __asm__ volatile("" : : "r"(&area[i]) : "memory"); /* the store stays */               \
+        }                                                                                          \
+    }
 
 typedef struct {
     aes_portable_key aes;

@@ -137,6 +137,8 @@ static void open_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num
     crypt_pages(key, 1, pages, num_pages);
 }
 
+DEFINE_BURN(uint64_t, 4096)
+
 const gcm_implementation pye_gcm_portable = {
-    PYE_GCM_PORTABLE, 0, "portable", init, seal, open, seal_pages, open_pages,
+    PYE_GCM_PORTABLE, 0, "portable", init, seal, open, seal_pages, open_pages, burn_stack,
 };

@@ -101,64 +101,137 @@ INLINE void absorb(product *sum, const gcm_vaes512_key *k, x128 *hash, const uin
 
 typedef struct {
     const gcm_vaes512_key *k;
-    x512 counters; /* four little-endian counter blocks, byte-reversed */
+    x512 counters; /* four counter blocks, byte-reversed */
     product sum;
-    x128 hash;
+    x128 hash; /* what was reduced already, byte-reversed; to be added to the next block */
 } message;
 
-/* batch does `width` vectors of which `len` bytes are there. */
-INLINE void batch(message *m, uint32_t rounds, int width, int whole, int opening, uint8_t *out,
-                  const uint8_t *in, size_t len, size_t index)
+/* index_at gives the place among the powers for the block at byte `at` of a message of `len`. */
+INLINE size_t index_at(size_t at, size_t len)
 {
-    const gcm_vaes512_key *k = m->k;
-    const x512 reverse = reverse_mask();
+    const size_t left = len - (at - at % CHUNK);
+    /* the last chunk leaves H^1 to the block of lengths */
+    const size_t start = left > CHUNK ? GCM_PAGE_BLOCKS - 256
+                                      : GCM_PAGE_BLOCKS - 1 - (left + 15) / 16;
+
+    return start + at % CHUNK / 16;
+}
+
+INLINE void next_counters(message *m, x512 s[WIDTH], int width, x512 reverse)
+{
     const x512 four = _mm512_broadcast_i32x4(_mm_set_epi32(0, 0, 0, 4));
-    const x512 white = broadcast512(k->round_keys[0]);
-    x512 s[WIDTH];
+    const x512 white = broadcast512(m->k->round_keys[0]);
 
     UNROLL for (int i = 0; i < width; i++) {
         s[i] = _mm512_xor_si512(_mm512_shuffle_epi8(m->counters, reverse), white);
         m->counters = _mm512_add_epi32(m->counters, four);
     }
+}
+
+/* take_hash adds what was reduced to the first block of a batch. */
+INLINE void take_hash(message *m, x512 c[WIDTH])
+{
+    c[0] = _mm512_xor_si512(c[0], _mm512_zextsi128_si512(reverse128(m->hash)));
+    m->hash = _mm_setzero_si128();
+}
+
+/* after_batch reduces at the end of each chunk but the last; `end` is where the batch ended. */
+INLINE void after_batch(message *m, size_t end, size_t len)
+{
+    if (end % CHUNK == 0 && end < len) {
+        m->hash = reduce_product(&m->sum);
+        m->sum = no_product();
+    }
+}
+
+/* whole_batches does the first `whole` bytes of a message, a multiple of BATCH: cipher and hash run
+ * side by side, when sealing the hash one batch behind. */
+INLINE void whole_batches(message *m, const uint32_t rounds, const int opening, uint8_t *out,
+                          const uint8_t *in, size_t whole, size_t len)
+{
+    const x512 reverse = reverse_mask();
+    x512 s[WIDTH];
+    x512 c[WIDTH]; /* the ciphertext to be hashed next */
+
+    for (size_t at = 0; at < whole; at += BATCH) {
+        const gcm_vaes512_key *k = m->k;
+        x512 x[WIDTH];
+
+        HIDE(k);
+        next_counters(m, s, WIDTH, reverse);
+        if (opening) {
+            UNROLL for (size_t i = 0; i < WIDTH; i++) {
+                x[i] = load512(in + at + 64 * i);
+                PIN512(x[i]);
+                c[i] = x[i];
+            }
+            take_hash(m, c);
+            run_rounds(k, s, 1, rounds, NULL, &m->sum, c, index_at(at, len), reverse);
+            after_batch(m, at + BATCH, len);
+        } else if (at == 0) {
+            run_rounds(k, s, 1, rounds, NULL, NULL, NULL, 0, reverse);
+        } else {
+            take_hash(m, c);
+            run_rounds(k, s, 1, rounds, NULL, &m->sum, c, index_at(at - BATCH, len), reverse);
+            after_batch(m, at, len);
+        }
+        const x512 last = broadcast512(k->round_keys[rounds]);
+        UNROLL for (size_t i = 0; i < WIDTH; i++) {
+            if (!opening) {
+                x[i] = load512(in + at + 64 * i);
+            }
+            const x512 y = _mm512_aesenclast_epi128(s[i], _mm512_xor_si512(last, x[i]));
+            _mm512_storeu_si512(out + at + 64 * i, y);
+            if (!opening) {
+                c[i] = y;
+                PIN512(c[i]);
+            }
+        }
+    }
+    if (!opening && whole != 0) {
+        take_hash(m, c);
+        UNROLL for (size_t i = 0; i < WIDTH / 2; i++) {
+            hash_pair(&m->sum, m->k, c, i, index_at(whole - BATCH, len), reverse);
+        }
+        after_batch(m, whole, len);
+    }
+}
+
+/* last_batch does the `len` bytes that are left, in `width` vectors. */
+INLINE void last_batch(message *m, const uint32_t rounds, const int width, const int opening,
+                       uint8_t *out, const uint8_t *in, size_t len, size_t index)
+{
+    const x512 reverse = reverse_mask();
+    x512 s[WIDTH];
+
+    next_counters(m, s, width, reverse);
     UNROLL for (uint32_t r = 1; r < rounds; r++) {
-        const x512 round_key = broadcast512(k->round_keys[r]);
+        const x512 round_key = broadcast512(m->k->round_keys[r]);
         UNROLL for (int i = 0; i < width; i++) {
             s[i] = _mm512_aesenc_epi128(s[i], round_key);
         }
     }
-    const x512 last = broadcast512(k->round_keys[rounds]);
+    const x512 last = broadcast512(m->k->round_keys[rounds]);
     UNROLL for (int i = 0; i < width; i++) {
         const size_t at = 64 * (size_t)i;
-        const __mmask64 mask = whole ? ~(__mmask64)0 : part_mask(len, (size_t)i);
-        x512 x = whole ? load512(in + at) : _mm512_maskz_loadu_epi8(mask, in + at);
-        PIN512(x);
-        const x512 y = _mm512_xor_si512(_mm512_aesenclast_epi128(s[i], last), x);
-        x512 c;
-
-        if (whole) {
-            _mm512_storeu_si512(out + at, y);
-            c = opening ? x : y;
-        } else {
-            _mm512_mask_storeu_epi8(out + at, mask, y);
-            c = opening ? x : _mm512_maskz_mov_epi8(mask, y);
-            if (mask == 0) {
-                continue; /* the index may lie beyond the powers */
-            }
+        const __mmask64 mask = part_mask(len, (size_t)i);
+        if (mask == 0) {
+            break; /* the index would lie beyond the powers */
         }
-        c = _mm512_xor_si512(_mm512_shuffle_epi8(c, reverse), _mm512_zextsi128_si512(m->hash));
+        x512 x = _mm512_maskz_loadu_epi8(mask, in + at);
+        PIN512(x);
+        const x512 y =
+            _mm512_maskz_mov_epi8(mask, _mm512_aesenclast_epi128(s[i], _mm512_xor_si512(last, x)));
+        _mm512_mask_storeu_epi8(out + at, mask, y);
+        const x512 c = _mm512_shuffle_epi8(opening ? x : y, reverse);
+        multiply_add(&m->sum, m->k, _mm512_xor_si512(c, _mm512_zextsi128_si512(m->hash)),
+                     index + 4 * (size_t)i);
         m->hash = _mm_setzero_si128();
-        multiply_add(&m->sum, k, c, index + 4 * (size_t)i);
     }
 }
 
-INLINE void reduce_message(message *m)
-{
-    m->hash = reduce_product(&m->sum);
-    m->sum = no_product();
-}
-
-INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, int opening, uint8_t *out,
-                      uint8_t *tag, const uint8_t *iv, const uint8_t *in, size_t len,
+INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, const int opening,
+                      uint8_t *out, uint8_t *tag, const uint8_t *iv, const uint8_t *in, size_t len,
                       const uint8_t *aad, size_t aad_len)
 {
     const gcm_vaes512_key *k = &key->as.vaes512;
@@ -186,30 +259,21 @@ INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, int opening
             const size_t take = aad_len < CHUNK ? aad_len : CHUNK;
 
             absorb(&m.sum, k, &m.hash, aad, take, GCM_PAGE_BLOCKS - (take + 15) / 16);
-            reduce_message(&m);
+            m.hash = reduce_product(&m.sum);
+            m.sum = no_product();
             aad += take;
             aad_len -= take;
         }
     }
-    while (len > CHUNK) {
-        for (size_t done = 0; done < CHUNK; done += BATCH) {
-            batch(&m, rounds, WIDTH, 1, opening, out + done, in + done, BATCH,
-                  GCM_PAGE_BLOCKS - 256 + done / 16);
-        }
-        reduce_message(&m);
-        in += CHUNK;
-        out += CHUNK;
-        len -= CHUNK;
-    }
-    /* the last chunk leaves H^1 to the block of lengths */
-    size_t index = GCM_PAGE_BLOCKS - 1 - (len + 15) / 16;
-    for (; len >= BATCH; in += BATCH, out += BATCH, len -= BATCH, index += BATCH / 16) {
-        batch(&m, rounds, WIDTH, 1, opening, out, in, BATCH, index);
-    }
-    if (len > BATCH / 2) {
-        batch(&m, rounds, WIDTH, 0, opening, out, in, len, index);
-    } else if (len != 0) {
-        batch(&m, rounds, WIDTH / 2, 0, opening, out, in, len, index);
+    const size_t whole = len - len % BATCH;
+    const size_t left = len - whole;
+    whole_batches(&m, rounds, opening, out, in, whole, len);
+    if (left > BATCH / 2) {
+        last_batch(&m, rounds, WIDTH, opening, out + whole, in + whole, left,
+                   index_at(whole, len));
+    } else if (left != 0) {
+        last_batch(&m, rounds, WIDTH / 2, opening, out + whole, in + whole, left,
+                   index_at(whole, len));
     }
     const x512 end = _mm512_zextsi128_si512(_mm_xor_si128(lengths, m.hash));
     multiply_add(&m.sum, k, end, GCM_PAGE_BLOCKS - 1);
@@ -237,6 +301,8 @@ static void open(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8
     }
 }
 
+DEFINE_BURN(x512, 1024)
+
 const gcm_implementation pye_gcm_vaes512 = {
     PYE_GCM_VAES512,
     PYE_CPU_SSSE3 | PYE_CPU_AESNI | PYE_CPU_PCLMUL | PYE_CPU_AVX | PYE_CPU_AVX2 | PYE_CPU_AVX512 |
@@ -247,6 +313,7 @@ const gcm_implementation pye_gcm_vaes512 = {
     open,
     pye_gcm_vaes512_seal_pages,
     pye_gcm_vaes512_open_pages,
+    burn_stack,
 };
 #else
 typedef int pye_gcm_vaes512_is_for_x86; /* ISO C wants a declaration */

@@ -56,6 +56,53 @@ INLINE void multiply_add(product *sum, const gcm_vaes512_key *k, x512 x, size_t 
     sum->middle = _mm512_xor_si512(sum->middle, _mm512_clmulepi64_epi128(folded, half, 0x00));
 }
 
+/* multiply_add_pair adds eight, with three-way XORs. */
+INLINE void multiply_add_pair(product *sum, const gcm_vaes512_key *k, x512 x, x512 y, size_t index)
+{
+    const x512 p = load512(k->powers[index]);
+    const x512 q = load512(k->powers[index + 4]);
+    const x512 x_folded = _mm512_xor_si512(x, _mm512_shuffle_epi32(x, (_MM_PERM_ENUM)0x4e));
+    const x512 y_folded = _mm512_xor_si512(y, _mm512_shuffle_epi32(y, (_MM_PERM_ENUM)0x4e));
+
+    sum->low = _mm512_ternarylogic_epi64(sum->low, _mm512_clmulepi64_epi128(x, p, 0x00),
+                                         _mm512_clmulepi64_epi128(y, q, 0x00), 0x96);
+    sum->high = _mm512_ternarylogic_epi64(sum->high, _mm512_clmulepi64_epi128(x, p, 0x11),
+                                          _mm512_clmulepi64_epi128(y, q, 0x11), 0x96);
+    sum->middle = _mm512_ternarylogic_epi64(
+        sum->middle, _mm512_clmulepi64_epi128(x_folded, load512(k->halves[index]), 0x00),
+        _mm512_clmulepi64_epi128(y_folded, load512(k->halves[index + 4]), 0x00), 0x96);
+}
+
+/* hash_pair adds vectors 2 i and 2 i + 1 of a batch that begins at powers[index]. */
+INLINE void hash_pair(product *sum, const gcm_vaes512_key *k, const x512 c[WIDTH], size_t i,
+                      size_t index, x512 reverse)
+{
+    multiply_add_pair(sum, k, _mm512_shuffle_epi8(c[2 * i], reverse),
+                      _mm512_shuffle_epi8(c[2 * i + 1], reverse), index + 8 * i);
+}
+
+/* run_rounds does rounds `first` … `rounds` - 1 of AES on a batch and, one beside the other for
+ * they use different ports, hashes the ciphertext `c` into `sum` (NULL: nothing to hash). `mask`
+ * (or NULL) is one more block to encrypt. */
+INLINE void run_rounds(const gcm_vaes512_key *k, x512 s[WIDTH], const uint32_t first,
+                       const uint32_t rounds, x128 *mask, product *sum, const x512 c[WIDTH],
+                       size_t index, x512 reverse)
+{
+    UNROLL for (uint32_t r = first; r < rounds; r++) {
+        const x512 key = broadcast512(k->round_keys[r]);
+
+        UNROLL for (int i = 0; i < WIDTH; i++) {
+            s[i] = _mm512_aesenc_epi128(s[i], key);
+        }
+        if (mask != NULL) {
+            *mask = _mm_aesenc_si128(*mask, _mm512_castsi512_si128(key));
+        }
+        if (sum != NULL && r % 2 == 1 && (r - 3) / 2 < WIDTH / 2) {
+            hash_pair(sum, k, c, (r - 3) / 2, index, reverse);
+        }
+    }
+}
+
 INLINE x128 fold512(x512 x)
 {
     const __m256i y = _mm256_xor_si256(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));

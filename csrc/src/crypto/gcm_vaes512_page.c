@@ -58,19 +58,6 @@ INLINE void store_vector(uint8_t *out, x512 value, int stream)
     }
 }
 
-/* One round of AES for the whole batch, and for the tag's mask in a page's first batch. */
-INLINE void round_of(x512 s[WIDTH], const uint8_t round_key[16], x128 *mask)
-{
-    const x512 key = broadcast512(round_key);
-
-    UNROLL for (int i = 0; i < WIDTH; i++) {
-        s[i] = _mm512_aesenc_epi128(s[i], key);
-    }
-    if (mask != NULL) {
-        *mask = _mm_aesenc_si128(*mask, _mm512_castsi512_si128(key));
-    }
-}
-
 /* seal_batch encrypts batch `b` of a page. If `sum` is given, `c` (the batch before, of this page
  * or the last) is hashed meanwhile, at powers[index]. `c` is then the new ciphertext. */
 INLINE void seal_batch(const gcm_vaes512_key *k, const uint32_t rounds, const int stream,
@@ -79,15 +66,11 @@ INLINE void seal_batch(const gcm_vaes512_key *k, const uint32_t rounds, const in
 {
     x512 s[WIDTH];
 
+    HIDE(k);
     UNROLL for (int i = 0; i < WIDTH; i++) {
         s[i] = _mm512_xor_si512(p->base, load512(k->first[b * BLOCKS_A_BATCH + 4 * (size_t)i]));
     }
-    UNROLL for (uint32_t r = 2; r < rounds; r++) {
-        round_of(s, k->round_keys[r], mask);
-        if (sum != NULL && r - 2 < WIDTH) {
-            multiply_add(sum, k, _mm512_shuffle_epi8(c[r - 2], reverse), index + 4 * (r - 2));
-        }
-    }
+    run_rounds(k, s, 2, rounds, mask, sum, c, index, reverse);
     const x512 last = broadcast512(k->round_keys[rounds]);
     if (mask != NULL) {
         *mask = _mm_aesenclast_si128(*mask, _mm512_castsi512_si128(last));
@@ -139,9 +122,8 @@ INLINE void seal_run(const gcm_vaes512_key *k, const uint32_t rounds, const int 
         finish_page(&p.sum, own_mask, page->tag);
         page++;
     }
-    UNROLL for (size_t i = 0; i < WIDTH; i++) {
-        multiply_add(&p.sum, k, _mm512_shuffle_epi8(c[i], reverse),
-                     DATA_INDEX + (BATCHES - 1) * BLOCKS_A_BATCH + 4 * i);
+    UNROLL for (size_t i = 0; i < WIDTH / 2; i++) {
+        hash_pair(&p.sum, k, c, i, DATA_INDEX + (BATCHES - 1) * BLOCKS_A_BATCH, reverse);
     }
     finish_page(&p.sum, mask, page->tag);
     if (stream) {
@@ -158,18 +140,13 @@ INLINE void open_batch(const gcm_vaes512_key *k, const uint32_t rounds, const in
     x512 s[WIDTH];
     x512 c[WIDTH];
 
+    HIDE(k);
     UNROLL for (int i = 0; i < WIDTH; i++) {
         s[i] = _mm512_xor_si512(p->base, load512(k->first[b * BLOCKS_A_BATCH + 4 * (size_t)i]));
         c[i] = load512(in + 64 * i);
         PIN512(c[i]);
     }
-    UNROLL for (uint32_t r = 2; r < rounds; r++) {
-        round_of(s, k->round_keys[r], mask);
-        if (r - 2 < WIDTH) {
-            multiply_add(&p->sum, k, _mm512_shuffle_epi8(c[r - 2], reverse),
-                         DATA_INDEX + b * BLOCKS_A_BATCH + 4 * (r - 2));
-        }
-    }
+    run_rounds(k, s, 2, rounds, mask, &p->sum, c, DATA_INDEX + b * BLOCKS_A_BATCH, reverse);
     const x512 last = broadcast512(k->round_keys[rounds]);
     if (mask != NULL) {
         *mask = _mm_aesenclast_si128(*mask, _mm512_castsi512_si128(last));
@@ -210,8 +187,8 @@ INLINE void open_run(const gcm_vaes512_key *k, const uint32_t rounds, const int 
     clear_registers();
 }
 
-/* AES-128 has 8 rounds between the first and the last, as many as a batch has vectors to hash. */
-_Static_assert(10 - 2 >= WIDTH, "every vector is hashed beside a round");
+/* AES-128 has rounds 3, 5, 7 and 9 before its last, as many as a batch has pairs to hash. */
+_Static_assert(WIDTH / 2 <= 4, "every pair is hashed beside a round");
 
 void pye_gcm_vaes512_seal_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages,
                                 int stream)

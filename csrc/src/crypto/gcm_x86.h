@@ -125,4 +125,8 @@ INLINE x128 load_part(const uint8_t *p, size_t len)
  * memory that an attacker may have changed meanwhile. */
 #define PIN128(x) __asm__ volatile("" : "+x"(x))
 
+/* HIDE makes the compiler forget where `k` points to, so that it loads round keys when they are
+ * needed; it would keep all of them in registers and spill data to the stack instead. */
+#define HIDE(k) __asm__ volatile("" : "+r"(k))
+
 #endif
