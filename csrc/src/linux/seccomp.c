@@ -67,7 +67,7 @@ static const uint16_t always[] = {
     SYS_munmap, SYS_mremap, SYS_madvise, SYS_brk, SYS_msync, SYS_mlock, SYS_munlock,
     PYE_NR_MEMFD_SECRET,
     /* threads, waiting, time */
-    SYS_futex, SYS_sched_yield, SYS_sched_getaffinity, SYS_getcpu, SYS_set_robust_list, SYS_rseq,
+    SYS_futex, SYS_sched_yield, SYS_sched_getaffinity, SYS_getcpu, SYS_set_robust_list, PYE_NR_RSEQ,
     SYS_clock_gettime, SYS_clock_getres, SYS_clock_nanosleep, SYS_nanosleep, SYS_gettimeofday,
     SYS_restart_syscall,
 #if defined(__x86_64__)
@@ -77,7 +77,7 @@ static const uint16_t always[] = {
     SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sigaltstack,
     /* who and where one is; randomness; the end */
     SYS_getpid, SYS_gettid, SYS_getppid, SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid,
-    SYS_uname, SYS_getcwd, SYS_getrandom, SYS_exit, SYS_exit_group,
+    SYS_uname, SYS_getcwd, PYE_NR_GETRANDOM, SYS_exit, SYS_exit_group,
 };
 
 static void put(program_t *program, uint16_t code, uint32_t operand, uint8_t yes, uint8_t no)
@@ -164,7 +164,7 @@ static void put_threads(program_t *program)
     close_block(program, start);
 
     /* Its flags are behind a pointer. ENOSYS sends the C library to clone. */
-    start = open_block(program, SYS_clone3);
+    start = open_block(program, PYE_NR_CLONE3);
     put_return(program, error_action(ENOSYS));
     close_block(program, start);
 }
@@ -211,7 +211,7 @@ static pye_status install(const program_t *program, unsigned int flags)
         code[i] = program->code[i];
     }
     fprog.filter = code;
-    result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog);
+    result = syscall(PYE_NR_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, &fprog);
     if (result > 0) { /* a thread that has another filter, so cannot be brought in line */
         errno = ESRCH;
         return PYE_E_STATE;

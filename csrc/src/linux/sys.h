@@ -1,5 +1,6 @@
 /* sys.h - what the files of this folder share: errno to status, and numbers that older system
  * headers lack. System call numbers above 424 are the same on every architecture. */
+/* Include it before any system header: it needs _GNU_SOURCE, which the including file defines. */
 #ifndef PYE_SRC_LINUX_SYS_H
 #define PYE_SRC_LINUX_SYS_H
 
@@ -14,6 +15,61 @@
 #define PYE_NR_LANDLOCK_CREATE 444
 #define PYE_NR_LANDLOCK_RESTRICT 446
 #define PYE_NR_MEMFD_SECRET 447
+
+/* The headers of the oldest supported build system are those of Linux 3.10. */
+#if defined(__linux__)
+#include <fcntl.h>
+#include <linux/seccomp.h>
+#include <linux/securebits.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#if defined(__x86_64__)
+#define PYE_NR_RSEQ 334
+#define PYE_NR_SECCOMP 317
+#define PYE_NR_GETRANDOM 318
+#else /* the common table: aarch64, riscv64 */
+#define PYE_NR_RSEQ 293
+#define PYE_NR_SECCOMP 277
+#define PYE_NR_GETRANDOM 278
+#endif
+#define PYE_NR_CLONE3 435
+
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+#ifndef CLONE_NEWCGROUP
+#define CLONE_NEWCGROUP 0x02000000
+#endif
+#ifndef CLONE_PIDFD
+#define CLONE_PIDFD 0x00001000
+#endif
+#ifndef CLONE_DETACHED
+#define CLONE_DETACHED 0x00400000
+#endif
+#ifndef F_ADD_SEALS
+#define F_ADD_SEALS 1033
+#define F_GET_SEALS 1034
+#define F_SEAL_SEAL 1
+#define F_SEAL_SHRINK 2
+#define F_SEAL_GROW 4
+#define F_SEAL_WRITE 8
+#endif
+#ifndef SECCOMP_SET_MODE_FILTER
+#define SECCOMP_SET_MODE_FILTER 1
+#endif
+#ifndef SECCOMP_FILTER_FLAG_TSYNC
+#define SECCOMP_FILTER_FLAG_TSYNC 1
+#endif
+#ifndef SECCOMP_RET_KILL_PROCESS
+#define SECCOMP_RET_KILL_PROCESS 0x80000000u
+#endif
+#ifndef SECBIT_NO_CAP_AMBIENT_RAISE
+#define SECBIT_NO_CAP_AMBIENT_RAISE (1 << 6)
+#define SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED (1 << 7)
+#endif
+#endif
 
 /* pye_os_status is the status of a system call that failed with `error`. */
 static inline pye_status pye_os_status(int error)
