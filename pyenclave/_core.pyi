@@ -40,7 +40,7 @@ class PageKey:
         *,
         address: int = 0,
         flags: int = 0,
-        type: int = 2,  # noqa: A002
+        type: int = 2,
     ) -> int: ...
     def open_page(
         self,
@@ -50,7 +50,7 @@ class PageKey:
         *,
         address: int = 0,
         flags: int = 0,
-        type: int = 2,  # noqa: A002
+        type: int = 2,
     ) -> None: ...
     def seal_pages(
         self,
@@ -60,7 +60,7 @@ class PageKey:
         *,
         address: int = 0,
         flags: int = 0,
-        type: int = 2,  # noqa: A002
+        type: int = 2,
     ) -> int: ...
     def open_pages(
         self,
@@ -71,7 +71,7 @@ class PageKey:
         version: int | Buffer | list[int] | tuple[int, ...],
         address: int = 0,
         flags: int = 0,
-        type: int = 2,  # noqa: A002
+        type: int = 2,
     ) -> None: ...
     def _skip(self, next_version: int) -> None: ...
     @property

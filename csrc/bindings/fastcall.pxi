@@ -15,8 +15,8 @@ cdef extern from "Python.h":
         METH_FASTCALL
         METH_KEYWORDS
     object PyDescr_NewMethod(type owner, PyMethodDef *method)
-    Py_ssize_t PyTuple_Size(PyObject *values) noexcept
-    PyObject *PyTuple_GetItem(PyObject *values, Py_ssize_t i) noexcept
+    Py_ssize_t tuple_size "PyTuple_Size"(PyObject *values) noexcept
+    PyObject *tuple_item "PyTuple_GetItem"(PyObject *values, Py_ssize_t i) noexcept
 
 cdef enum:
     FAST_MAX = 6
@@ -47,11 +47,11 @@ cdef int take_arguments(_Names n, PyObject **values, PyObject *const *args, Py_s
     for i in range(FAST_MAX):
         values[i] = args[i] if i < nargs else NULL
     if kwnames != NULL:
-        total = PyTuple_Size(<PyObject *>n.names)
-        for j in range(PyTuple_Size(kwnames)):
-            name = PyTuple_GetItem(kwnames, j)
+        total = tuple_size(<PyObject *>n.names)
+        for j in range(tuple_size(kwnames)):
+            name = tuple_item(kwnames, j)
             for i in range(total):
-                if PyTuple_GetItem(<PyObject *>n.names, i) == name:
+                if tuple_item(<PyObject *>n.names, i) == name:
                     break
             else:
                 i = total
