@@ -123,8 +123,8 @@ def seal(
 
     Args:
         data: The plaintext.
-        policy: Who may open. Default: the image's ``[seal]`` policy; without one the signer's,
-            and for an unsigned image only the same measurement.
+        policy: Who may open. Default: the image's ``[seal]`` policy, which is the signer's
+            unless it says otherwise; for an unsigned image only the same measurement.
         aad: Additional data, authenticated and not stored; `unseal` needs the same.
         min_version: Lowest security version that may open; default the own one.
         counter: Make this blob the newest one under a counter; older ones are refused then.

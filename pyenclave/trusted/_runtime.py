@@ -107,11 +107,11 @@ class Runtime:
         self._user_data = b""
 
     def _policy(self, info: ImageInfo | None) -> SealPolicy:
-        """Take the image's `[seal]` policy, else the signer's, else the measurement's."""
-        named = (info.seal if info is not None else {}).get("policy")
-        if named is not None:
-            return SealPolicy[named]
-        return SealPolicy.signer if any(self.identity.mrsigner) else SealPolicy.unique
+        """Take the image's `[seal]` policy; an unsigned image has no signer to seal to."""
+        named = info.seal.get("policy", "signer") if info is not None else "signer"
+        if named == "signer" and not any(self.identity.mrsigner):
+            return SealPolicy.unique
+        return SealPolicy[named]
 
     def request(self, message: messages.Message, kind: type[Reply]) -> Reply:
         """

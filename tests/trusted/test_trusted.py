@@ -289,6 +289,25 @@ def test_the_default_policy_is_the_signer_or_for_unsigned_images_the_measurement
         trusted.seal(b"", policy=SealPolicy.signer)
 
 
+@pytest.mark.parametrize(
+    ("named", "signed", "policy"),
+    [
+        ({"policy": "signer"}, True, SealPolicy.signer),
+        ({"policy": "signer"}, False, SealPolicy.unique),
+        ({"policy": "unique"}, True, SealPolicy.unique),
+        ({}, True, SealPolicy.signer),
+    ],
+)
+def test_the_image_chooses_the_default_policy(named, signed, policy):
+    class Info:
+        name, seal = "image", named
+
+    platform = ModelPlatform(report_body(mrsigner=b"\x22" * 32 if signed else bytes(32)))
+    runtime = _runtime.Runtime(platform.worker, platform.identity(), Info())  # type: ignore[arg-type]
+    assert runtime.default_policy is policy
+    platform.close()
+
+
 def test_sea_06_debug_and_production_never_share_sealed_data(inside):
     inside(debug=True)
     blob = trusted.seal(b"data")
