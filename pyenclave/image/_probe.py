@@ -33,15 +33,18 @@ def _modules() -> "dict[str, tuple[str, str]]":
 
     found: dict[str, tuple[str, str]] = {}
     for key, module in list(sys.modules.items()):
-        spec = getattr(module, "__spec__", None)
-        if spec is None and module is not None and key != "__main__":
+        spec: Any = getattr(module, "__spec__", None)
+        if spec is None and key != "__main__":
             # Some packages put an object of their own in a module's place (cryptography does, to
-            # warn of deprecated names): the file is that under which it was imported.
-            parent = sys.modules.get(key.rpartition(".")[0])
-            spec = PathFinder.find_spec(key, getattr(parent, "__path__", None))
+            # warn of deprecated names): the file is that under which it was imported. Without a
+            # package around it, a dotted name (typing.io) is no file, and its last part another.
+            parent, _, _ = key.rpartition(".")
+            path = getattr(sys.modules.get(parent), "__path__", None)
+            if path is not None or not parent:
+                spec = PathFinder.find_spec(key, path)
         name = getattr(spec, "name", None)
         # What still has no spec was made by another module, which is in the list itself.
-        if spec is None or not isinstance(name, str):
+        if not isinstance(name, str):
             continue
         origin = spec.origin
         if origin in ("built-in", "frozen"):
@@ -94,7 +97,7 @@ def _preload() -> "list[str]":
     """Return what the zygote imports; the worker's package says it."""
     # By name: this process looks at the worker, the builder does not depend on it.
     worker = __import__("pyenclave._worker", fromlist=["PRELOAD"])
-    return list(getattr(worker, "PRELOAD", ()))
+    return list(worker.PRELOAD)
 
 
 def _use_lazily() -> None:
