@@ -255,22 +255,3 @@ def _chosen_lock(given: Lock | bytes | None, own: Lock) -> Lock:
             advice="Make the lock list with the same entry and extras on that runtime.",
         )
     return lock
-
-
-def own_lock(source: str | Path | None = None, *, roots: Roots | None = None) -> Lock:
-    """
-    Return the lock list of this runtime, for building elsewhere.
-
-    Args:
-        source: Manifest, folder or script whose closure it holds; the base set by default.
-        roots: As for ``build``.
-
-    Raises:
-        EnclaveError: As for ``build``.
-
-    """
-    if source is None:
-        return closure.take(None, roots=roots).lock
-    from pyenclave.formats.image import Image
-
-    return Image.parse(build(source, roots=roots)).lock
