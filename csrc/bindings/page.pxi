@@ -3,9 +3,9 @@ cdef extern from "<unistd.h>" nogil:
     int getentropy(void *buffer, size_t length)
 
 cdef extern from "Python.h":
-    unsigned long long PyLong_AsUnsignedLongLong(object value) noexcept
-    void *PyErr_Occurred() noexcept
-    void PyErr_Clear() noexcept
+    unsigned long long long_value "PyLong_AsUnsignedLongLong"(object value) noexcept
+    void *error_set "PyErr_Occurred"() noexcept
+    void clear_error "PyErr_Clear"() noexcept
 
 cdef extern from "pyenclave.h" nogil:
     ctypedef struct pye_page_key:
@@ -42,9 +42,9 @@ cdef uint64_t number(object value, str name, uint64_t largest) except? 0xfffffff
     cdef uint64_t result
     if not isinstance(value, int):
         value = value.__index__()
-    result = PyLong_AsUnsignedLongLong(value)
-    if result > largest or (result == 0xffffffffffffffff and PyErr_Occurred() != NULL):
-        PyErr_Clear()
+    result = long_value(value)
+    if result > largest or (result == 0xffffffffffffffff and error_set() != NULL):
+        clear_error()
         raise ValueError(f"{name}: expected 0 … {largest}, found {value}")
     return result
 
