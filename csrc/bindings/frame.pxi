@@ -163,11 +163,15 @@ cdef int put_int(Message *m, object value, str name) except -1:
     cdef long long small
     cdef unsigned long long big
     cdef uint8_t *at
-    if PyBool_Check(value) or not (PyLong_Check(value) or PyIndex_Check(value)) \
-            or (np_ndarray is not None and isinstance(value, np_ndarray)):
+    if PyBool_Check(value) or not (PyLong_Check(value) or PyIndex_Check(value)):
         raise argument_error(name, "int", type_name(value))
     if not PyLong_Check(value):
-        value = PyNumber_Index(value)
+        if hasattr(value, "shape") and value.shape != ():
+            raise argument_error(name, "int", type_name(value))
+        try:
+            value = PyNumber_Index(value)
+        except TypeError:
+            raise argument_error(name, "int", type_name(value)) from None
     small = PyLong_AsLongLongAndOverflow(value, &overflow)
     if overflow == 0:
         at = room(m, 9)
@@ -193,11 +197,12 @@ cdef int put_float(Message *m, object value, str name) except -1:
     cdef uint8_t *at
     if not PyFloat_Check(value):
         if PyBool_Check(value) or not (PyLong_Check(value) or hasattr(value, "__float__")) \
-                or isinstance(value, (str, bytes, complex)) \
-                or (np_ndarray is not None and isinstance(value, np_ndarray)):
+                or isinstance(value, (str, bytes, complex)) or getattr(value, "shape", ()) != ():
             raise argument_error(name, "float", type_name(value))
     try:
         number = PyFloat_AsDouble(value)
+    except TypeError:
+        raise argument_error(name, "float", type_name(value)) from None
     except OverflowError:
         raise argument_error(name, "float", "an int too large for one") from None
     at = room(m, 8)

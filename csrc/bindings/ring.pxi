@@ -743,7 +743,7 @@ cdef class WorkerLane:
         Serve until ``idle()``, called at least every 100 ms of waiting, returns False.
 
         ``attest(nonce)`` returns evidence; ``describe(exception, stage)`` the bytes of an error
-        frame, where stage is "request" (the call was not made) or "function".
+        frame, where stage is "request" (the call was not made), "native" or "function".
         EnclavePoisonedError: the host broke the protocol, or trusted code found a broken MAC.
         """
         cdef int event
@@ -762,7 +762,7 @@ cdef class WorkerLane:
                     return
             elif event == EVENT_STATUS:
                 if not self.send_bytes(<uint16_t>PYE_FRAME_ERROR,
-                                       describe(self.native_error(), "function"), idle):
+                                       describe(self.native_error(), "native"), idle):
                     return
             elif event == EVENT_REPLY:
                 if not idle():
@@ -787,7 +787,6 @@ cdef class WorkerLane:
             return _errors.ArgumentError(
                 "the native function refuses a length", expected=f"an answer of at most {self.out_size}")
         return _errors.EcallError(
-            f"the native function returned status {self.native_status}",
             type=f"status {self.native_status}")
 
     cdef bint answer(self, FunctionTable table, object attest, object describe,
@@ -829,7 +828,7 @@ cdef class WorkerLane:
                     if table.natives[index] != NULL:  # only messages longer than a slot
                         with nogil:
                             self.native(table.natives[index], data, total)
-                        stage = "function"
+                        stage = "native"
                         if self.native_status != PYE_OK:
                             raise self.native_error()
                         m.segments[0] = self.reply

@@ -42,12 +42,12 @@ class Table:
         self.lanes = lanes
         self.limit = limit
         self.debug = debug
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._memory: Any = None
 
     def memory(self, ring_fd: int) -> Any:
         """Return the mapped ring; its seals and size are checked when it is first asked for."""
-        with self._lock:
+        with self.lock:
             if self._memory is None:
                 self._memory = ring.map_ring(ring_fd, self.lanes)
             return self._memory
@@ -163,4 +163,10 @@ def serve(ring_fd: int, table: Table, *, lane: int, idle: Callable[[], bool]) ->
     worker = _core.WorkerLane(
         table.memory(ring_fd), table.lanes, ring.DEFAULT_SLOT, lane, table.limit
     )
-    worker.serve(table.functions, table.attest, table.describe, idle)
+
+    def alone() -> bool:
+        # Lanes share what idle() looks at, such as a poll object, which two threads must not.
+        with table.lock:
+            return idle()
+
+    worker.serve(table.functions, table.attest, table.describe, alone)

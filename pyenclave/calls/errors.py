@@ -53,15 +53,17 @@ def to_frame(error: BaseException, *, called: bool, show: bool, correlation: str
 
     """
     kind = type(error)
-    own = isinstance(error, CallError) and not isinstance(error, EcallError)
-    if own and not called and isinstance(error, CallError):
+    if isinstance(error, EcallError) and not called:  # a native function's status
+        frame = ErrorFrame(code=EcallError.code, message="", type=_cut(error.type), id=correlation)
+        return msgspec.msgpack.encode(frame)
+    if isinstance(error, CallError) and not called:
         details = [error.message]
         if error.expected is not None:
             details.append(f"expected {error.expected}")
         if error.found is not None:
             details.append(f"found {error.found}")
         frame = ErrorFrame(
-            code=kind.code if kind.code in _CODES else CallError.code,  # type: ignore[attr-defined]
+            code=error.code if error.code in _CODES else CallError.code,
             message=_cut("; ".join(details)),
             advice=None if error.advice is None else _cut(error.advice),
         )

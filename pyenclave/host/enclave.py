@@ -393,8 +393,6 @@ class _Run:
                 failed.callback(os.close, self.pidfd)
                 failed.callback(_end, self.client, launched.enclave_id)
                 self.enclave_id = launched.enclave_id
-                self._poll = select.poll()
-                self._poll.register(self.pidfd, select.POLLIN)
                 run = weakref.ref(self)
                 self.lanes = _core.HostLanes(
                     ring.map_ring(ring_fd, image.info.threads),
@@ -418,11 +416,17 @@ class _Run:
     def guard(self) -> None:
         """Raise if there is no worker to wait for."""
         ended = self._ended
-        if ended is None and self._poll.poll(0):
+        if ended is None and self._worker_ended():
             self._learn()
             ended = self._ended
         if ended is not None:
             raise ended()
+
+    def _worker_ended(self) -> bool:
+        # A poll object of its own: one must not be used by two threads at once.
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _learn(self) -> None:
         """The worker's process ended: ask the platform why."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyenclave._core import HostCall, HostLanes
@@ -62,8 +62,8 @@ class EnclaveInfo:
     functions: tuple[str, ...]
     level: str
     protections: Mapping[str, bool | int]
-    record: bytes
-    runtime_public_key: bytes
+    record: bytes = field(repr=False)
+    runtime_public_key: bytes = field(repr=False)
 
 
 class Functions:

@@ -84,8 +84,6 @@ class Pair:
         self._reader = reader
         self._status: int | None = None
         self._pidfd = os.pidfd_open(self.pid)
-        self._poll = select.poll()
-        self._poll.register(self._pidfd, select.POLLIN)
         token = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         token.madvise(MADV_WIPEONFORK)
         self.closed = False
@@ -134,8 +132,14 @@ class Pair:
         finally:
             os._exit(code)
 
+    def poll(self, timeout: float) -> bool:
+        """Whether the worker ended (a poll object must not be used by two threads at once)."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(timeout))
+
     def guard(self) -> None:
-        if self._poll.poll(0):
+        if self.poll(0):
             raise EnclaveLostError("the worker ended")
 
     def __getattr__(self, name: str) -> Any:
@@ -149,7 +153,7 @@ class Pair:
     def ended(self, timeout: float = 5.0) -> tuple[int, str]:
         """Wait for the worker's end; return its exit code (negative: signal) and last words."""
         if self._status is None:
-            assert self._poll.poll(timeout * 1000), "the worker did not end"
+            assert self.poll(timeout * 1000), "the worker did not end"
             _, status = os.waitpid(self.pid, 0)
             self._status = os.waitstatus_to_exitcode(status)
             with open(self._reader, "rb") as file:
@@ -158,7 +162,7 @@ class Pair:
 
     @property
     def alive(self) -> bool:
-        return not self._poll.poll(0)
+        return not self.poll(0)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -150,7 +150,7 @@ def test_names_of_the_handle_are_refused(name):
     def f() -> None: ...
 
     f.__qualname__ = name
-    with pytest.raises(ArgumentError, match="name|called"):
+    with pytest.raises(ArgumentError, match=r"name|called"):
         Signature.of(f)
 
 
@@ -199,8 +199,8 @@ def test_SER_02_a_signature_that_nests_without_end_is_refused():
         (list[int], [1, "2"]), (list[int], [True]), (list[int], [1.0]), (list[int], (1, None)),
         (dict[str, int], {"a": "b"}), (dict[str, int], {1: 1}), (tuple[int, str], [1]),
         (tuple[int, str], [1, 2]), (Literal["a", "b"], "c"), (Applicant, {"name": "x"}),
-        (Applicant, {"name": "x", "age": "1"}), (Applicant, {"name": "x", "age": 1, "colour": "no"}),
-        (Point, {"x": 1.0}), (Optional[int], "x"), (int | str, 1.5), (Colour, "green"),
+        (Applicant, {"name": "x", "age": "1"}), (Applicant, {"name": "x", "age": 1, "colour": "no"}),  # noqa: E501
+        (Point, {"x": 1.0}), (Optional[int], "x"), (int | str, 1.5), (Colour, "green"),  # noqa: UP045
         (list[bytes], ["text"]), (list[str], [b"bytes"]), (list[np.ndarray], [[1, 2]]),
         (list[npt.NDArray[np.float64]], [np.zeros(2, "i8")]), (uuid.UUID, "no"),
         (dt.datetime, "yesterday"), (decimal.Decimal, "x"),
@@ -242,12 +242,12 @@ def test_SER_08_what_a_class_says_against_a_value_does_not_cross():
         (list[int], [1, -(2**63), 2**64 - 1]), (list, [1, "a", None]), (tuple[int, str], (1, "ü")),
         (tuple[int, ...], (1, 2, 3)), (tuple, (1, 2)), (set[str], {"a", "b"}),
         (frozenset[int], frozenset({1})), (dict[str, list[float]], {"a": [0.5]}),
-        (dict[int, bytes], {1: b"x"}), (Optional[int], None), (int | None, 5),
+        (dict[int, bytes], {1: b"x"}), (Optional[int], None), (int | None, 5),  # noqa: UP045
         (int | str, "x"), (Literal["a", 5], 5), (Any, {"x": [1, None]}),
         (Applicant, Applicant("Ada", 36, Colour.BLUE, [1.0])), (Point, Point(1.0, 2.0)),
         (Pair, Pair(1, "x")), (Options, {"depth": 3}), (Node, Node(1, Node(2))),
         (list[Applicant], [Applicant("a", 1)]), (Colour, Colour.BLUE),
-        (dt.datetime, dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)), (dt.date, dt.date(2026, 1, 2)),
+        (dt.datetime, dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)), (dt.date, dt.date(2026, 1, 2)),  # noqa: E501
         (dt.time, dt.time(1, 2)), (dt.timedelta, dt.timedelta(seconds=5)),
         (decimal.Decimal, decimal.Decimal("1.10")), (uuid.UUID, uuid.UUID(int=5)),
         (bytearray, bytearray(b"x")), (list[bytes], [b"a", b""]),

@@ -32,8 +32,9 @@ def there_and_back(codes: str, *values):
 @pytest.mark.parametrize(
     ("code", "value"),
     [
-        ("i", True), ("i", 1.0), ("i", "1"), ("i", None), ("i", np.bool_(True)), ("i", np.float64(1)),
-        ("i", np.arange(1)), ("i", 2**64), ("i", -(2**63) - 1), ("i", 10**400),
+        ("i", True), ("i", 1.0), ("i", "1"), ("i", None), ("i", np.bool_(True)),
+        ("i", np.float64(1)), ("i", np.arange(1)), ("i", 2**64), ("i", -(2**63) - 1),
+        ("i", 10**400),
         ("f", True), ("f", "1.0"), ("f", None), ("f", 10**400), ("f", 1j), ("f", b"1"),
         ("b", 1), ("b", 0), ("b", None), ("b", np.bool_(True)), ("b", "True"),
         ("n", 0), ("n", False), ("n", ""),

@@ -186,8 +186,8 @@ def model(fields: dict[str, int], limit: int) -> int:
 
 
 def numbers(bits: int, *likely: int):
-    edge = [value for value in [*likely, *EXTREMES, 0, 1, SLOT - 1, SLOT, SLOT + 1, LIMIT, LIMIT + 1]
-            if value < 2**bits]  # fmt: skip
+    sizes = [0, 1, SLOT - 1, SLOT, SLOT + 1, LIMIT, LIMIT + 1]
+    edge = [value for value in [*likely, *EXTREMES, *sizes] if value < 2**bits]
     return st.sampled_from(edge) | st.integers(0, 2**bits - 1)
 
 
@@ -600,10 +600,12 @@ def test_SER_02_what_the_check_accepts_is_what_a_decoder_accepts(data):
     import msgspec
 
     if _core.msgpack_check(data):
+        said = ""
         try:
             msgspec.msgpack.decode(data)
         except msgspec.DecodeError as error:
-            # The shape is right; content may still be refused.
-            assert not any(word in str(error) for word in ("truncated", "trailing")), error
+            said = str(error)  # the shape is right; content may still be refused
         except (UnicodeDecodeError, TypeError):
             pass  # text that is not UTF-8, a list as a key
+        assert "truncated" not in said
+        assert "trailing" not in said
