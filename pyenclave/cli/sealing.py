@@ -112,11 +112,15 @@ def _unseal(args: argparse.Namespace) -> int:
 
 def _info(args: argparse.Namespace) -> int:
     from pyenclave.cli import _tool
+    from pyenclave.errors import UnsealError
     from pyenclave.formats.sealed import split
     from pyenclave.sealed.policy import SealPolicy
 
     blob = _tool.read_file(args.file, limit=_tool.LIMIT + 4096)
-    header, _ = split(blob)
+    try:
+        header, _ = split(blob)
+    except UnsealError as error:  # nothing was to be opened: the file is unreadable
+        return output.report_error(error.code, str(error), as_json=args.json, exit_code=2)
     policy = SealPolicy(header.key_policy).name
     bound = {"signer": "mrsigner", "unique": "mrenclave"}.get(policy)
     result: dict[str, Any] = {
