@@ -50,23 +50,23 @@ cdef int NUM_TYPES = 15
 cdef uint8_t[ALIGN] ZEROES
 memset(ZEROES, 0, ALIGN)
 
+from sys import modules as sys_modules
+
 # NumPy, when the first array crosses: importing the core must do no work.
 cdef object np_ndarray = None
 cdef object np_asarray = None
 cdef object np_contiguous = None
-cdef object np_masked = None
 cdef dict code_of_dtype = {}
 cdef list dtype_of_code = []
 
 
 cdef int need_numpy() except -1:
-    global np_ndarray, np_asarray, np_contiguous, np_masked
+    global np_ndarray, np_asarray, np_contiguous
     if np_ndarray is not None:
         return 0
     import numpy
     np_asarray = numpy.asarray
     np_contiguous = numpy.ascontiguousarray
-    np_masked = getattr(getattr(numpy, "ma", None), "MaskedArray", ())
     for code, name in enumerate(ARRAY_TYPES):
         dtype = numpy.dtype(name) if name else None
         dtype_of_code.append(dtype)
@@ -74,6 +74,13 @@ cdef int need_numpy() except -1:
             code_of_dtype[dtype] = code
     np_ndarray = numpy.ndarray
     return 0
+
+
+cdef bint is_masked(object value) except -1:
+    # Naming numpy.ma would import it, and inside an enclave it is not on every lock list; where it
+    # was never imported there is no masked array.
+    module = sys_modules.get("numpy.ma")
+    return module is not None and isinstance(value, module.MaskedArray)
 
 
 cdef object argument_error(str name, str expected, object found, object advice=None):
@@ -220,7 +227,7 @@ cdef int put_array(Message *m, object value, int wanted, str name) except -1:
     if not isinstance(value, np_ndarray):
         raise argument_error(
             name, "a NumPy array", type_name(value), "Use numpy.asarray(...) on it.")
-    if np_masked != () and isinstance(value, np_masked):
+    if is_masked(value):
         raise argument_error(
             name, "a NumPy array", "a masked array", "Send .data and .mask as two arrays.")
     value = np_asarray(value)

@@ -12,6 +12,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import sys
 import types
 import typing
 import uuid
@@ -192,6 +193,13 @@ def _mentions(hint: Any, cls: type) -> bool:
     return any(part is cls or _mentions(part, cls) for part in typing.get_args(hint))
 
 
+def _is_masked(value: object) -> bool:
+    # Naming np.ma would import it, and inside an enclave it is not on every lock list; where it
+    # was never imported there is no masked array.
+    masked = sys.modules.get("numpy.ma")
+    return masked is not None and isinstance(value, masked.MaskedArray)
+
+
 def from_wire(wire: Wire, depth: int = 0) -> Any:
     """
     Return the annotation of a wire type, for a side that does not have the classes.
@@ -273,7 +281,7 @@ def _encode_hook(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         name = value.dtype.newbyteorder("<").str
-        if name not in _ELEMENT or isinstance(value, np.ma.MaskedArray):
+        if name not in _ELEMENT or _is_masked(value):
             raise ArgumentError(
                 "an array does not fit its type",
                 expected="bools, integers, floats or complex numbers",
