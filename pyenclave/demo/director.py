@@ -246,6 +246,7 @@ def _main_job(
 
     progress("attacking")
     attacks = _attacks(stack, folder, common, started["worker"], keys["patterns"], progress)
+    line.send({})  # the owner may go
     for attack in attacks:
         say(f"attack     {attack['name']:<20} enclave: {attack['enclave']:<10} {attack['detail']}")
         say(f"           {'':<20} unprotected: {attack['unprotected']}")
@@ -297,6 +298,8 @@ def _attacks(
                 _attack(name, {"pid": exposed["pid"], "patterns": exposed["patterns"]}),
             )
         )
+    if plain.process.poll() is None:
+        plain.peer.send({"operation": "end"})
     for name in tamper.ATTACKS:
         progress(f"attacking: {name}")
         below = folder / name

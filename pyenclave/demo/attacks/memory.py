@@ -19,6 +19,9 @@ __all__ = ["ATTACKS"]
 
 _PTRACE_PEEKDATA, _PTRACE_ATTACH, _PTRACE_DETACH = 2, 16, 17
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438
+# Seconds for a crash and its core. A worker is the first process of its pid namespace, which
+# ignores signals from outside that it has no handler for: it does not crash at all.
+_CRASH = 3.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -138,7 +141,7 @@ def core_dump(order: dict[str, Any]) -> Outcome:
         signal.pidfd_send_signal(pidfd, signal.SIGSEGV)
     except OSError as error:
         return refused(f"the crash was refused: {error.strerror}")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + _CRASH
     while time.monotonic() < deadline:
         state = _state(pid)
         if state in ("", "Z", "X"):
@@ -153,7 +156,11 @@ def core_dump(order: dict[str, Any]) -> Outcome:
             if any(secret in data for secret in _patterns(order)):
                 return succeeded(f"the core file of {len(data)} bytes holds a secret")
             return refused(f"the core file of {len(data)} bytes holds no secret")
-    return refused("no core was written" + ("" if lifted else "; its limit could not be lifted"))
+    reasons = [
+        *([] if lifted else ["its limit could not be lifted"]),
+        *(["it ignored the signal"] if _state(pid) not in ("", "Z", "X") else []),
+    ]
+    return refused("; ".join(["no core was written", *reasons]))
 
 
 def _state(pid: int) -> str:

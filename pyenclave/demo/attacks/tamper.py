@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import pyenclave
+from pyenclave import errors
 from pyenclave.demo.attacks.outcome import Outcome, refused, succeeded
 from pyenclave.demo.wire import Peer
+from pyenclave.errors import EnclaveError
 from pyenclave.host import Enclave
 from pyenclave.image import sign
 
@@ -143,17 +146,23 @@ def swap_library(order: Order) -> Outcome:
     shutil.copytree(Path(msgspec.__file__).parent, copy, dirs_exist_ok=True)
     with (copy / "__init__.py").open("a") as target:
         target.write("\nprint('the planted library ran')\n")
-    script = "import sys, pyenclave\nwith pyenclave.Enclave(sys.argv[1]) as e: print('ran')\n"
+    script = (
+        "import sys, pyenclave\n"
+        "try:\n"
+        "    with pyenclave.Enclave(sys.argv[1]): print('ran')\n"
+        "except pyenclave.errors.RuntimeLockError as error:\n"
+        "    print(error, file=sys.stderr)\n"
+        "    sys.exit(7)\n"
+    )
+    paths = os.pathsep.join([str(planted), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = _python(
-        "-c",
-        script,
-        order["image"],
-        PYTHONPATH=str(planted),
-        PYENCLAVE_STATE=str(planted / "state"),
+        "-c", script, order["image"], PYTHONPATH=paths, PYENCLAVE_STATE=str(planted / "state")
     )
     if done.returncode == 0:
         return succeeded("the enclave ran with the changed library")
-    return refused(done.stderr.strip().splitlines()[-1])
+    if done.returncode != 7:
+        raise EnclaveError(f"the attack broke: {done.stderr.strip()[-2000:]}")
+    raise errors.RuntimeLockError(done.stderr)
 
 
 # ---- data -------------------------------------------------------------------------------------
@@ -295,15 +304,34 @@ def _verify(evidence: bytes, nonce: bytes, order: Order) -> None:
     pyenclave.verify(evidence, policy=policy, nonce=nonce, roots=[root])
 
 
-ATTACKS: dict[str, Callable[[Order], Outcome]] = {
-    "image_byte": image_byte,
-    "blob_byte": blob_byte,
-    "ring_byte": ring_byte,
-    "evidence_byte": evidence_byte,
-    "old_sealed_data": old_sealed_data,
-    "old_nonce": old_nonce,
-    "swap_library": swap_library,
-    "wrong_signer": wrong_signer,
-    "debug_enclave": debug_enclave,
-    "other_enclaves_blob": other_enclaves_blob,
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """
+    An attack, and the errors that are its refusal.
+
+    Anything else that stops it (a missing module, say) shows nothing and is an error of the demo.
+    """
+
+    run: Callable[[Order], Outcome]
+    refusals: tuple[type[EnclaveError], ...]
+
+    def __call__(self, order: Order) -> Outcome:
+        """Run the attack; its own kind of refusal is an outcome, any other error is raised."""
+        try:
+            return self.run(order)
+        except self.refusals as error:
+            return refused(f"[{error.code}] {error}")
+
+
+ATTACKS: dict[str, Attack] = {
+    "image_byte": Attack(image_byte, (errors.ImageError,)),
+    "blob_byte": Attack(blob_byte, (errors.EcallError,)),
+    "ring_byte": Attack(ring_byte, (errors.EnclavePoisonedError, errors.CallError)),
+    "evidence_byte": Attack(evidence_byte, (errors.AppraisalError, errors.EvidenceFormatError)),
+    "old_sealed_data": Attack(old_sealed_data, (errors.EcallError,)),
+    "old_nonce": Attack(old_nonce, (errors.AppraisalError,)),
+    "swap_library": Attack(swap_library, (errors.RuntimeLockError,)),
+    "wrong_signer": Attack(wrong_signer, (errors.AppraisalError,)),
+    "debug_enclave": Attack(debug_enclave, (errors.AppraisalError,)),
+    "other_enclaves_blob": Attack(other_enclaves_blob, (errors.EcallError,)),
 }
