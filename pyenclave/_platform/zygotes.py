@@ -251,25 +251,24 @@ class Zygotes:
 
 
 def _start(lock_bytes: bytes, roots: Roots, executable: str, *, debug: bool) -> Zygote:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with (
-        theirs,
-        verify_runtime(lock_bytes, roots, executable, debug=debug, platform=os.getpid()) as kit,
-    ):
+    kit = verify_runtime(lock_bytes, roots, executable, debug=debug, platform=os.getpid())
+    with kit:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        flags = (*START_FLAGS, "-X", f"pycache_prefix={_NO_BYTECODE}", "-c", _BOOT)
+        fds = (str(kit.boot), str(theirs.fileno()), *kit.arguments)
         try:
-            flags = (*START_FLAGS, "-X", f"pycache_prefix={_NO_BYTECODE}", "-c", _BOOT)
-            fds = (str(kit.boot), str(theirs.fileno()), *kit.arguments)
-            process = subprocess.Popen(
-                [kit.executable, *flags, *fds],
-                pass_fds=(theirs.fileno(), *kit.fds),
-                env=_environment(sanitized=kit.sanitized),
-                cwd="/",
-                umask=0o077,
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=None if debug else subprocess.DEVNULL,
-                stderr=None if debug else subprocess.DEVNULL,
-            )
+            with theirs:
+                process = subprocess.Popen(
+                    [kit.executable, *flags, *fds],
+                    pass_fds=(theirs.fileno(), *kit.fds),
+                    env=_environment(sanitized=kit.sanitized),
+                    cwd="/",
+                    umask=0o077,
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if debug else subprocess.DEVNULL,
+                    stderr=None if debug else subprocess.DEVNULL,
+                )
         except OSError as error:
             ours.close()
             raise LaunchError(f"cannot start a zygote: {error}") from None

@@ -45,7 +45,15 @@ _ABSENT = "missing"
 
 
 class UnlistedImportError(ModuleNotFoundError):
-    """Trusted code imports a module that the image's lock does not list."""
+    """
+    Trusted code imports a module that the image's lock does not list.
+
+    Attributes:
+        module: Its name.
+
+    """
+
+    module = ""
 
 
 class Mismatch(Exception):  # noqa: N818 - not seen by users, who get RuntimeLockError
@@ -434,9 +442,7 @@ class LockedFinder:
         if entry is None:
             # importlib.util.find_spec only asks whether there is such a module.
             if sys._getframe(2).f_code.co_name == "_find_and_load_unlocked":  # noqa: SLF001
-                raise UnlistedImportError(
-                    f"unlisted import: the image's lock has no module {name!r}", name=name
-                )
+                raise _unlisted(name)
             return None
         kinds = {"extension": _ExtensionLoader, "namespace": _NamespaceLoader}
         loader = kinds.get(entry.kind, _SourceLoader)(self.locked, entry)
@@ -457,6 +463,24 @@ class LockedFinder:
 
     def invalidate_caches(self) -> None:
         """Do nothing: the lock does not change."""
+
+
+def _unlisted(name: str) -> UnlistedImportError:
+    """Return the error of an import statement, called from find_spec."""
+    error = UnlistedImportError(
+        f"unlisted import: the image's lock has no module {name!r}", name=name
+    )
+    error.module = name
+    try:
+        # find_spec, _find_spec, _find_and_load_unlocked, _find_and_load, and one to remove frames.
+        caller = sys._getframe(6).f_code.co_name  # noqa: SLF001
+    except ValueError:
+        caller = ""
+    if caller == "_handle_fromlist":
+        # `from package import module`: by its name the error would be taken for that of an
+        # attribute, and replaced by one that names no module.
+        error.name = None
+    return error
 
 
 _state: Locked | None = None
@@ -509,7 +533,7 @@ def start(control: int, table: bytes, lock: bytes, early: dict[str, int]) -> Non
     except Mismatch as error:
         posix.write(control, failure("image.runtime_lock", str(error), error.files))
     except UnlistedImportError as error:
-        posix.write(control, failure("image.runtime_lock", str(error), [str(error.name)]))
+        posix.write(control, failure("image.runtime_lock", str(error), [error.module]))
     except BaseException as error:
         posix.write(control, failure(*_describe(error)))
     posix._exit(1)  # noqa: SLF001

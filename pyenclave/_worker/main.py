@@ -255,7 +255,7 @@ def _ending(error: BaseException, *, debug: bool, running: bool) -> messages.End
         files = tuple(line[:512] for line in getattr(error, "files", ())[:64])
         code, text = error.code, EnclaveError.__str__(error)
     elif isinstance(error, ModuleNotFoundError):
-        files = (str(error.name)[:512],)
+        files = (str(getattr(error, "module", "") or error.name)[:512],)
         code, text = RuntimeLockError.code, str(error)
     else:
         files = ()

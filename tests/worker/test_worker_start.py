@@ -1,0 +1,267 @@
+"""What a worker is like when it has closed its sandbox, and before it has any key."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from pyenclave.errors import LaunchError
+from pyenclave.formats import messages
+
+CALL = "@pyenclave.ecall\ndef answer() -> str:\n"
+# What an entry finds at import crosses in the text of an exception: nothing else is needed.
+TELL = "raise RuntimeError('<<' + json.dumps(found) + '>>')\n"
+
+
+@pytest.fixture
+def told(launching, zygotes, base):
+    """Run code as an entry and return what it puts into `found`."""
+
+    def run(code: str, *, debug: bool = True):
+        data = launching.make(base, code + TELL, functions=False)
+        with launching.Launched(zygotes, data, debug=debug) as worker:
+            message = worker.first()
+        assert isinstance(message, messages.Ending)
+        match = re.search(r"<<(.*)>>", message.message)
+        assert match, message
+        return json.loads(match[1])
+
+    return run
+
+
+def test_a_worker_closes_its_sandbox_and_then_serves(launching, zygotes, base) -> None:
+    """The whole start, with every protection that this kernel has tried from inside."""
+    image = launching.make(base, CALL + "    return 'served'\n")
+    with launching.Launched(zygotes, image) as worker:
+        closed = worker.run()
+        assert closed.inside["mappings"] is True
+        assert closed.inside["dumpable_off"] is True
+        assert closed.inside["seccomp"] is True
+        assert closed.inside["no_new_privs"] is True
+        assert worker.function("answer")() == "served"
+
+
+def test_imports_after_the_sandbox_closed_come_from_the_lock(launching, zygotes, base) -> None:
+    """A module of the lock that nobody imported before, an extension too, needs no open."""
+    source = (
+        CALL + "    import sys\n"
+        "    before = [name in sys.modules for name in ('colorsys', 'cmath')]\n"
+        "    import cmath, colorsys\n"
+        "    return f'{before} {colorsys.rgb_to_hsv(0, 0, 1)[2]} {cmath.sqrt(-1)}'\n"
+    )
+    image = launching.make(base, source)
+    with launching.Launched(zygotes, image) as worker:
+        worker.run()
+        assert worker.function("answer")() == "[False, False] 1 1j"
+
+
+def test_an_unlisted_import_in_a_closed_worker_is_an_import_error(launching, zygotes, base) -> None:
+    """The lock is the world; asking whether a module exists is no error."""
+    source = (
+        CALL + "    import importlib.util\n"
+        "    assert importlib.util.find_spec('chess_engine') is None\n"
+        "    try:\n"
+        "        import mailbox\n"
+        "    except ImportError as error:\n"
+        "        return f'{type(error).__name__}: {error}'\n"
+        "    return 'imported'\n"
+    )
+    image = launching.make(base, source)
+    with launching.Launched(zygotes, image) as worker:
+        worker.run()
+        answer = worker.function("answer")()
+    assert "UnlistedImportError" in answer
+    assert "mailbox" in answer
+
+
+def test_an_entry_that_imports_what_is_not_locked_is_refused(launching, zygotes, base) -> None:
+    """The refusal names the module."""
+    image = launching.make(base, "import mailbox\n" + CALL + "    return ''\n", functions=False)
+    with launching.Launched(zygotes, image) as worker:
+        ending = worker.first()
+    assert isinstance(ending, messages.Ending)
+    assert ending.code == "image.runtime_lock"
+    assert "mailbox" in ending.message
+    assert ending.files == ("mailbox",)
+
+
+def test_an_image_with_another_lock_than_its_zygote_is_refused(launching, zygotes, base) -> None:
+    """The worker itself compares, whatever the platform handed it."""
+    other = launching.replace(base, libraries=base.libraries[1:])
+    zygote = zygotes.get(base.to_bytes(), debug=True)
+    ours, theirs = launching.Channel.pair()
+    fd = launching.sealed_memfd("image", launching.make(other, CALL + "    return ''\n"))
+    ring_fd = launching.ring.create(1)
+    with ours, theirs:
+        spawned = zygote.spawn(image_fd=fd, ring_fd=ring_fd, channel_fd=theirs.fileno(), debug=True)
+        theirs.close()
+        ending, _ = ours.receive(20)
+    for number in (fd, ring_fd, spawned.pidfd):
+        os.close(number)
+    assert isinstance(ending, messages.Ending)
+    assert ending.code == "image.runtime_lock"
+
+
+@pytest.mark.parametrize("kind", ["file", "unsealed", "pipe"])
+def test_an_image_that_could_change_is_refused(
+    launching, zygotes, base, tmp_path, kind: str
+) -> None:
+    """Only a write-sealed memfd is mapped."""
+    data = launching.make(base, CALL + "    return ''\n")
+    if kind == "file":
+        (tmp_path / "image").write_bytes(data)
+        fd = os.open(tmp_path / "image", os.O_RDWR)
+    elif kind == "unsealed":
+        fd = os.memfd_create("image")
+        os.write(fd, data)
+    else:
+        fd, write = os.pipe()
+        os.close(write)
+    ring_fd = launching.ring.create(1)
+    ours, theirs = launching.Channel.pair()
+    with ours, theirs:
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        spawned = zygote.spawn(image_fd=fd, ring_fd=ring_fd, channel_fd=theirs.fileno(), debug=True)
+        theirs.close()
+        ending, _ = ours.receive(20)
+    for number in (fd, ring_fd, spawned.pidfd):
+        os.close(number)
+    assert isinstance(ending, messages.Ending)
+
+
+def test_siblings_never_share_random_bytes(told) -> None:
+    """Each generator, in workers of one zygote that are all process 1 of their namespaces."""
+    code = (
+        "import json, os, random, secrets, tempfile, uuid, numpy\n"
+        "from cryptography.hazmat.primitives.asymmetric import x25519\n"
+        "names = tempfile._get_candidate_names()\n"
+        "found = [os.getpid(), random.getrandbits(128), random.Random().random(),\n"
+        "  float(numpy.random.random()), int(numpy.random.default_rng().integers(1 << 62)),\n"
+        "  secrets.token_hex(16), os.urandom(16).hex(), str(uuid.uuid4()), next(names),\n"
+        "  x25519.X25519PrivateKey.generate().private_bytes_raw().hex()]\n"
+    )
+    rows = [told(code) for _ in range(3)]
+    assert {row[0] for row in rows} == {1}
+    for column in list(zip(*rows, strict=True))[1:]:
+        assert len(set(column)) == len(rows), column
+
+
+def test_nothing_of_the_hosts_environment_or_folder_gets_in(told) -> None:
+    """Environment, working folder, umask, search path."""
+    found = told(
+        "import json, os, sys\n"
+        "mask = os.umask(0)\n"
+        "found = [dict(os.environ), os.getcwd(), mask, sys.path, sys.argv]\n"
+    )
+    assert set(found[0]) <= {"LC_ALL", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+    assert found[1:4] == ["/", 0o077, []]
+    assert found[4] == ["-c"]
+
+
+def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
+    """Null, null, null, sources, channel, ring, image: and nothing else."""
+    found = told(
+        "import json, os\n"
+        "links = {}\n"
+        "for name in os.listdir('/proc/self/fd'):\n"
+        "    try:\n"
+        "        links[name] = os.readlink('/proc/self/fd/' + name)\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "found = links\n",
+        debug=False,
+    )
+    for number in "012":
+        assert found.pop(number) == "/dev/null"
+    kinds = sorted(re.sub(r"\[\d+\]| \(deleted\)", "", link) for link in found.values())
+    # The mapping of the image keeps a duplicate.
+    assert kinds == [
+        "/memfd:pyenclave-ring",
+        "/memfd:pyenclave-sources",
+        "/memfd:test-image",
+        "/memfd:test-image",
+        "socket:",
+    ]
+
+
+def test_signals_are_as_a_fresh_process_has_them(told) -> None:
+    """Odd dispositions and masks of whoever started the platform do not get in."""
+    found = told(
+        "import json\n"
+        "found = {line.split(':')[0]: int(line.split()[1], 16)\n"
+        "         for line in open('/proc/self/status') if line.startswith('Sig')\n"
+        "         and line[3:6] in ('Blk', 'Ign', 'Cgt')}\n"
+    )
+    assert found["SigBlk"] == 0
+    ignored = {number + 1 for number in range(64) if found["SigIgn"] >> number & 1}
+    assert ignored == {2, 13, 25}  # INT, PIPE, XFSZ
+
+
+def test_an_entry_cannot_take_the_name_of_a_locked_module(launching, zygotes, base) -> None:
+    """An image made by hand with such a stem ends before it runs."""
+    data = launching.make(base, CALL + "    return ''\n", entry_module="json")
+    with launching.Launched(zygotes, data) as worker:
+        ending = worker.first()
+    assert isinstance(ending, messages.Ending)
+    assert ending.code == "image"
+    assert "json" in ending.message
+
+
+def test_the_text_of_an_entrys_error_names_its_type(launching, zygotes, base) -> None:
+    """Before there is a key, the reason of a failed start is told in full."""
+    data = launching.make(base, "1 / 0\n", functions=False)
+    with launching.Launched(zygotes, data) as worker:
+        ending = worker.first()
+        assert launching.ended(worker.spawned.pidfd, 5)
+    assert "ZeroDivisionError" in ending.message
+
+
+def test_a_worker_ends_when_its_channel_closes(launching, zygotes, base) -> None:
+    """Within a second, waiting for calls or for its identity."""
+    image = launching.make(base, CALL + "    return ''\n")
+    for serving in (True, False):
+        worker = launching.Launched(zygotes, image)
+        if serving:
+            worker.run()
+        else:
+            assert isinstance(worker.first(), messages.Closed)
+        begun = time.monotonic()
+        worker.close()
+        assert time.monotonic() - begun < 1.0
+
+
+def test_lanes_are_threads_that_were_there_before_the_sandbox_closed(
+    launching, zygotes, base
+) -> None:
+    """A worker of four lanes has four threads, all behind the filter."""
+    data = launching.make(base, CALL + "    return ''\n", threads=4)
+    with launching.Launched(zygotes, data) as worker:
+        worker.run()
+        tasks = list(Path(f"/proc/{worker.pid}/task").iterdir())
+        assert len(tasks) == 4
+        for task in tasks:
+            assert "Seccomp:\t2" in (task / "status").read_text()
+
+
+def test_blas_threads_are_raised_after_the_fork(launching, zygotes, base) -> None:
+    """The zygote has one thread; the image's number is there when the worker is closed."""
+    data = launching.make(base, CALL + "    return ''\n", blas_threads=2)
+    if not any("openblas" in library.soname for library in base.libraries):
+        pytest.skip("this NumPy does not use OpenBLAS")
+    with launching.Launched(zygotes, data) as worker:
+        worker.run()
+        assert len(list(Path(f"/proc/{worker.pid}/task").iterdir())) == 2
+
+
+def test_debug_and_production_never_share_a_zygote(launching, zygotes, base) -> None:
+    """Two processes; and one refuses the other's requests."""
+    debug = zygotes.get(base.to_bytes(), debug=True)
+    production = zygotes.get(base.to_bytes(), debug=False)
+    assert debug.pid != production.pid
+    with pytest.raises(LaunchError, match="never share"):
+        production.spawn(image_fd=0, ring_fd=0, channel_fd=0, debug=True)

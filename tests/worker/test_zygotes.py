@@ -1,0 +1,411 @@
+"""Zygotes: what they refuse to load, what they ignore, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyenclave._platform.zygotes import Zygotes
+from pyenclave.errors import ImageError, LaunchError, RuntimeLockError
+from pyenclave.formats import messages
+from pyenclave.formats.lock import Lock, Roots
+
+TELL = "raise RuntimeError('<<' + json.dumps(found) + '>>')\n"
+
+
+@contextlib.contextmanager
+def own(roots: Roots | None = None) -> Iterator[Zygotes]:
+    """Zygotes of this test alone."""
+    found = Zygotes(roots or Roots.of_this_process())
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def tell(launching, zygotes: Zygotes, lock: Lock, code: str):
+    """Run code as an entry and return what it puts into `found`."""
+    data = launching.make(lock, code + TELL, functions=False)
+    with launching.Launched(zygotes, data) as worker:
+        ending = worker.first()
+    assert isinstance(ending, messages.Ending)
+    match = re.search(r"<<(.*)>>", ending.message)
+    assert match, ending
+    return json.loads(match[1])
+
+
+def shadow(tmp_path: Path, name: str, change: bytes | None) -> tuple[Roots, Path]:
+    """Put a copy of a `site:` file, with *change* appended, before the real one."""
+    roots = Roots.of_this_process()
+    target = tmp_path / "site" / name.removeprefix("site:")
+    target.parent.mkdir(parents=True)
+    shutil.copyfile(roots.resolve(name), target)
+    if change is not None:
+        with target.open("ab") as file:
+            file.write(change)
+    changed = Roots(
+        stdlib=roots.stdlib, base=roots.base, site=(str(tmp_path / "site"), *roots.site)
+    )
+    return changed, target
+
+
+def path_of(lock: Lock, *, suffix: str) -> str:
+    """Return the lock's name of the first `site:` file that ends so."""
+    paths = [entry.path for entry in (*lock.modules, *lock.libraries)]
+    return next(p for p in paths if p.startswith("site:") and re.search(suffix, p))
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "suffix"),
+    [
+        ("a source", r"msgspec/json\.py$"),
+        ("a source that nobody imports early", r"numpy/\w+/\w+\.py$"),
+        ("an extension", r"msgspec/_core\.[^/]*so$"),
+        ("a library", r"\.libs/[^/]+\.so[.\d]*$"),
+        ("the core", r"pyenclave/_core\.[^/]*so$"),
+        ("the importer", r"pyenclave/_worker/importer\.py$"),
+        ("the first code", r"pyenclave/_worker/boot\.py$"),
+    ],
+)
+def test_a_changed_file_is_refused_by_name(base, tmp_path, what: str, suffix: str) -> None:
+    """File, expected and found hash stand in the error; nothing of it was executed."""
+    name = path_of(base, suffix=suffix)
+    mark = tmp_path / "executed"
+    change = f"\nopen({str(mark)!r}, 'w')\n".encode() if name.endswith(".py") else b"\0"
+    roots, target = shadow(tmp_path, name, change)
+    with own(roots) as zygotes, pytest.raises(RuntimeLockError) as caught:
+        zygotes.get(base.to_bytes(), debug=False)
+    (line,) = caught.value.files
+    assert str(target) in line
+    assert re.search("expected [0-9a-f]{64}, found [0-9a-f]{64}", line)
+    assert not mark.exists()
+
+
+def test_every_changed_file_is_named_at_once(base, tmp_path) -> None:
+    """One look tells everything: sources and shared objects."""
+    first, _ = shadow(tmp_path, path_of(base, suffix=r"msgspec/json\.py$"), b"#")
+    second = Path(first.site[0]) / "numpy/__init__.py"
+    second.parent.mkdir()
+    second.write_text("")
+    third = Path(first.site[0]) / path_of(base, suffix=r"msgspec/_core\.[^/]*so$")[5:]
+    third.write_bytes(b"\x7fELF")
+    with own(first) as zygotes, pytest.raises(RuntimeLockError) as caught:
+        zygotes.get(base.to_bytes(), debug=False)
+    assert len(caught.value.files) == 3
+
+
+def test_a_changed_standard_library_is_refused_by_name(launching, base) -> None:
+    """As seen from the lock: the file here is not the one that was locked."""
+    modules = tuple(
+        launching.replace(m, sha256="0" * 64) if m.name == "json" else m for m in base.modules
+    )
+    lock = launching.replace(base, modules=modules)
+    with own() as zygotes, pytest.raises(RuntimeLockError) as caught:
+        zygotes.get(lock.to_bytes(), debug=False)
+    assert "json/__init__.py" in caught.value.files[0]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_changed_bootstrap_file_is_refused_before_exec(launching, base, index: int) -> None:
+    """Interpreter, loader, C library, first modules: the platform looks before it starts them."""
+    files = list(base.bootstrap)
+    place = index * (len(files) - 1) // 3
+    files[place] = launching.replace(files[place], sha256="1" * 64)
+    lock = launching.replace(base, bootstrap=tuple(files))
+    with own() as zygotes, pytest.raises(RuntimeLockError) as caught:
+        zygotes.get(lock.to_bytes(), debug=False)
+    assert Roots.of_this_process().resolve(files[place].path) in caught.value.files[0]
+
+
+def test_a_bootstrap_file_that_is_not_listed_is_refused(launching, base) -> None:
+    """The zygote looks at what is mapped, not only at what is listed."""
+    files = tuple(f for f in base.bootstrap if "libm.so" not in f.path)
+    assert len(files) < len(base.bootstrap)
+    with own() as zygotes, pytest.raises(RuntimeLockError) as caught:
+        zygotes.get(launching.replace(base, bootstrap=files).to_bytes(), debug=False)
+    assert "libm.so" in " ".join(caught.value.files)
+
+
+def test_a_preloaded_module_that_needs_an_unlisted_one_is_refused(launching, base) -> None:
+    """The refusal names the module that is not in the lock."""
+    modules = tuple(m for m in base.modules if m.name != "numpy.linalg._linalg")
+    assert len(modules) < len(base.modules)
+    with own() as zygotes, pytest.raises(RuntimeLockError) as caught:
+        zygotes.get(launching.replace(base, modules=modules).to_bytes(), debug=False)
+    assert "numpy.linalg._linalg" in str(caught.value)
+    assert "unlisted import" in str(caught.value)
+
+
+def test_a_missing_file_and_a_pipe_in_a_files_place_are_refused(base, tmp_path) -> None:
+    """Neither hangs."""
+    name = path_of(base, suffix=r"msgspec/json\.py$")
+    roots, target = shadow(tmp_path, name, b"")
+    target.unlink()
+    os.mkfifo(target)
+    with own(roots) as zygotes, pytest.raises(RuntimeLockError) as caught:
+        zygotes.get(base.to_bytes(), debug=False)
+    assert "found missing" in caught.value.files[0]
+
+
+def test_a_lock_for_another_python_is_refused(launching, base) -> None:
+    """It says which one it is for."""
+    lock = launching.replace(base, python="cpython-3.99.0 cpython-399-x86_64-linux-gnu")
+    with own() as zygotes, pytest.raises(RuntimeLockError, match=r"3\.99"):
+        zygotes.get(lock.to_bytes(), debug=False)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 100, b"[" * 100_000])
+def test_what_is_no_lock_is_refused(data: bytes) -> None:
+    """Hostile bytes never reach a process."""
+    with own() as zygotes, pytest.raises(ImageError):
+        zygotes.get(data, debug=False)
+
+
+# ---- what is ignored -----------------------------------------------------------------------------
+
+
+def test_what_others_planted_is_not_imported(launching, base, tmp_path, monkeypatch) -> None:
+    """Working folder, PYTHON*, LD_*, site and customisation files: none of it gets in."""
+    mark = tmp_path / "executed"
+    for name in ("planted", "sitecustomize", "usercustomize", "random", "encodings", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    (tmp_path / "x.pth").write_text(f"import os; open({str(mark)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name in ("LD_LIBRARY_PATH", "LD_AUDIT", "GCONV_PATH", "OPENSSL_CONF", "HOME", "SECRET"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
+    with own() as zygotes:
+        found = tell(
+            launching,
+            zygotes,
+            base,
+            "import json, os, sys\n"
+            "try:\n"
+            "    import planted\n"
+            "except ImportError:\n"
+            "    pass\n"
+            "found = [sorted(os.environ), [m for m in sys.modules if m.startswith(('plant',"
+            " 'site', 'user'))], os.getcwd()]\n",
+        )
+    assert found == [["LC_ALL", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"], [], "/"]
+    assert not mark.exists()
+
+
+def test_bytecode_on_disk_is_ignored(launching, base, tmp_path) -> None:
+    """A poisoned .pyc beside an unchanged source is not looked at."""
+    import importlib.util
+    import py_compile
+
+    roots, target = shadow(tmp_path, path_of(base, suffix=r"msgspec/json\.py$"), None)
+    mark = tmp_path / "executed"
+    poison = tmp_path / "poison.py"
+    poison.write_text(f"open({str(mark)!r}, 'w')\nPOISON = True\n")
+    cached = Path(importlib.util.cache_from_source(str(target)))
+    cached.parent.mkdir()
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(poison), cfile=str(cached), dfile=str(target), invalidation_mode=mode)
+    with own(roots) as zygotes:
+        found = tell(
+            launching,
+            zygotes,
+            base,
+            "import json, msgspec.json\n"
+            "found = [msgspec.json.__file__, hasattr(msgspec.json, 'POISON'),"
+            " hasattr(msgspec.json, 'Decoder')]\n",
+        )
+    assert found == [str(target), False, True]
+    assert not mark.exists()
+
+
+def test_odd_inherited_state_does_not_get_in(launching, base) -> None:
+    """Fifty descriptors, ignored and blocked signals, an open umask."""
+    extra = [os.open("/dev/zero", os.O_RDONLY) for _ in range(50)]
+    for fd in extra:
+        os.set_inheritable(fd, True)
+    numbers = {signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP}
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGUSR2, signal.SIGHUP)}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    mask = os.umask(0)
+    try:
+        with own() as zygotes:
+            found = tell(
+                launching,
+                zygotes,
+                base,
+                "import json, os\n"
+                "status = dict(l.split(':\\t') for l in open('/proc/self/status') if ':\\t' in l)\n"
+                "links = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')"
+                " if os.path.lexists(f'/proc/self/fd/{n}')]\n"
+                "found = [int(status['SigBlk'], 16), int(status['SigIgn'], 16),"
+                " '/dev/zero' in links, os.umask(0)]\n",
+            )
+    finally:
+        os.umask(mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for fd in extra:
+            os.close(fd)
+    ignored = sum(1 << (n - 1) for n in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ))
+    assert found == [0, ignored, False, 0o077]
+
+
+# ---- sharing and ending --------------------------------------------------------------------------
+
+
+def test_threads_that_ask_for_one_lock_get_one_zygote(base) -> None:
+    """It is started once."""
+    with own() as zygotes:
+        got: list[int] = []
+        lock = base.to_bytes()
+        threads = [
+            threading.Thread(target=lambda: got.append(zygotes.get(lock, debug=True).pid))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 4
+        assert len(set(got)) == 1
+
+
+def test_a_zygote_that_was_killed_takes_its_workers_along_and_is_replaced(launching, base) -> None:
+    """Within a second; the next request starts a new one."""
+    with own() as zygotes:
+        first = zygotes.get(base.to_bytes(), debug=True)
+        worker = launching.Launched(zygotes, launching.make(base, ""))
+        worker.run()
+        os.kill(first.pid, signal.SIGKILL)
+        assert launching.ended(worker.spawned.pidfd, 1.0)
+        assert not first.alive
+        with pytest.raises(LaunchError):
+            first.spawn(image_fd=0, ring_fd=0, channel_fd=0, debug=True)
+        worker.close()
+        assert zygotes.get(base.to_bytes(), debug=True).pid != first.pid
+
+
+def children(pid: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition, seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_a_spare_that_was_killed_costs_nobody_a_launch(launching, base) -> None:
+    """The zygote notices and forks another."""
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        assert wait_for(lambda: len(children(zygote.pid)) == 1)
+        spare = os.pidfd_open(children(zygote.pid)[0])
+        signal.pidfd_send_signal(spare, signal.SIGKILL)
+        assert launching.ended(spare, 1.0)
+        os.close(spare)
+        with launching.Launched(zygotes, launching.make(base, "")) as worker:
+            worker.run()
+
+
+def test_no_process_descriptor_or_file_is_left_behind(launching, base) -> None:
+    """After close() this process is as it was, and every child is gone."""
+    temporary = set(Path("/dev/shm").iterdir()) | set(Path("/tmp").iterdir())
+    fds = len(os.listdir("/proc/self/fd"))
+    threads = threading.active_count()
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=False)
+        worker = launching.Launched(zygotes, launching.make(base, ""), debug=False)
+        worker.run()
+        assert wait_for(lambda: len(children(zygote.pid)) == 2)
+        pids = [zygote.pid, *children(zygote.pid)]
+        pidfds = [os.pidfd_open(pid) for pid in pids]
+        zygotes.close()
+        for pidfd in pidfds:
+            assert launching.ended(pidfd, 1.0)
+            os.close(pidfd)
+        worker.close()
+        zygotes.close()
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == fds
+    left = (set(Path("/dev/shm").iterdir()) | set(Path("/tmp").iterdir())) - temporary
+    assert not [path for path in left if "pyenclave" in path.name or "ffi" in path.name]
+
+
+def test_a_zygote_reaps_its_workers(launching, base) -> None:
+    """No zombies, and no descriptors that grow with the number of launches."""
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=False)
+        data = launching.make(base, "")
+        for _ in range(5):
+            with launching.Launched(zygotes, data, debug=False) as worker:
+                worker.first()
+        assert wait_for(lambda: len(children(zygote.pid)) == 1)
+
+
+PLATFORM = """
+import importlib.util, os, sys, time
+from pathlib import Path
+sys.path[:0] = {path!r}
+spec = importlib.util.spec_from_file_location("launching", {helper!r})
+launching = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launching)
+from pyenclave._platform.zygotes import Zygotes
+from pyenclave.formats.lock import Lock, Roots
+lock = Lock.from_bytes(Path({lock!r}).read_bytes())
+zygotes = Zygotes(Roots.of_this_process())
+workers = [launching.Launched(zygotes, launching.make(lock, ""), debug=d) for d in (True, False)]
+for worker in workers:
+    worker.run()
+found = [zygotes.get(lock.to_bytes(), debug=d) for d in (True, False)]
+print(*[w.pid for w in workers], *[z.pid for z in found], flush=True)
+time.sleep(60)
+"""
+
+
+def test_everything_ends_with_the_platform(launching, base, tmp_path) -> None:
+    """Killed without a chance to clean up: zygotes and workers are gone within a second."""
+    (tmp_path / "lock").write_bytes(base.to_bytes())
+    code = PLATFORM.format(
+        path=sys.path, helper=launching.__spec__.origin, lock=str(tmp_path / "lock")
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as platform:
+        assert platform.stdout is not None
+        pids = [int(word) for word in platform.stdout.readline().split()]
+        assert len(pids) == 4
+        pidfds = [os.pidfd_open(pid) for pid in pids]
+        platform.kill()
+        begun = time.monotonic()
+        for pidfd in pidfds:
+            assert launching.ended(pidfd, 1.0)
+            os.close(pidfd)
+        assert time.monotonic() - begun < 1.0
+
+
+def test_nothing_starts_after_close(base) -> None:
+    """And close() may be called twice."""
+    with own() as zygotes:
+        zygotes.close()
+        zygotes.close()
+        with pytest.raises(LaunchError, match="closing"):
+            zygotes.get(base.to_bytes(), debug=False)
