@@ -138,14 +138,16 @@ def swap_library(order: Order) -> Outcome:
         (planted / "colorsys.py").write_text("print('the planted library ran')\n")
         done = _python("-c", "import colorsys", PYTHONPATH=str(planted))
         return succeeded(done.stdout.strip())
-    # The folder comes first where the platform looks for packages; it starts afresh, in a state
-    # directory of its own, so that no zygote with the true library is at hand.
+    # Packages are looked for beside pyenclave first: a folder with the true pyenclave and a changed
+    # copy of a library that every enclave loads. The platform starts afresh, in a state directory
+    # of its own, so that no zygote with the true library is at hand.
     import msgspec
 
     copy = planted / "msgspec"
     shutil.copytree(Path(msgspec.__file__).parent, copy, dirs_exist_ok=True)
     with (copy / "__init__.py").open("a") as target:
         target.write("\nprint('the planted library ran')\n")
+    shutil.copytree(Path(pyenclave.__file__).parent, planted / "pyenclave", dirs_exist_ok=True)
     script = (
         "import sys, pyenclave\n"
         "try:\n"
