@@ -7,7 +7,6 @@ of `pyenclave.trusted`, which ask `current`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import struct
@@ -226,11 +225,13 @@ class Runtime:
         return self.key.decrypt(ciphertext, info=context)
 
     def wipe(self) -> None:
-        """Drop the runtime key and the launch secret and close the line."""
+        """
+        Drop the runtime key and the launch secret.
+
+        The line to the platform stays open: the worker still tells why it ends.
+        """
         self.key.wipe()
         self.secret = b""
-        with contextlib.suppress(OSError):
-            self._channel.close()
 
     def __repr__(self) -> str:
         return f"Runtime({self.identity!r})"
