@@ -17,7 +17,6 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeVar, cast
 
@@ -57,7 +56,6 @@ _MAX_RING: Final = 1 << 32
 _CLOSED_TIMEOUT: Final = 30.0  # seconds: imports of the entry count
 _RUNNING_TIMEOUT: Final = 15.0
 _SEND_TIMEOUT: Final = 5.0
-_SLICE: Final = 0.1
 _CACHED_IMAGES: Final = 16
 _BIT_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 _MAX_INSIDE: Final = 32
@@ -126,13 +124,7 @@ class Launcher:
         self._images: OrderedDict[bytes, _Judged] = OrderedDict()
 
     def launch(
-        self,
-        request: messages.Launch,
-        image_fd: int,
-        ring_fd: int,
-        *,
-        host_pid: int,
-        wanted: Callable[[], bool],
+        self, request: messages.Launch, image_fd: int, ring_fd: int, *, host_pid: int
     ) -> Enclave:
         """
         Start one enclave.
@@ -142,7 +134,6 @@ class Launcher:
             image_fd: The image; stays the caller's.
             ring_fd: The ring; stays the caller's.
             host_pid: For listings.
-            wanted: Whether the host is still there; asked while a worker is waited for.
 
         Raises:
             ArgumentError: A descriptor is not what it must be.
@@ -169,9 +160,7 @@ class Launcher:
                     judged.lock_bytes, image_fd, ring_fd, worker_end.fileno(), debug=debug
                 )
             try:
-                facts = self._introduce(
-                    judged, policy, request, platform_end, spawned, debug=debug, wanted=wanted
-                )
+                facts = self._introduce(judged, policy, request, platform_end, spawned, debug=debug)
                 return Enclave(facts, pidfd=spawned.pidfd, channel=platform_end, host_pid=host_pid)
             except BaseException:
                 kill_and_wait(spawned.pidfd)
@@ -227,9 +216,8 @@ class Launcher:
         worker: SpawnedWorker,
         *,
         debug: bool,
-        wanted: Callable[[], bool],
     ) -> Facts:
-        closed = _expect(channel, worker.pidfd, messages.Closed, _CLOSED_TIMEOUT, wanted)
+        closed = _expect(channel, worker.pidfd, messages.Closed, _CLOSED_TIMEOUT)
         outside = probe_worker(worker.pid, worker.pidfd)
         bits = _merge(outside, closed)
         require = tuple(request.require) + policy.require
@@ -249,7 +237,7 @@ class Launcher:
             ),
             timeout=_SEND_TIMEOUT,
         )
-        running = _expect(channel, worker.pidfd, messages.Running, _RUNNING_TIMEOUT, wanted)
+        running = _expect(channel, worker.pidfd, messages.Running, _RUNNING_TIMEOUT)
         if not 0 < len(running.runtime_public_key) <= 4096:
             raise LaunchError("the worker sent no usable runtime key")
         return Facts(
@@ -316,7 +304,10 @@ def _merge(outside: dict[str, bool], closed: messages.Closed) -> dict[str, Prote
     kind = closed.secret_memory
     bits["secretmem"] = ProtectionBit(value=kind == _BEST_MEMORY, by="inside")
     for name in OUTSIDE:
-        bits[name] = ProtectionBit(value=outside[name], by="outside")
+        # The worker's word can only take away: a filter that this process was started under looks
+        # from outside like the worker's own.
+        held = outside[name] and bool(closed.inside.get(name, True))
+        bits[name] = ProtectionBit(value=held, by="outside")
     return bits
 
 
@@ -332,24 +323,16 @@ def _body(identity: SignedIdentity, record: bytes, *, debug: bool) -> ReportBody
     )
 
 
-def _expect(
-    channel: Channel,
-    pidfd: int,
-    kind: type[_Message],
-    timeout: float,
-    wanted: Callable[[], bool],
-) -> _Message:
+def _expect(channel: Channel, pidfd: int, kind: type[_Message], timeout: float) -> _Message:
     deadline = time.monotonic() + timeout
     while True:
         ended = has_ended(pidfd)
         try:
-            message, fds = channel.receive(_SLICE)
+            message, fds = channel.receive(0.5)
             break
         except TimeoutError:
             if ended:
                 raise LaunchError("the worker ended while it started") from None
-            if not wanted():
-                raise LaunchError("the host is gone") from None
             if time.monotonic() >= deadline:
                 raise LaunchError(
                     "the worker did not start in time", expected=f"{timeout:g} s"

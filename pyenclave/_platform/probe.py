@@ -22,7 +22,7 @@ __all__ = [
     "refuse_unless_held",
 ]
 
-#: The bits that are tried from outside; a worker's own word for them is ignored.
+#: The bits that are tried from outside; a worker's own word can only take one away.
 OUTSIDE: Final = ("dumpable_off", "locked", "no_new_privs", "pidns", "seccomp", "untraced")
 # Without these a production worker is readable by any program of the user: never started.
 _ALWAYS: Final = ("dumpable_off", "no_new_privs", "seccomp", "untraced")

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from pyenclave import _native
+from pyenclave._core import SecretMemory
 from pyenclave._worker import dispatch
 from pyenclave._worker.entry import EntryLoader, load_entry, set_blas_threads
 from pyenclave._worker.mappings import check_mappings, foreign_mappings
@@ -59,15 +60,18 @@ def stand_by(sock_fd: int, *, locked: Locked, rehearsal: bytes) -> NoReturn:
 
     """
     early = _native.harden_early()
+    # A new user namespace gave this process every capability inside it.
+    _native.drop_capabilities()
     _native.close_fds((0, 1, 2, sock_fd, locked.sources))
     reseed()
+    memory = SecretMemory(_runtime.SECRET_SIZE)
     with contextlib.suppress(Exception):
         rehearse(rehearsal, locked)
     with socket.socket(fileno=sock_fd) as sock:
         data, fds, _, _ = socket.recv_fds(sock, 1, _LAUNCH_FDS, socket.MSG_CMSG_CLOEXEC)
     if data != b"S" or len(fds) != _LAUNCH_FDS:
         os._exit(0)  # the zygote ended
-    run(*fds, locked=locked, early=early)
+    run(*fds, locked=locked, early=early, memory=memory)
 
 
 def rehearse(data: bytes, locked: Locked) -> None:
@@ -87,7 +91,13 @@ def rehearse(data: bytes, locked: Locked) -> None:
 
 
 def run(
-    image_fd: int, ring_fd: int, channel_fd: int, *, locked: Locked, early: dict[str, bool]
+    image_fd: int,
+    ring_fd: int,
+    channel_fd: int,
+    *,
+    locked: Locked,
+    early: dict[str, bool],
+    memory: SecretMemory,
 ) -> NoReturn:
     """
     Be a worker; never returns.
@@ -98,10 +108,11 @@ def run(
         channel_fd: The channel to the platform.
         locked: What the zygote verified.
         early: What hardening this process right after the fork found.
+        memory: Fresh secret memory, for the launch secret; the platform sees that it is locked.
 
     """
     channel = Channel.from_fd(channel_fd)
-    worker = Worker(channel, ring_fd, locked)
+    worker = Worker(channel, ring_fd, locked, memory)
     try:
         worker.start(image_fd, early)
         worker.serve()
@@ -117,7 +128,10 @@ def run(
 class Worker:
     """State of this process; one a process."""
 
-    def __init__(self, channel: Channel, ring_fd: int, locked: Locked) -> None:
+    def __init__(
+        self, channel: Channel, ring_fd: int, locked: Locked, memory: SecretMemory
+    ) -> None:
+        self.memory = memory
         self.channel = channel
         self.ring_fd = ring_fd
         self.locked = locked
@@ -169,7 +183,7 @@ class Worker:
                 found=type(identity).__name__,
             )
         reseed(identity.seed)
-        public_key = _runtime.start(self.channel, identity, info)
+        public_key = _runtime.start(self.channel, identity, info, self.memory)
         gc.enable()
         self.running = True
         self.channel.send(messages.Running(runtime_public_key=public_key))

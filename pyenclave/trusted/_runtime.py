@@ -14,6 +14,7 @@ import threading
 from typing import TypeVar
 
 from pyenclave import errors
+from pyenclave._core import SecretMemory
 from pyenclave.calls.channel import Channel, close_all
 from pyenclave.errors import EnclaveLostError, EnclaveStateError, SealingError
 from pyenclave.formats import evidence as evidence_format
@@ -26,7 +27,9 @@ from pyenclave.sealed.provision import RuntimeKey
 from pyenclave.trusted import _state
 from pyenclave.trusted._state import EnclaveIdentity, current
 
-__all__ = ["EnclaveIdentity", "Runtime", "current", "start", "stop"]
+__all__ = ["SECRET_SIZE", "EnclaveIdentity", "Runtime", "current", "start", "stop"]
+
+SECRET_SIZE = 32  # bytes of the launch secret
 
 _TIMEOUT = 30.0  # seconds; the platform answers in milliseconds or is broken
 _REPORT_BODY = 384
@@ -48,6 +51,8 @@ class Runtime:
         channel: The worker's inherited channel; the runtime owns exchanges on it from now on.
         identity: The platform's word on what this worker is.
         info: The measured description of the image.
+        memory: Secret memory of SECRET_SIZE bytes for the launch secret, now the runtime's; made
+            here if None.
 
     Raises:
         EnclaveStateError: The identity is malformed.
@@ -55,7 +60,11 @@ class Runtime:
     """
 
     def __init__(
-        self, channel: Channel, identity: messages.Identity, info: ImageInfo | None
+        self,
+        channel: Channel,
+        identity: messages.Identity,
+        info: ImageInfo | None,
+        memory: SecretMemory | None = None,
     ) -> None:
         body = identity.body
         if len(body) != _REPORT_BODY or len(identity.seed) != 32:
@@ -96,14 +105,21 @@ class Runtime:
             + bytes(384)
         )
         # Two sources: whoever knows only the platform's or only the worker's randomness is lost.
-        self.secret = hashlib.sha256(
-            b"pyenclave/launch-secret/1" + identity.seed + os.urandom(32)
-        ).digest()
+        self._memory = SecretMemory(SECRET_SIZE) if memory is None else memory
+        self._memory.write(
+            0,
+            hashlib.sha256(b"pyenclave/launch-secret/1" + identity.seed + os.urandom(32)).digest(),
+        )
         self.default_policy = self._policy(info)
         self.key = RuntimeKey()
         self._channel = channel
         self._lock = threading.Lock()
         self._user_data = b""
+
+    @property
+    def secret(self) -> bytes:
+        """The launch secret: it hedges randomness, and no key derives from it alone."""
+        return self._memory.read(0, SECRET_SIZE)
 
     def _policy(self, info: ImageInfo | None) -> SealPolicy:
         """Take the image's `[seal]` policy; an unsigned image has no signer to seal to."""
@@ -231,7 +247,7 @@ class Runtime:
         The line to the platform stays open: the worker still tells why it ends.
         """
         self.key.wipe()
-        self.secret = b""
+        self._memory.close()
 
     def __repr__(self) -> str:
         return f"Runtime({self.identity!r})"
@@ -240,9 +256,20 @@ class Runtime:
         raise TypeError("the runtime of an enclave cannot be pickled")
 
 
-def start(channel: Channel, identity: messages.Identity, info: ImageInfo) -> bytes:
+def start(
+    channel: Channel,
+    identity: messages.Identity,
+    info: ImageInfo,
+    memory: SecretMemory | None = None,
+) -> bytes:
     """
     Begin the enclave's life inside this process.
+
+    Args:
+        channel: As for ``Runtime``, like the others.
+        identity: What this worker is.
+        info: The image.
+        memory: For the launch secret.
 
     Returns:
         The runtime public key, 1,216 bytes.
@@ -253,7 +280,7 @@ def start(channel: Channel, identity: messages.Identity, info: ImageInfo) -> byt
     """
     if _state.runtime is not None:
         raise EnclaveStateError("this process is an enclave already")
-    _state.runtime = Runtime(channel, identity, info)
+    _state.runtime = Runtime(channel, identity, info, memory)
     return _state.runtime.key.public
 
 
