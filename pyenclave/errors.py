@@ -323,5 +323,6 @@ def by_code() -> dict[str, type[EnclaveError]]:
     while pending:
         cls = pending.pop()
         found[cls.code] = cls
-        pending.extend(cls.__subclasses__())
+        # Classes of other modules refine one of these for Python's sake and share its code.
+        pending.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
     return found

@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import pyenclave
+
+# Tests start programs of their own. They must find the same pyenclave: the installed one by
+# itself, a checkout's (python -m pytest) by its path.
+_HOME = Path(pyenclave.__file__).resolve().parent.parent
+if _HOME.name != "site-packages":
+    os.environ["PYTHONPATH"] = str(_HOME)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

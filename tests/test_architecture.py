@@ -15,10 +15,11 @@ PACKAGE = Path(pyenclave.__file__).parent
 
 # Layer of each part. A module imports from parts with a smaller number, or from its own part.
 LAYERS = {
-    "errors": 0,
+    # The design's layer 0, in the order in which its members build on each other.
+    "errors": -2,
+    "_core": -1,
+    "_ffi": -1,
     "_native": 0,
-    "_core": 0,
-    "_ffi": 0,
     "formats": 1,
     "measurement": 2,
     "sealed": 2,

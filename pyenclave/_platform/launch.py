@@ -17,6 +17,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeVar, cast
 
@@ -56,6 +57,7 @@ _MAX_RING: Final = 1 << 32
 _CLOSED_TIMEOUT: Final = 30.0  # seconds: imports of the entry count
 _RUNNING_TIMEOUT: Final = 15.0
 _SEND_TIMEOUT: Final = 5.0
+_SLICE: Final = 0.1
 _CACHED_IMAGES: Final = 16
 _BIT_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 _MAX_INSIDE: Final = 32
@@ -124,7 +126,13 @@ class Launcher:
         self._images: OrderedDict[bytes, _Judged] = OrderedDict()
 
     def launch(
-        self, request: messages.Launch, image_fd: int, ring_fd: int, *, host_pid: int
+        self,
+        request: messages.Launch,
+        image_fd: int,
+        ring_fd: int,
+        *,
+        host_pid: int,
+        wanted: Callable[[], bool],
     ) -> Enclave:
         """
         Start one enclave.
@@ -134,6 +142,7 @@ class Launcher:
             image_fd: The image; stays the caller's.
             ring_fd: The ring; stays the caller's.
             host_pid: For listings.
+            wanted: Whether the host is still there; asked while a worker is waited for.
 
         Raises:
             ArgumentError: A descriptor is not what it must be.
@@ -160,7 +169,9 @@ class Launcher:
                     judged.lock_bytes, image_fd, ring_fd, worker_end.fileno(), debug=debug
                 )
             try:
-                facts = self._introduce(judged, policy, request, platform_end, spawned, debug=debug)
+                facts = self._introduce(
+                    judged, policy, request, platform_end, spawned, debug=debug, wanted=wanted
+                )
                 return Enclave(facts, pidfd=spawned.pidfd, channel=platform_end, host_pid=host_pid)
             except BaseException:
                 kill_and_wait(spawned.pidfd)
@@ -216,8 +227,9 @@ class Launcher:
         worker: SpawnedWorker,
         *,
         debug: bool,
+        wanted: Callable[[], bool],
     ) -> Facts:
-        closed = _expect(channel, worker.pidfd, messages.Closed, _CLOSED_TIMEOUT)
+        closed = _expect(channel, worker.pidfd, messages.Closed, _CLOSED_TIMEOUT, wanted)
         outside = probe_worker(worker.pid, worker.pidfd)
         bits = _merge(outside, closed)
         require = tuple(request.require) + policy.require
@@ -237,7 +249,7 @@ class Launcher:
             ),
             timeout=_SEND_TIMEOUT,
         )
-        running = _expect(channel, worker.pidfd, messages.Running, _RUNNING_TIMEOUT)
+        running = _expect(channel, worker.pidfd, messages.Running, _RUNNING_TIMEOUT, wanted)
         if not 0 < len(running.runtime_public_key) <= 4096:
             raise LaunchError("the worker sent no usable runtime key")
         return Facts(
@@ -323,16 +335,24 @@ def _body(identity: SignedIdentity, record: bytes, *, debug: bool) -> ReportBody
     )
 
 
-def _expect(channel: Channel, pidfd: int, kind: type[_Message], timeout: float) -> _Message:
+def _expect(
+    channel: Channel,
+    pidfd: int,
+    kind: type[_Message],
+    timeout: float,
+    wanted: Callable[[], bool],
+) -> _Message:
     deadline = time.monotonic() + timeout
     while True:
         ended = has_ended(pidfd)
         try:
-            message, fds = channel.receive(0.5)
+            message, fds = channel.receive(_SLICE)
             break
         except TimeoutError:
             if ended:
                 raise LaunchError("the worker ended while it started") from None
+            if not wanted():
+                raise LaunchError("the host is gone") from None
             if time.monotonic() >= deadline:
                 raise LaunchError(
                     "the worker did not start in time", expected=f"{timeout:g} s"

@@ -74,6 +74,12 @@ class _Host:
         self.enclaves: dict[bytes, Enclave] = {}
         self.ended: OrderedDict[bytes, messages.WhyReply] = OrderedDict()
 
+    def is_there(self) -> bool:
+        """Whether the other end of the channel is still open; what it sent stays unread."""
+        poll = select.poll()
+        poll.register(self.channel.fileno(), 0)
+        return not poll.poll(0)
+
 
 class Server:
     """
@@ -299,7 +305,9 @@ class Server:
                 raise BusyError("the platform has too many enclaves", expected=MAX_ENCLAVES)
             self._launching += 1
         try:
-            enclave = self._launcher.launch(request, fds[0], fds[1], host_pid=host.pid)
+            enclave = self._launcher.launch(
+                request, fds[0], fds[1], host_pid=host.pid, wanted=host.is_there
+            )
             with self._mutex:
                 self._enclaves[enclave.facts.enclave_id] = enclave
         finally:

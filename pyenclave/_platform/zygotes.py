@@ -275,7 +275,8 @@ def _start(lock_bytes: bytes, roots: Roots, executable: str, *, debug: bool) -> 
     zygote = Zygote(ours, process, debug=debug)
     try:
         hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
-        limit = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+        files = max(_FILES, 2 * max(kit.fds))
+        limit = files if hard == resource.RLIM_INFINITY else min(hard, files)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
         zygote.wait_ready()
     except BaseException:

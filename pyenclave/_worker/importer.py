@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, ModuleType
 
+    from typing_extensions import Buffer
+
     from pyenclave.formats.lock import Lock
 
 __all__ = ["Entry", "Locked", "LockedFinder", "Mismatch", "UnlistedImportError", "state"]
@@ -199,12 +201,19 @@ class Locked:
             Mismatch: With a line for each file that is missing or changed; then none is mapped.
 
         """
+        import mmap  # a shared object itself
+
         wrong: list[str] = []
         held = []
         for entry in self._objects():
-            data, _ = _read(entry.path)
-            if _check(entry, data, wrong) and data is not None and not wrong:
-                held.append((entry, self._hold(data)))
+            # Copied by the kernel, sealed, and only then hashed: what is hashed is what is mapped.
+            fd = self._copy(entry.path)
+            if fd < 0:
+                _check(entry, None, wrong)
+                continue
+            with mmap.mmap(fd, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as data:
+                _check(entry, data, wrong)
+            held.append((entry, fd))
         if wrong:
             raise Mismatch(wrong)
         for entry, fd in held:
@@ -238,6 +247,25 @@ class Locked:
         fd = self._take(_memfd("pyenclave-object"))
         _write(fd, data)
         self._seal(fd)
+        return fd
+
+    def _copy(self, path: str) -> int:
+        """Return a descriptor of a new sealed memfd with the file's bytes; -1: there are none."""
+        file = _open(path)
+        if file < 0:
+            return -1
+        fd = self._take(_memfd("pyenclave-object"))
+        try:
+            while posix.sendfile(fd, file, None, _MAX_FILE):
+                pass
+        except OSError:
+            pass  # what is not whole has another hash
+        finally:
+            posix.close(file)
+        self._seal(fd)
+        if not posix.fstat(fd).st_size:
+            posix.close(fd)
+            return -1
         return fd
 
     def _take(self, fd: int) -> int:
@@ -282,15 +310,11 @@ class Locked:
 
 def _read(path: str) -> tuple[bytes | None, tuple[int, int]]:
     """Return the file's bytes (None: there is no such regular file) and (device, inode)."""
-    try:
-        # Not blocking: a FIFO in the place of a file must not hold the launch up.
-        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-    except OSError:
+    fd = _open(path)
+    if fd < 0:
         return None, (0, 0)
     try:
         status = posix.fstat(fd)
-        if status.st_mode & 0o170000 != 0o100000 or status.st_size > _MAX_FILE:
-            return None, (0, 0)
         parts = []
         while part := posix.read(fd, max(status.st_size, 1) + 1):
             parts.append(part)
@@ -302,7 +326,21 @@ def _read(path: str) -> tuple[bytes | None, tuple[int, int]]:
         posix.close(fd)
 
 
-def _check(entry: Entry, data: bytes | None, wrong: list[str]) -> bool:
+def _open(path: str) -> int:
+    """Return a descriptor of the regular file *path*, or -1."""
+    try:
+        # Not blocking: a FIFO in the place of a file must not hold the launch up.
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    except OSError:
+        return -1
+    status = posix.fstat(fd)
+    if status.st_mode & 0o170000 != 0o100000 or status.st_size > _MAX_FILE:
+        posix.close(fd)
+        return -1
+    return fd
+
+
+def _check(entry: Entry, data: "Buffer | None", wrong: list[str]) -> bool:
     """Compare with the lock; a difference becomes a line of *wrong*."""
     found = _ABSENT
     if data is not None:
@@ -517,13 +555,16 @@ def start(control: int, table: bytes, lock: bytes, early: dict[str, int]) -> Non
     try:
         begun = time.monotonic()
         locked = Locked(table, lock)
-        locked.verify_bootstrap()
         locked.read_sources(early)
+        # The platform may have numbered it above the memfds that are to come.
+        control, numbered = posix.dup(control), control
+        posix.close(numbered)
         _state = locked
         sys.meta_path.append(LockedFinder(locked))
         for name in (*early, __name__):
             _adopt(locked, name)
         __import__("pyenclave._core")
+        locked.verify_bootstrap()
         locked.map_objects()
         read = time.monotonic()
         for name in locked.preload:

@@ -54,15 +54,21 @@ def become(uid: int | None) -> None:
         drop_capabilities()
 
 
-def in_child(action: Callable[[], Any], *, uid: int | None = None) -> Any:
-    """Run *action* in a forked child (as *uid*, without exec) and return its JSON-able answer."""
+def in_child(action: Callable[[], Any], *, uid: int | None = None, privileged: bool = False) -> Any:
+    """
+    Run *action* in a forked child (as *uid*, without exec) and return its JSON-able answer.
+
+    With *privileged* the child keeps what this process may do: a scanner needs that to read this
+    process, where it runs with capabilities.
+    """
     readable, writable = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             os.close(readable)
-            become(uid)
+            if not privileged:
+                become(uid)
             os.write(writable, json.dumps(action()).encode())
             code = 0
         except BaseException:

@@ -318,3 +318,28 @@ def test_strict_refuses_software_and_permissive_takes_what_is_genuine(issuer):
     permissive = issuer.appraise(issuer.evidence(), policy=AppraisalPolicy.permissive())
     assert permissive.accepted
     assert not permissive.identified
+
+
+def test_att_11_another_key_auth_data_or_padding_is_not_bound(issuer):
+    real = issuer.raw_public(issuer.key("attestation"))
+    digest = hashlib.sha256(real + b"auth data of the quoting enclave").digest()
+    wrong = [
+        {
+            "attestation_public": issuer.raw_public(issuer.key("forger")),
+            "qe": {"report_data": digest + bytes(32)},
+        },
+        {"quote": {"qe_auth_data": b"other auth data"}},
+        {"quote": {"qe_auth_data": b""}},
+        padded_binding(issuer),
+    ]
+    for changes in wrong:
+        assert "qe.binding" in issuer.appraise(issuer.evidence(**changes)).refused_by
+
+
+def test_att_26_product_is_equal_and_security_version_has_a_floor(issuer):
+    for product, accepted in ((6, False), (7, True), (8, False)):
+        result = issuer.appraise(issuer.evidence(body={"isv_prod_id": product}))
+        assert result.accepted is accepted
+    for version, accepted in ((0, False), (2, False), (3, True), (4, True), (65535, True)):
+        result = issuer.appraise(issuer.evidence(body={"isv_svn": version}))
+        assert result.accepted is accepted

@@ -17,6 +17,12 @@ from typing import Any
 
 import msgspec
 
+_WORKER = (
+    "import sys; sys.path[:] = sys.argv[3:]\n"
+    "from fake_zygotes import work\n"
+    "work(sys.argv[1], int(sys.argv[2]))\n"
+)
+
 
 class _FakeImage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     behaviour: str = "good"
@@ -79,7 +85,8 @@ class FakeZygote:
                 "-I",
                 "-S",
                 "-B",
-                __file__,
+                "-c",
+                _WORKER,
                 self.behaviour,
                 str(channel_fd),
                 *sys.path,
@@ -98,6 +105,7 @@ def install() -> None:
 
     launch._parse_and_verify = parse_and_verify  # type: ignore[assignment]
     server.make_zygotes = lambda roots, executable: FakeZygotes()  # type: ignore[assignment]
+    server._IDLE_GRACE = 0.1  # type: ignore[misc]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
@@ -172,8 +180,3 @@ def work(behaviour: str, channel_fd: int) -> None:
         channel.receive(600)
     except (EnclaveLostError, EnclaveError):
         os._exit(0)
-
-
-if __name__ == "__main__":
-    sys.path[:] = sys.argv[3:]
-    work(sys.argv[1], int(sys.argv[2]))

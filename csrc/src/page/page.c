@@ -118,27 +118,21 @@ const char *pye_page_key_implementation(const pye_page_key *key)
 
 pye_status pye_page_key_skip(pye_page_key *key, uint64_t next)
 {
-    uint64_t ignored;
-
-    if (key == NULL || next > PYE_PAGE_MAX_PAGES + 1 ||
-        next < (atomic_load_explicit(&key->word, memory_order_relaxed) & VERSION_MASK)) {
+    if (key == NULL || next > PYE_PAGE_MAX_PAGES + 1) {
         return PYE_E_ARGUMENT;
     }
-    for (;;) {
-        uint64_t word = atomic_load_explicit(&key->word, memory_order_relaxed);
-        const uint64_t now = word & VERSION_MASK;
-
-        if (next <= now) {
-            return PYE_OK; /* others took the versions meanwhile */
+    uint64_t word = atomic_load_explicit(&key->word, memory_order_relaxed);
+    do {
+        if (word == 0 || (word & ENDED)) {
+            return word == 0 ? PYE_E_STATE : PYE_E_CLOSED;
         }
-        const pye_status rc = enter(key, next - now, &ignored);
-        if (rc == PYE_OK) {
-            leave(key);
+        if (next < (word & VERSION_MASK)) {
+            return PYE_E_ARGUMENT;
         }
-        if (rc != PYE_OK) {
-            return rc;
-        }
-    }
+    } while (!atomic_compare_exchange_weak_explicit(&key->word, &word,
+                                                    (word & ~VERSION_MASK) | next,
+                                                    memory_order_acq_rel, memory_order_relaxed));
+    return PYE_OK;
 }
 
 static void store_le(uint8_t *out, uint64_t value, size_t len)
