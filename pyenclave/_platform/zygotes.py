@@ -185,6 +185,7 @@ class Zygotes:
         self._lock = threading.Lock()
         self._running: dict[tuple[bytes, bool], Future[Zygote]] = {}
         self._closed = False
+        self._starting: subprocess.Popen[bytes] | None = None
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._starter = threading.Thread(target=self._serve, name="zygotes", daemon=True)
         self._starter.start()
@@ -228,6 +229,8 @@ class Zygotes:
             if self._closed:
                 return
             self._closed = True
+            if self._starting is not None:
+                self._starting.kill()
         self._work.put(None)
         self._starter.join()
         for future in self._running.values():
@@ -240,17 +243,33 @@ class Zygotes:
         while (work := self._work.get()) is not None:
             work()
 
+    def _began(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Keep the process that is starting, so that close() need not wait for it."""
+        with self._lock:
+            if process is not None and self._closed:
+                raise LaunchError("the platform is closing")
+            self._starting = process
+
     def _start(self, key: tuple[bytes, bool], lock_bytes: bytes) -> None:
         future = self._running[key]
         try:
-            zygote = _start(lock_bytes, self._roots, self._executable, debug=key[1])
+            zygote = _start(
+                lock_bytes, self._roots, self._executable, debug=key[1], began=self._began
+            )
         except BaseException as error:
             future.set_exception(error)
         else:
             future.set_result(zygote)
 
 
-def _start(lock_bytes: bytes, roots: Roots, executable: str, *, debug: bool) -> Zygote:
+def _start(
+    lock_bytes: bytes,
+    roots: Roots,
+    executable: str,
+    *,
+    debug: bool,
+    began: Callable[[subprocess.Popen[bytes] | None], None],
+) -> Zygote:
     kit = verify_runtime(lock_bytes, roots, executable, debug=debug, platform=os.getpid())
     with kit:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -278,10 +297,13 @@ def _start(lock_bytes: bytes, roots: Roots, executable: str, *, debug: bool) -> 
         files = max(_FILES, 2 * max(kit.fds))
         limit = files if hard == resource.RLIM_INFINITY else min(hard, files)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
+        began(process)
         zygote.wait_ready()
     except BaseException:
+        began(None)
         zygote.close()
         raise
+    began(None)
     return zygote
 
 

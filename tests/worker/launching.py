@@ -25,9 +25,19 @@ from pyenclave.formats.image import FileEntry, Image, ImageInfo, assemble
 from pyenclave.formats.lock import Lock
 from pyenclave.host.enclave import _token
 from pyenclave.host.handle import Functions
-from pyenclave.image.build import build_script
+from pyenclave.image.build import build, build_script
 
-__all__ = ["Channel", "Launched", "ended", "identity", "make", "replace", "ring", "sealed_memfd"]
+__all__ = [
+    "Channel",
+    "Launched",
+    "build",
+    "ended",
+    "identity",
+    "make",
+    "replace",
+    "ring",
+    "sealed_memfd",
+]
 __all__ += ["take_lock"]
 
 PREAMBLE = "from __future__ import annotations\nimport pyenclave\n"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+import pyenclave
 from pyenclave.errors import LaunchError
 from pyenclave.formats import messages
 
@@ -265,3 +268,57 @@ def test_debug_and_production_never_share_a_zygote(launching, zygotes, base) -> 
     assert debug.pid != production.pid
     with pytest.raises(LaunchError, match="never share"):
         production.spawn(image_fd=0, ring_fd=0, channel_fd=0, debug=True)
+
+
+def test_a_broken_ring_poisons_the_worker(launching, zygotes, base) -> None:
+    """The reason is its last word, and the process ends."""
+    with launching.Launched(zygotes, launching.make(base, CALL + "    return ''\n")) as worker:
+        worker.run()
+        with launching.ring.map_ring(worker.ring_fd, 1) as memory:
+            deadline = time.monotonic() + 5
+            while not launching.ended(worker.spawned.pidfd, 0) and time.monotonic() < deadline:
+                memory[:] = b"\xff" * len(memory)
+        last = worker.first()
+        assert isinstance(last, messages.Poisoned), last
+        assert last.reason
+        assert launching.ended(worker.spawned.pidfd, 5)
+
+
+C = """
+#include <pyenclave_trusted.h>
+#include <string.h>
+PYE_ECALL(backwards)
+{
+    if (*out_len < in_len) { return PYE_ECALL_TOO_LONG; }
+    for (size_t i = 0; i < in_len; i++) { out[i] = in[in_len - 1 - i]; }
+    *out_len = in_len;
+    return PYE_ECALL_OK;
+}
+"""
+MANIFEST = """
+[enclave]
+name = "native"
+native = "libback.so"
+product_id = 1
+security_version = 1
+[ecalls]
+backwards = "bytes -> bytes"
+"""
+
+
+def test_a_native_entry_runs_from_its_own_sealed_memory(launching, zygotes, tmp_path) -> None:
+    """The library is mapped from the image before the sandbox closes, never from a file."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "back.c").write_text(C)
+    (tmp_path / "enclave.toml").write_text(MANIFEST)
+    library = tmp_path / "libback.so"
+    headers = f"-I{pyenclave.get_include()}"
+    flags = ["-shared", "-fPIC", headers, "-o", str(library)]
+    subprocess.run([compiler, *flags, str(tmp_path / "back.c")], check=True)
+    image = launching.build(tmp_path / "enclave.toml")
+    library.unlink()
+    with launching.Launched(zygotes, image) as worker:
+        worker.run()
+        assert worker.function("backwards")(b"sealed") == b"delaes"
