@@ -1,0 +1,316 @@
+"""
+Rows ``ecall_worker``, ``ecall_python`` and ``ecall_sleeping``: a call, against what a Python
+program would use instead to run a function in another process.
+
+Both sides of a subject and of its peers are bound to the same two processors (for
+``ecall_sleeping``: to one), subject and peers take turns, and each answer is compared. How near
+two processors are is measured with a line that goes to and fro; calls between far ones cost
+several times more, so rows say which they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pyenclave
+from pyenclave import _core
+from pyenclave.host import Enclave
+from pyenclave.image import build
+
+__all__ = ["ecall_python", "ecall_sleeping", "ecall_worker"]
+
+Row = dict[str, Any]
+
+_NEAR = 250.0  # ns for a line to go and come back: below, two processors are near
+_ROUNDS = 15
+_DATA = bytes(range(64))
+_BUMPED = bytes(byte + 1 for byte in _DATA)
+_FRAME_CALL = 1
+
+
+# ---- processors ----------------------------------------------------------------------------------
+
+
+def _line_round_trip(first: int, second: int) -> float:
+    """Return how many ns a cache line takes from *first* to *second* and back."""
+    count = 5_000
+    with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.sched_setaffinity(0, {second})
+                _core.raw_spin(memory, False, count)
+            finally:
+                os._exit(0)
+        before = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, {first})
+            seconds = _core.raw_spin(memory, True, count)
+        finally:
+            os.sched_setaffinity(0, before)
+            os.waitpid(pid, 0)
+    return seconds / count * 1e9
+
+
+def _processors() -> tuple[int, int, float]:
+    """Return the nearest pair of processors that was found, and the round trip between them."""
+    mine = sorted(os.sched_getaffinity(0))
+    if len(mine) == 1:
+        return mine[0], mine[0], 0.0
+    # The least of several: another program on one of the two can only make it longer.
+    trips = [
+        (min(_line_round_trip(mine[0], other) for _ in range(5)), other) for other in mine[1:9]
+    ]
+    trip, other = min(trips)
+    return mine[0], other, trip
+
+
+@contextlib.contextmanager
+def _bound(host: int, *others: tuple[int, int]) -> Iterator[None]:
+    """Bind this process to *host* and each process of *others* (pid, processor)."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {host})
+        for pid, processor in others:
+            os.sched_setaffinity(pid, {processor})
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+# ---- peers ---------------------------------------------------------------------------------------
+
+
+def bump(data: bytes) -> bytes:
+    """Do in Python what the native function does (for the peers)."""
+    return bytes(byte + 1 for byte in data) if data != _DATA else _BUMPED
+
+
+def _serve_bytes(connection: Connection) -> None:
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(bump(connection.recv()))
+
+
+def _serve_sum(connection: Connection) -> None:
+    with contextlib.suppress(EOFError):
+        while True:
+            a, b = connection.recv()
+            connection.send(a + b)
+
+
+@contextlib.contextmanager
+def _pipe(serve: Callable[[Connection], None]) -> Iterator[tuple[Connection, int]]:
+    """Start a process that answers on a ``multiprocessing.Pipe``."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield here, process.pid or 0
+    finally:
+        here.close()
+        process.join(2)
+        process.kill()
+
+
+# ---- enclaves ------------------------------------------------------------------------------------
+
+
+def _native_image(folder: Path) -> bytes:
+    """Build an image of the native function, with the compiler that Python names."""
+    source = Path(__file__).with_name("_native.c")
+    compiler = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) or "cc"
+    library = folder / "libbump.so"
+    include = f"-I{pyenclave.get_include()}"
+    subprocess.run(
+        [compiler, "-O2", "-shared", "-fPIC", include, "-o", library, source], check=True
+    )
+    manifest = folder / "enclave.toml"
+    manifest.write_text(
+        '[enclave]\nname = "bench"\nnative = "libbump.so"\nproduct_id = 1\nsecurity_version = 1\n'
+    )
+    return build.build(manifest)
+
+
+@contextlib.contextmanager
+def _launched(make: Callable[[Path], bytes]) -> Iterator[Enclave]:
+    with tempfile.TemporaryDirectory(prefix="pyenclave-bench-") as name:
+        folder = Path(name)
+        with Enclave(make(folder), state=folder / "state", quiet=True) as enclave:
+            yield enclave
+
+
+def _script_image(folder: Path) -> bytes:
+    del folder
+    return build.build_script(Path(__file__).with_name("_echo.py"))
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def _per_call(call: Callable[[], object], count: int, expected: object) -> float:
+    """Return ns a call, over *count* calls; the last answer must be as expected."""
+    answer = None
+    start = time.perf_counter_ns()
+    for _ in range(count):
+        answer = call()
+    total = time.perf_counter_ns() - start
+    if answer != expected:
+        raise AssertionError(f"a wrong answer: {answer!r}")
+    return total / count
+
+
+def _take_turns(*cases: tuple[Callable[[], object], int, object]) -> list[float]:
+    """Measure the cases round by round and return the median of each."""
+    for call, _, expected in cases:
+        _per_call(call, 50, expected)
+    seen: list[list[float]] = [[] for _ in cases]
+    for _ in range(_ROUNDS):
+        for times, (call, count, expected) in zip(seen, cases, strict=True):
+            times.append(_per_call(call, count, expected))
+    return [statistics.median(times) for times in seen]
+
+
+def _row(name: str, value: float, peer: str, peer_value: float, **more: object) -> Row:
+    return {
+        "name": name,
+        "value": value,
+        "unit": "ns",
+        "peer": peer,
+        "peer_value": peer_value,
+        "ratio": peer_value / value,
+        **more,
+    }
+
+
+def _cores(host: int, worker: int, trip: float) -> dict[str, object]:
+    if host == worker:
+        return {"cores": "same"}
+    kind = "near" if trip < _NEAR else "far"
+    return {"cores": kind, "note": f"a line goes there and back in {trip:.0f} ns"}
+
+
+def ecall_worker() -> list[Row]:
+    """Measure a native function, 64 bytes in and out, both sides awake on two processors."""
+    host, worker, trip = _processors()
+    with (
+        _launched(_native_image) as enclave,
+        _pipe(_serve_bytes) as (pipe, pipe_pid),
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool,
+    ):
+        lanes = enclave._run.lanes  # type: ignore[union-attr] # noqa: SLF001 - the C loop's
+        pool_pid = pool.submit(os.getpid).result()
+        function = enclave.bump
+
+        def through_pipe() -> object:
+            pipe.send(_DATA)
+            return pipe.recv()
+
+        def in_c() -> float:
+            return _core.ring_round_trips(lanes, _FRAME_CALL, 0, _DATA, 2000) / 2000 * 1e9
+
+        others = ((enclave.info.pid, worker), (pipe_pid, worker), (pool_pid, worker))
+        with _bound(host, *others):
+            ring: list[float] = []
+            in_c()
+
+            def native() -> object:
+                return function(_DATA)
+
+            def rounds() -> object:
+                ring.append(in_c())
+                return None
+
+            value, _, pipe_value, pool_value = _take_turns(
+                (native, 2000, _BUMPED),
+                (rounds, 1, None),
+                (through_pipe, 150, _BUMPED),
+                (lambda: pool.submit(bump, _DATA).result(), 30, _BUMPED),
+            )
+    cores = _cores(host, worker, trip)
+    return [
+        _row("ecall_worker", value, "multiprocessing.Pipe", pipe_value, **cores),
+        _row("ecall_worker/ProcessPoolExecutor", value, "ProcessPoolExecutor", pool_value, **cores),
+        _row("ecall_worker/c_ring", value, "the same ring in C", statistics.median(ring), **cores),
+    ]
+
+
+def ecall_python() -> Row:
+    """Measure a Python function of two scalars, both sides awake on two processors."""
+    host, worker, trip = _processors()
+    with _launched(_script_image) as enclave, _pipe(_serve_sum) as (pipe, pipe_pid):
+        function = enclave.add
+
+        def through_pipe() -> object:
+            pipe.send((40, 2.0))
+            return pipe.recv()
+
+        with _bound(host, (enclave.info.pid, worker), (pipe_pid, worker)):
+            value, pipe_value = _take_turns(
+                (lambda: function(40, 2.0), 2000, 42.0), (through_pipe, 150, 42.0)
+            )
+    cores = _cores(host, worker, trip)
+    return _row("ecall_python", value, "multiprocessing.Pipe", pipe_value, **cores)
+
+
+def ecall_sleeping() -> Row:
+    """Measure a call to a worker that sleeps, all on one processor: its wake is in the figure."""
+    host = min(os.sched_getaffinity(0))
+    count = 150
+    ours: list[float] = []
+    theirs: list[float] = []
+    with _launched(_native_image) as enclave, _pipe(_serve_bytes) as (pipe, pipe_pid):
+        lanes = enclave._run.lanes  # type: ignore[union-attr] # noqa: SLF001
+        function = enclave.bump
+        with _bound(host, (enclave.info.pid, host), (pipe_pid, host)):
+            for _ in range(_ROUNDS):
+                ours.extend(_asleep(lambda: function(_DATA), lambda: lanes.asleep(0), count))
+
+                def through_pipe() -> object:
+                    pipe.send(_DATA)
+                    return pipe.recv()
+
+                theirs.extend(_asleep(through_pipe, lambda: _blocked(pipe_pid), count))
+    return _row(
+        "ecall_sleeping",
+        statistics.median(ours),
+        "multiprocessing.Pipe",
+        statistics.median(theirs),
+        cores="same",
+    )
+
+
+def _blocked(pid: int) -> bool:
+    """Whether the process sleeps, as the kernel tells."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b") ")[2][:1] == b"S"
+
+
+def _asleep(call: Callable[[], object], sleeps: Callable[[], bool], count: int) -> list[float]:
+    """Time single calls, each made when the other side has gone to sleep."""
+    times = []
+    for _ in range(count):
+        while not sleeps():
+            os.sched_yield()
+        start = time.perf_counter_ns()
+        answer = call()
+        times.append(float(time.perf_counter_ns() - start))
+        if answer != _BUMPED:
+            raise AssertionError("a wrong answer")
+    return times
