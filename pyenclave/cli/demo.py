@@ -25,9 +25,14 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def held(summary: dict[str, Any]) -> bool:
     """Whether everything came out as it must: nothing found, all refused, each attack real."""
-    return summary["scan"]["found"] == 0 and all(
-        attack["enclave"] == "refused" and attack["unprotected"] == "succeeded"
-        for attack in summary["attacks"]
+    scan, attacks = summary["scan"], summary["attacks"]
+    return (
+        scan["found"] == 0
+        and scan["unprotected_found"] > 0
+        and all(
+            attack["enclave"] == "refused" and attack["unprotected"] == "succeeded"
+            for attack in attacks
+        )
     )
 
 

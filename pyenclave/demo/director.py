@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -100,10 +101,10 @@ def _attack(name: str, order: dict[str, Any]) -> dict[str, str]:
     return outcome
 
 
-def _scan(pids: list[int], paths: list[str], patterns: list[str], control: str) -> dict[str, Any]:
+def _scan(pids: list[int], paths: list[str], patterns: list[str]) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "pyenclave.demo.scan"],
-        input=json.dumps({"pids": pids, "paths": paths, "patterns": patterns, "control": control}),
+        input=json.dumps({"pids": pids, "paths": paths, "patterns": patterns}),
         capture_output=True,
         text=True,
         timeout=300,
@@ -211,23 +212,17 @@ def _main_job(
         f"MRENCLAVE {verified['mrenclave'][:16]}… is the one of the owner's image"
     )
     common.update(evidence=evidence.hex(), nonce=verified["nonce"])
-    keys, ciphertext = _step(line, "keys")
+    keys, _ = _step(line, "keys")
     say("keys       sent, encrypted to that enclave's runtime key; the host relayed ciphertext")
 
     progress("scoring, while a scanner searches the host")
     line.send({})
     with ThreadPoolExecutor(1) as pool:
-        scan = pool.submit(
-            _scan,
-            [host.process.pid],
-            [str(folder)],
-            keys["patterns"],
-            ciphertext[12:76].hex(),
-        )
+        scan = pool.submit(_scan, [host.process.pid], [str(folder)], keys["patterns"])
         scored, _ = _step(line, "scored")
         result = scan.result()
     # Once more with the results there, the enclave idle and the log written.
-    after = _scan([host.process.pid], [str(folder)], keys["patterns"], ciphertext[12:76].hex())
+    after = _scan([host.process.pid], [str(folder)], keys["patterns"])
     searched, found = result["searched"] + after["searched"], result["found"] + after["found"]
     if not scored["equal"]:
         raise EnclaveError("the enclave's scores differ from the owner's own computation")
@@ -239,17 +234,26 @@ def _main_job(
         f"speed      {scored['rows'] / scored['seconds']:,.0f} applicants/s through the enclave, "
         f"{scored['rows'] / scored['outside_seconds']:,.0f}/s by the same model outside"
     )
+    plain = _Program(stack, "pyenclave.demo.unprotected")
+    exposed, _ = plain.peer.receive()
+    # The same scanner on the unprotected copy: nothing found means something only if it can find.
+    control = _scan([exposed["pid"]], [], exposed["patterns"])["found"]
     say(
         f"scanner    searched {searched / 1e6:,.0f} MB of the host's memory, rings, files and logs "
         f"for {len(keys['patterns'])} keys, rows and weights: {found} found"
     )
+    say(f"           the same scanner in the unprotected copy's memory: {control} found")
 
     progress("attacking")
-    attacks = _attacks(stack, folder, common, started["worker"], keys["patterns"], progress)
+    targets = {
+        "enclave": {"pid": started["worker"], "patterns": keys["patterns"]},
+        "unprotected": {"pid": exposed["pid"], "patterns": exposed["patterns"]},
+    }
+    attacks = _attacks(targets, common, progress)
     line.send({})  # the owner may go
     for attack in attacks:
-        say(f"attack     {attack['name']:<20} enclave: {attack['enclave']:<10} {attack['detail']}")
-        say(f"           {'':<20} unprotected: {attack['unprotected']}")
+        say(f"attack     {attack['name']:<20} {attack['enclave']}: {attack['detail']}")
+        say(f"           {'':<20} without the enclave: {attack['unprotected']}")
     return {
         "rows": scored["rows"],
         "accuracy": scored["accuracy"],
@@ -258,7 +262,12 @@ def _main_job(
             "enclave_rows_per_second": scored["rows"] / scored["seconds"],
             "outside_rows_per_second": scored["rows"] / scored["outside_seconds"],
         },
-        "scan": {"searched": searched, "found": found, "patterns": len(keys["patterns"])},
+        "scan": {
+            "searched": searched,
+            "found": found,
+            "patterns": len(keys["patterns"]),
+            "unprotected_found": control,
+        },
         "attacks": [
             {name: attack[name] for name in ("name", "enclave", "unprotected")}
             for attack in attacks
@@ -279,34 +288,16 @@ def _step(line: Peer, name: str) -> tuple[dict[str, Any], bytes]:
 
 
 def _attacks(
-    stack: ExitStack,
-    folder: Path,
-    common: dict[str, str],
-    worker: int,
-    patterns: list[str],
-    progress: Say,
+    targets: dict[str, dict[str, Any]], common: dict[str, str], progress: Say
 ) -> list[dict[str, str]]:
     results = []
-    plain = _Program(stack, "pyenclave.demo.unprotected")
-    exposed, _ = plain.peer.receive()
-    for name in memory.ATTACKS:
+    for name in (*memory.ATTACKS, *tamper.ATTACKS):
         progress(f"attacking: {name}")
-        results.append(
-            _row(
-                name,
-                _attack(name, {"pid": worker, "patterns": patterns}),
-                _attack(name, {"pid": exposed["pid"], "patterns": exposed["patterns"]}),
-            )
-        )
-    if plain.process.poll() is None:
-        plain.peer.send({"operation": "end"})
-    for name in tamper.ATTACKS:
-        progress(f"attacking: {name}")
-        below = folder / name
         outcomes = []
-        for target in ("enclave", "unprotected"):
-            (below / target).mkdir(parents=True)
-            order = {**common, "folder": str(below / target), "target": target}
+        for target, process in targets.items():
+            folder = Path(common["folder"]) / name / target
+            folder.mkdir(parents=True)
+            order = {**common, **process, "folder": str(folder), "target": target}
             outcomes.append(_attack(name, order))
         results.append(_row(name, *outcomes))
     return results
@@ -317,5 +308,5 @@ def _row(name: str, enclave: dict[str, str], unprotected: dict[str, str]) -> dic
         "name": name,
         "enclave": enclave["outcome"],
         "unprotected": unprotected["outcome"],
-        "detail": f"{enclave['detail'][:100]}",
+        "detail": textwrap.shorten(enclave["detail"], 110, placeholder=" …"),
     }

@@ -99,16 +99,8 @@ def main(argv: list[str]) -> int:
         _encrypt(table_key, b"table %d" % number, chunk.tobytes())
         for number, chunk in enumerate(chunks)
     ]
-    director.send(
-        {
-            "step": "keys",
-            "patterns": [
-                pattern.hex()
-                for pattern in [table_key, model_key, *_patterns(planted, scored, model)]
-            ],
-        },
-        blobs[0],
-    )
+    secret = [table_key, model_key, *_patterns(planted, scored, model)]
+    director.send({"step": "keys", "patterns": [pattern.hex() for pattern in secret]})
     director.receive()  # the director says go: its scanner runs meanwhile
     same, started = True, time.perf_counter()
     answers = []
