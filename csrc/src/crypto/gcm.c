@@ -57,7 +57,7 @@ pye_status pye_gcm_init(pye_gcm_key *key, const uint8_t *secret, size_t secret_l
         return PYE_E_UNSUPPORTED;
     }
     chosen->init(key, secret, secret_len);
-    chosen->burn_stack();
+    chosen->clean();
     key->implementation = chosen;
     return PYE_OK;
 }
@@ -103,7 +103,7 @@ pye_status pye_gcm_seal(const pye_gcm_key *key, uint8_t *out, uint8_t tag[PYE_GC
 
     PYE_CHECK(check(key, out, tag, iv, data, data_len, aad, aad_len));
     key->implementation->seal(key, out, tag, iv, data, data_len, aad, aad_len);
-    key->implementation->burn_stack();
+    key->implementation->clean();
 done:
     return rc;
 }
@@ -117,7 +117,7 @@ pye_status pye_gcm_open(const pye_gcm_key *key, uint8_t *out, const uint8_t iv[P
 
     PYE_CHECK(check(key, out, tag, iv, data, data_len, aad, aad_len));
     key->implementation->open(key, out, computed, iv, data, data_len, aad, aad_len);
-    key->implementation->burn_stack();
+    key->implementation->clean();
     if (!gcm_tag_equal(tag, computed)) {
         pye_wipe(out, data_len);
         rc = PYE_E_AUTH;

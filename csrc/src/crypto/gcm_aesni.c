@@ -16,21 +16,6 @@ typedef struct {
     x128 middle;
 } product;
 
-/* clear_registers leaves no key, key stream or plaintext behind. */
-INLINE void clear_registers(void)
-{
-    __asm__ volatile("pxor %%xmm0, %%xmm0\n\tpxor %%xmm1, %%xmm1\n\tpxor %%xmm2, %%xmm2\n\t"
-                     "pxor %%xmm3, %%xmm3\n\tpxor %%xmm4, %%xmm4\n\tpxor %%xmm5, %%xmm5\n\t"
-                     "pxor %%xmm6, %%xmm6\n\tpxor %%xmm7, %%xmm7\n\tpxor %%xmm8, %%xmm8\n\t"
-                     "pxor %%xmm9, %%xmm9\n\tpxor %%xmm10, %%xmm10\n\tpxor %%xmm11, %%xmm11\n\t"
-                     "pxor %%xmm12, %%xmm12\n\tpxor %%xmm13, %%xmm13\n\tpxor %%xmm14, %%xmm14\n\t"
-                     "pxor %%xmm15, %%xmm15"
-                     :
-                     :
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
-}
-
 static void init(pye_gcm_key *key, const uint8_t *secret, size_t secret_len)
 {
     gcm_aesni_key *k = &key->as.aesni;
@@ -47,7 +32,6 @@ static void init(pye_gcm_key *key, const uint8_t *secret, size_t secret_len)
         multiply128(power, h, &low, &high);
         power = reduce128(low, high);
     }
-    clear_registers();
 }
 
 /* add_product adds x times H^exponent. */
@@ -182,6 +166,7 @@ INLINE x128 crypt_block(const gcm_aesni_key *k, uint32_t rounds, int opening, ui
     x128 y = _mm_xor_si128(encrypt128(k->round_keys[0], rounds, counter_block(counter)), x);
     if (len == 16) {
         store128(out, y);
+        PIN128(y); /* from here on it is not what `out` holds */
     } else {
         store128(block, y);
         memcpy(out, block, len);
@@ -220,7 +205,6 @@ INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, const int o
     }
     hash = absorb_block(k, hash, lengths);
     store128(tag, _mm_xor_si128(reverse128(hash), mask));
-    clear_registers();
 }
 
 static void seal(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8_t *iv,
@@ -267,7 +251,13 @@ static void open_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num
     }
 }
 
-DEFINE_BURN(x128, 1024)
+DEFINE_BURN_STACK(x128, 1024)
+
+static void clean(void)
+{
+    burn_stack();
+    gcm_clear_registers();
+}
 
 const gcm_implementation pye_gcm_aesni = {
     PYE_GCM_AESNI,
@@ -278,7 +268,7 @@ const gcm_implementation pye_gcm_aesni = {
     open,
     seal_pages,
     open_pages,
-    burn_stack,
+    clean,
 };
 #else
 typedef int pye_gcm_aesni_is_for_x86; /* ISO C wants a declaration */

@@ -36,13 +36,16 @@ typedef struct {
     /* `stream`: the outputs are aligned to 64 and should bypass the cache. */
     void (*seal_pages)(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages, int stream);
     void (*open_pages)(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages, int stream);
-    /* Zeroes what the compiler has spilled into the stack frames of the functions above. To be
+    /* Zeroes what the functions above have left in registers and in their stack frames. To be
      * called from the function that called them. */
-    void (*burn_stack)(void);
+    void (*clean)(void);
 } gcm_implementation;
 
-/* DEFINE_BURN makes a function that zeroes `size` bytes of stack with vectors of type `lane`. */
-#define DEFINE_BURN(lane, size)                                                                    \
+/* gcm_clear_registers zeroes the vector registers; `clean` of all but the widest code calls it. */
+void gcm_clear_registers(void);
+
+/* DEFINE_BURN_STACK makes a function that zeroes `size` bytes of stack, a `lane` at a time. */
+#define DEFINE_BURN_STACK(lane, size)                                                                    \
     static __attribute__((noinline)) void burn_stack(void)                                         \
     {                                                                                              \
         lane area[(size) / sizeof(lane)];                                                          \

@@ -137,8 +137,14 @@ static void open_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num
     crypt_pages(key, 1, pages, num_pages);
 }
 
-DEFINE_BURN(uint64_t, 4096)
+DEFINE_BURN_STACK(uint64_t, 4096)
+
+static void clean(void)
+{
+    burn_stack();
+    gcm_clear_registers();
+}
 
 const gcm_implementation pye_gcm_portable = {
-    PYE_GCM_PORTABLE, 0, "portable", init, seal, open, seal_pages, open_pages, burn_stack,
+    PYE_GCM_PORTABLE, 0, "portable", init, seal, open, seal_pages, open_pages, clean,
 };

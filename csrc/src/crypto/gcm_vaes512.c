@@ -301,7 +301,7 @@ static void open(const pye_gcm_key *key, uint8_t *out, uint8_t *tag, const uint8
     }
 }
 
-DEFINE_BURN(x512, 1024)
+DEFINE_BURN_STACK(x512, 1024)
 
 const gcm_implementation pye_gcm_vaes512 = {
     PYE_GCM_VAES512,

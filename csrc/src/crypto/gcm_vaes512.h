@@ -74,7 +74,7 @@ INLINE void multiply_add_pair(product *sum, const gcm_vaes512_key *k, x512 x, x5
 }
 
 /* hash_pair adds vectors 2 i and 2 i + 1 of a batch that begins at powers[index]. */
-INLINE void hash_pair(product *sum, const gcm_vaes512_key *k, const x512 c[WIDTH], size_t i,
+INLINE void hash_pair(product *sum, const gcm_vaes512_key *k, const x512 *c, size_t i,
                       size_t index, x512 reverse)
 {
     multiply_add_pair(sum, k, _mm512_shuffle_epi8(c[2 * i], reverse),

@@ -79,8 +79,8 @@ INLINE void seal_batch(const gcm_vaes512_key *k, const uint32_t rounds, const in
         const x512 x = _mm512_xor_si512(last, load512(in + 64 * i));
 
         c[i] = _mm512_aesenclast_epi128(s[i], x);
-        PIN512(c[i]);
         store_vector(out + 64 * i, c[i], stream);
+        PIN512(c[i]); /* from here on it is not what `out` holds */
     }
 }
 

@@ -188,7 +188,7 @@ pye_status pye_page_seal(pye_page_key *key, uint8_t out[PYE_PAGE_SIZE],
     page.out = out;
     page.tag = tag;
     key->gcm.implementation->seal_pages(&key->gcm, &page, 1, 0);
-    key->gcm.implementation->burn_stack();
+    key->gcm.implementation->clean();
     *version = page.version;
     leave(key);
 done:
@@ -213,7 +213,7 @@ pye_status pye_page_open(pye_page_key *key, uint8_t out[PYE_PAGE_SIZE],
     page.out = out;
     page.tag = computed;
     key->gcm.implementation->open_pages(&key->gcm, &page, 1, 0);
-    key->gcm.implementation->burn_stack();
+    key->gcm.implementation->clean();
     if (!gcm_tag_equal(tag, computed)) {
         pye_wipe(out, PYE_PAGE_SIZE);
         rc = PYE_E_AUTH;
@@ -271,7 +271,7 @@ static void seal_batch(const pye_page_key *key, const batch *b, uint8_t *tags, s
         key->gcm.implementation->seal_pages(&key->gcm, pages, group, stream);
         done += group;
     }
-    key->gcm.implementation->burn_stack();
+    key->gcm.implementation->clean();
 }
 
 static pye_status open_batch(const pye_page_key *key, const batch *b, const uint8_t *tags,
@@ -298,7 +298,7 @@ static pye_status open_batch(const pye_page_key *key, const batch *b, const uint
         }
         done += group;
     }
-    key->gcm.implementation->burn_stack();
+    key->gcm.implementation->clean();
     if (rc != PYE_OK) {
         for (size_t i = 0; i < num_pages; i++) {
             pye_wipe(b->jobs != NULL ? b->jobs[i].out : b->out + i * PYE_PAGE_SIZE, PYE_PAGE_SIZE);
