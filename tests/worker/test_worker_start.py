@@ -322,3 +322,37 @@ def test_a_native_entry_runs_from_its_own_sealed_memory(launching, zygotes, tmp_
     with launching.Launched(zygotes, image) as worker:
         worker.run()
         assert worker.function("backwards")(b"sealed") == b"delaes"
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_lines_of_tracebacks_never_come_from_the_disk(told, debug: bool) -> None:
+    """In debug they come from the verified sources; otherwise there are none."""
+    found = told(
+        "import json, linecache\n"
+        "found = [linecache.getline(json.__file__, 1), linecache.getline('/etc/passwd', 1)]\n",
+        debug=debug,
+    )
+    assert bool(found[0]) is debug
+    assert found[1] == ""
+
+
+def test_an_entry_reads_the_files_of_its_image_and_of_nothing_else(
+    launching, zygotes, base
+) -> None:
+    """pkgutil and importlib.resources go through the loader."""
+    data = launching.make(
+        base,
+        "@pyenclave.ecall\n"
+        "def read(path: str) -> bytes:\n"
+        "    try:\n"
+        "        return __loader__.get_data(path)\n"
+        "    except OSError as error:\n"
+        "        return str(error).encode()\n",
+    )
+    with launching.Launched(zygotes, data) as worker:
+        worker.run()
+        read = worker.function("read")
+        assert read("/enclave/entry/probe.py").startswith(launching.PREAMBLE.encode())
+        assert b"not in the image" in read("/enclave/../etc/passwd")
+        assert b"not in the image" in read("/etc/passwd")
+        assert b"not in the image" in read("/enclave/entry/other.py")
