@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -425,10 +424,11 @@ def _open_log(state: State, endpoint: Endpoint) -> int | None:
 
 
 def _is_sanitizer_build() -> bool:
-    preloaded = os.environ.get("LD_PRELOAD", "")
-    if "asan" not in preloaded and "ubsan" not in preloaded:
-        return False
-    from pyenclave import _native
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):
+        return False  # a sanitizer build could not have been loaded into this process
+    from pyenclave import _core
+    from pyenclave.formats import elf
 
-    check: Callable[[], bool] | None = getattr(_native, "is_sanitizer_build", None)
-    return check is not None and check()
+    with open(_core.__file__, "rb") as file:
+        needs = elf.parse(file.read(), _core.__file__).needs
+    return any(name.startswith("libasan.") for name in needs)

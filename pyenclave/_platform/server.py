@@ -53,8 +53,17 @@ MAX_ENDED: Final = 256  # per host: enclaves whose end is remembered
 _IDLE_GRACE: Final = 0.4  # seconds without a host until the platform ends
 _HELLO_TIMEOUT: Final = 5.0
 _SEND_TIMEOUT: Final = 5.0
+_SLICE: Final = 0.25
 _LOCK_TIMEOUT: Final = 5.0  # for a predecessor that is ending
 _OPEN_FILES: Final = 8192
+_REQUESTS: Final = (
+    messages.Launch,
+    messages.Close,
+    messages.Why,
+    messages.List,
+    messages.Kill,
+    messages.Root,
+)
 
 
 def make_zygotes(roots: Roots, executable: str) -> ZygoteFactory:
@@ -135,9 +144,14 @@ class Server:
 
     def _time_left(self) -> float | None:
         with self._mutex:
-            if self._hosts:
+            if not self._hosts:
+                return self._idle_since + _IDLE_GRACE - time.monotonic()
+            if not self._launching:
                 return None
-            return self._idle_since + _IDLE_GRACE - time.monotonic()
+            # A thread that waits for a zygote to start does not see its host go.
+            if any(host.is_there() for host in self._hosts):
+                return _SLICE
+            return 0
 
     def stop(self) -> None:
         """Make :meth:`run` return; callable from a signal handler."""
@@ -247,16 +261,14 @@ class Server:
     def _answer(
         self, host: _Host, message: messages.Message, fds: list[int]
     ) -> tuple[messages.Message, tuple[int, ...]]:
+        if not isinstance(message, _REQUESTS):
+            raise EnclaveStateError(f"a host may not send {type(message).__name__}")
         try:
             if isinstance(message, messages.Launch):
                 return self._launch(host, message, fds)
             if fds:
                 raise ArgumentError(f"{type(message).__name__} takes no descriptors")
             return self._answer_simple(host, message), ()
-        except EnclaveStateError as error:
-            if type(error) is EnclaveStateError:
-                raise  # not a request at all: the connection ends
-            return failure_of(error), ()
         except Exception as error:
             if not isinstance(error, EnclaveError):
                 _log(f"{type(message).__name__}: {type(error).__name__}: {error}")
@@ -293,7 +305,7 @@ class Server:
                     certificate=self._root.chain.root.public_bytes(Encoding.DER),
                     ephemeral=self._root.ephemeral,
                 )
-        raise EnclaveStateError(f"a host may not send {type(message).__name__}")
+        raise AssertionError(type(message).__name__)  # all of _REQUESTS are above
 
     def _launch(
         self, host: _Host, request: messages.Launch, fds: list[int]
@@ -304,6 +316,7 @@ class Server:
             if len(self._enclaves) + self._launching >= MAX_ENCLAVES:
                 raise BusyError("the platform has too many enclaves", expected=MAX_ENCLAVES)
             self._launching += 1
+        self._wake()
         try:
             enclave = self._launcher.launch(
                 request, fds[0], fds[1], host_pid=host.pid, wanted=host.is_there
@@ -390,7 +403,7 @@ def _run(start: Start, first: Channel) -> None:
         files = state if not ephemeral else MemoryFiles()
         services = Services(root, CounterStore(files, root.derive("counters", 32), os.urandom))
         zygotes = make_zygotes(start.roots, start.executable)
-        stack.callback(zygotes.close)
+        stack.callback(_close_soon, zygotes)
         server = Server(root, services, Launcher(root, zygotes, state))
         stack.callback(server.close)
         _handle_signals(server.stop)
@@ -405,6 +418,13 @@ def _run(start: Start, first: Channel) -> None:
                 endpoint.forget()
             if lock is not None:
                 os.close(lock)
+
+
+def _close_soon(zygotes: ZygoteFactory) -> None:
+    # One that is just starting would hold up the end. It dies with this process in any case.
+    thread = threading.Thread(target=zygotes.close, daemon=True)
+    thread.start()
+    thread.join(_SLICE)
 
 
 def _publish(state: State, root: PlatformRoot) -> None:

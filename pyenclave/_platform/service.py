@@ -29,6 +29,13 @@ __all__ = ["Enclave", "Facts", "Services", "kill_and_wait"]
 _SEND_TIMEOUT: Final = 5.0
 _REAP_TIMEOUT: Final = 5.0
 _MAX_REASON: Final = 1000  # characters
+_REQUESTS: Final = (
+    messages.KeyRequestMessage,
+    messages.ReportRequest,
+    messages.VerifyReport,
+    messages.QuoteRequest,
+    messages.CounterRequest,
+)
 
 
 class Services:
@@ -54,7 +61,6 @@ class Services:
         Answer one request of a worker.
 
         Raises:
-            EnclaveStateError: It is not a request that a worker may make.
             EnclaveError: The request is refused.
 
         """
@@ -80,7 +86,7 @@ class Services:
             case messages.CounterRequest():
                 enclave.check_may_seal()
                 return self._count(enclave.counter_owner(self.root.level), message)
-        raise EnclaveStateError(f"a worker may not send {type(message).__name__}")
+        raise AssertionError(type(message).__name__)  # all of _REQUESTS are above
 
     def _count(self, owner: bytes, message: messages.CounterRequest) -> messages.CounterValue:
         counter_id = message.counter_id
@@ -235,10 +241,10 @@ class Enclave:
             case messages.Ending(code=code, message=text):
                 self._set("lost", f"{code}: {text}")
                 return False
+        if not isinstance(message, _REQUESTS):
+            raise EnclaveStateError(f"a worker may not send {type(message).__name__}")
         try:
             answer = services.answer(self, message)
-        except EnclaveStateError:
-            raise
         except (EnclaveError, ValueError, OSError) as error:
             answer = failure_of(error)
         with contextlib.suppress(EnclaveError):  # gone meanwhile: the next poll sees it

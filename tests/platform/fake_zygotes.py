@@ -62,6 +62,8 @@ class FakeZygotes:
 
         if lock_bytes == b"other runtime":
             raise RuntimeLockError("the runtime differs", files=("site:numpy/__init__.py changed",))
+        if lock_bytes == b"slow zygote":
+            time.sleep(30)
         return FakeZygote(lock_bytes.decode())
 
     def close(self) -> None:

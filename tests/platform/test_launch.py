@@ -130,6 +130,20 @@ def test_a_worker_that_says_nothing_holds_up_nobody_else(
         assert not thread.is_alive()
 
 
+def test_a_zygote_that_takes_long_does_not_keep_the_platform_alive(
+    client: PlatformClient,
+) -> None:
+    image = memfd(json.dumps({"behaviour": "slow zygote"}).encode(), ALL)
+    ring = memfd(bytes(4096), SEAL | SHRINK | GROW)
+    client._channel.send(messages.Launch(), (image, ring))
+    time.sleep(0.3)
+    platform = os.pidfd_open(client.hello.pid)
+    client.close()
+    assert ended(platform, 1.5)
+    for fd in (image, ring, platform):
+        os.close(fd)
+
+
 def test_an_enclave_gets_an_identity_from_the_platform_alone(
     client: PlatformClient, launch: Launch
 ) -> None:
