@@ -21,7 +21,9 @@ _PTRACE_PEEKDATA, _PTRACE_ATTACH, _PTRACE_DETACH = 2, 16, 17
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438
 # Seconds for a crash and its core. A worker is the first process of its pid namespace, which
 # ignores signals from outside that it has no handler for: it does not crash at all.
-_CRASH = 3.0
+_CRASH = 2.0
+_LONGEST = 60.0  # for a core of any size on a busy machine
+_GONE = ("", "Z", "X")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -141,10 +143,9 @@ def core_dump(order: dict[str, Any]) -> Outcome:
         signal.pidfd_send_signal(pidfd, signal.SIGSEGV)
     except OSError as error:
         return refused(f"the crash was refused: {error.strerror}")
-    deadline = time.monotonic() + _CRASH
-    while time.monotonic() < deadline:
-        state = _state(pid)
-        if state in ("", "Z", "X"):
+    started = time.monotonic()
+    while _state(pid) not in _GONE and time.monotonic() - started < _LONGEST:
+        if time.monotonic() - started > _CRASH and _ignored(pid):
             break
         time.sleep(0.02)
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
@@ -158,9 +159,20 @@ def core_dump(order: dict[str, Any]) -> Outcome:
             return refused(f"the core file of {len(data)} bytes holds no secret")
     reasons = [
         *([] if lifted else ["its limit could not be lifted"]),
-        *(["it ignored the signal"] if _state(pid) not in ("", "Z", "X") else []),
+        *(["it ignored the signal"] if _state(pid) not in _GONE else []),
     ]
     return refused("; ".join(["no core was written", *reasons]))
+
+
+def _ignored(pid: int) -> bool:
+    """Whether the signal is no longer pending and yet no core is being written."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    pending = int(fields["ShdPnd"], 16) >> (signal.SIGSEGV - 1) & 1
+    return not pending and fields.get("CoreDumping", "0").strip() == "0"
 
 
 def _state(pid: int) -> str:
