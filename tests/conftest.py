@@ -14,6 +14,8 @@ import pyenclave
 _HOME = Path(pyenclave.__file__).resolve().parent.parent
 if _HOME.name != "site-packages":
     os.environ["PYTHONPATH"] = str(_HOME)
+# Nor may they find the checkout's sources because they run in its folder.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 

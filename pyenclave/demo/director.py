@@ -58,7 +58,7 @@ class _Program:
     ) -> None:
         ours, theirs = socket.socketpair() if line is None else (None, line)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [sys.executable, "-P", "-m", *arguments],
             stdin=theirs.fileno(),
             # One thread on both sides: the figures are then equal bit for bit.
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
@@ -88,7 +88,7 @@ class _Program:
 
 def _attack(name: str, order: dict[str, Any]) -> dict[str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "pyenclave.demo.attacks", name],
+        [sys.executable, "-P", "-m", "pyenclave.demo.attacks", name],
         input=json.dumps(order),
         capture_output=True,
         text=True,
@@ -103,7 +103,7 @@ def _attack(name: str, order: dict[str, Any]) -> dict[str, str]:
 
 def _scan(pids: list[int], paths: list[str], patterns: list[str]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "pyenclave.demo.scan"],
+        [sys.executable, "-P", "-m", "pyenclave.demo.scan"],
         input=json.dumps({"pids": pids, "paths": paths, "patterns": patterns}),
         capture_output=True,
         text=True,

@@ -48,7 +48,7 @@ def _flip(path: Path, offset: int) -> None:
 
 def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-P", *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -233,7 +233,7 @@ def ring_byte(order: Order) -> Outcome:
         return succeeded(f"the reader took what it found: {os.pread(fd, 10, 0).decode()}")
     left, right = socket.socketpair()
     host = subprocess.Popen(
-        [sys.executable, "-m", "pyenclave.demo.service", order["image"], os.devnull],
+        [sys.executable, "-P", "-m", "pyenclave.demo.service", order["image"], os.devnull],
         stdin=right.fileno(),
     )
     right.close()
