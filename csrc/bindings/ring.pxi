@@ -955,6 +955,8 @@ def raw_spin(memory, bint first, uint32_t count) -> float:
     cdef int *mine
     cdef int *theirs
     cdef uint32_t i
+    cdef uint32_t low
+    cdef uint32_t high
     cdef uint64_t spins
     PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE)
     try:
@@ -964,16 +966,20 @@ def raw_spin(memory, bint first, uint32_t count) -> float:
         theirs = <int *>(<uint8_t *>view.buf + 128)
         if not first:
             mine, theirs = theirs, mine
-        start = _monotonic()
-        with nogil:
-            for i in range(1, count + 1):
-                if first:
-                    PYE_SET(mine, <int>i)
-                spins = 0
-                while PYE_GET(theirs) != <int>i and spins < 100000000:
-                    spins += 1
-                if not first:
-                    PYE_SET(mine, <int>i)
+        start = 0.0
+        for part in range(2):  # the first exchange waits until the other side is there
+            low = 1 if part == 0 else 2
+            high = 1 if part == 0 else count
+            start = _monotonic()
+            with nogil:
+                for i in range(low, high + 1):
+                    if first:
+                        PYE_SET(mine, <int>i)
+                    spins = 0
+                    while PYE_GET(theirs) != <int>i and spins < 1000000000:
+                        spins += 1
+                    if not first:
+                        PYE_SET(mine, <int>i)
         return _monotonic() - start
     finally:
         PyBuffer_Release(&view)

@@ -241,12 +241,12 @@ static pye_status await_frame(pye_lane *lane, uint32_t slice_ms)
     if (!near && spin_until_changed(&lane->spin, word, seen, start)) {
         return PYE_OK;
     }
-    for (int i = 0; i < SPIN_YIELDS; i++) {
+    /* On one core sleeping is what lets the other side run: a scheduler may well pick who yields
+     * again, and each such yield costs as much as the sleep. */
+    for (int i = 0; i < SPIN_YIELDS && !near; i++) {
         lane->ops.yield();
         if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
-            if (!near) {
-                spin_learn(&lane->spin, start);
-            }
+            spin_learn(&lane->spin, start);
             return PYE_OK;
         }
     }

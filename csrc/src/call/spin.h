@@ -8,8 +8,8 @@
  * 13 us, so looking for less than a few times that is cheaper than sleeping. */
 #define SPIN_LONGEST 150000u
 #define SPIN_SHORTEST 5000u
-/* On the same core the other side runs only when this one yields. */
-#define SPIN_YIELDS 8
+/* Then this often another thread may have the core, before sleeping. */
+#define SPIN_YIELDS 2
 
 typedef struct {
     uint64_t budget;
