@@ -1,0 +1,448 @@
+# The host's side of a ring: lanes shared by threads, and trusted functions as callables.
+
+cdef class HostLanes:
+    """
+    All lanes of a ring, for callers of several threads.
+
+    ``memory`` is the mapped ring; ``token`` one byte of memory that a fork wipes. ``guard()`` is
+    called at least every 100 ms of waiting and raises when there is nothing to wait for any more;
+    ``broken(check)`` when the worker broke the protocol, and returns the exception to raise;
+    ``error(data)`` returns the exception that an error frame describes.
+    """
+
+    cdef Py_buffer memory
+    cdef Py_buffer token
+    cdef bint held
+    cdef pye_lane **lanes
+    cdef int *states
+    cdef uint32_t num
+    cdef int closed
+    cdef int waiting
+    cdef int queue_limit
+    cdef object guard
+    cdef object broken
+    cdef object error
+    cdef object condition
+
+    def __cinit__(self):
+        self.held = False
+        self.lanes = NULL
+        self.states = NULL
+        self.num = 0
+
+    def __init__(self, memory, token, uint32_t lanes, uint32_t slot_size, uint64_t limit,
+                 guard, broken, error, condition, int queue_limit):
+        cdef uint32_t i
+        if self.held:
+            raise TypeError("HostLanes is made once")
+        if limit > <uint64_t>PY_SSIZE_T_MAX // 2:
+            raise ValueError("the message limit is too large")
+        PyObject_GetBuffer(memory, &self.memory, PyBUF_WRITABLE)
+        try:
+            PyObject_GetBuffer(token, &self.token, PyBUF_WRITABLE)
+        except BaseException:
+            PyBuffer_Release(&self.memory)
+            raise
+        self.held = True
+        if self.token.len < 1:
+            raise ValueError("the token is empty")
+        (<uint8_t *>self.token.buf)[0] = 1
+        self.guard = guard
+        self.broken = broken
+        self.error = error
+        self.condition = condition
+        self.queue_limit = queue_limit
+        self.lanes = <pye_lane **>calloc(lanes if lanes else 1, sizeof(pye_lane *))
+        self.states = <int *>calloc(lanes if lanes else 1, sizeof(int))
+        if self.lanes == NULL or self.states == NULL:
+            raise MemoryError()
+        for i in range(lanes):
+            status = pye_lane_new(&self.lanes[i], self.memory.buf, <size_t>self.memory.len, lanes,
+                                  slot_size, i, PYE_SIDE_HOST, limit, &WAIT_OPS)
+            if status != PYE_OK:
+                fail(status, "ring")
+            self.num = i + 1
+        if lanes == 0:
+            fail(PYE_E_ARGUMENT, "ring")
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.lanes != NULL:
+            for i in range(self.num):
+                pye_lane_free(self.lanes[i])
+        free(self.lanes)
+        free(self.states)
+        if self.held:
+            PyBuffer_Release(&self.memory)
+            PyBuffer_Release(&self.token)
+
+    def __reduce__(self):
+        raise TypeError("a ring cannot be pickled or copied")
+
+    def close(self) -> None:
+        """Refuse new calls and let waiting ones look around. May be called twice."""
+        cdef uint32_t i
+        PYE_SET(&self.closed, 1)
+        if (<uint8_t *>self.token.buf)[0] == 1:
+            for i in range(self.num):
+                pye_lane_wake(self.lanes[i])
+
+    @property
+    def busy(self) -> int:
+        """How many lanes have a call under way, given up ones included."""
+        self.reclaim()
+        return sum(PYE_GET(&self.states[i]) != FREE for i in range(self.num))
+
+    def asleep(self, uint32_t lane) -> bool:
+        """Whether the worker's thread of a lane says that it sleeps (benchmarks)."""
+        if lane >= self.num:
+            raise IndexError(lane)
+        return pye_lane_peer_asleep(self.lanes[lane]) != 0
+
+    cdef int check(self) except -1:
+        if (<uint8_t *>self.token.buf)[0] != 1:
+            raise _errors.EnclaveStateError(
+                "this handle belongs to the process that made it, not to a forked child",
+                advice="Open the enclave after forking.")
+        if PYE_GET(&self.closed):
+            self.guard()
+            raise _errors.EnclaveClosedError("the enclave was closed")
+        return 0
+
+    cdef int reclaim(self) except -1:
+        """Free the lanes whose given-up calls have returned."""
+        cdef uint32_t i
+        cdef pye_status status
+        for i in range(self.num):
+            if PYE_SWAP(&self.states[i], LATE, BUSY):
+                status = pye_lane_drain(self.lanes[i], 0)
+                PYE_SET(&self.states[i], FREE if status == PYE_OK else LATE)
+                if status == PYE_E_PROTOCOL:
+                    raise self.broken(pye_lane_broken(self.lanes[i]).decode())
+        return 0
+
+    cdef int acquire(self, double deadline) except -1:
+        """Return the number of a lane that is now the caller's."""
+        cdef uint32_t i
+        for i in range(self.num):
+            if PYE_SWAP(&self.states[i], FREE, BUSY):
+                return <int>i
+        return self.queue(deadline)
+
+    cdef int queue(self, double deadline) except -1:
+        cdef uint32_t i
+        cdef double left
+        condition = self.condition
+        with condition:
+            if self.waiting >= self.queue_limit:
+                raise _errors.BusyError(
+                    "too many calls wait for this enclave", expected=f"at most {self.queue_limit}",
+                    advice="Give the image more threads, or call from fewer.")
+            self.waiting += 1
+            try:
+                while True:
+                    self.check()
+                    self.reclaim()
+                    for i in range(self.num):
+                        if PYE_SWAP(&self.states[i], FREE, BUSY):
+                            return <int>i
+                    left = SLICE_MS / 1000.0
+                    if deadline >= 0:
+                        left = min(left, deadline - <double>_monotonic())
+                        if left <= 0:
+                            raise _errors.CallTimeoutError(
+                                "the deadline passed before the call could begin")
+                    # A given-up call is noticed by looking only: look sooner.
+                    for i in range(self.num):
+                        if PYE_GET(&self.states[i]) == LATE:
+                            left = min(left, 0.002)
+                    condition.wait(left)
+                    self.guard()
+            finally:
+                self.waiting -= 1
+
+    cdef int release(self, int lane) except -1:
+        cdef pye_lane *this = self.lanes[lane]
+        PYE_SET(&self.states[lane], FREE if pye_lane_idle(this) else LATE)
+        if self.waiting:
+            with self.condition:
+                self.condition.notify()
+        return 0
+
+    cdef int look(self, double deadline, bint started) except -1:
+        """Between two slices of waiting: is there still something to wait for?"""
+        PyErr_CheckSignals()
+        try:
+            self.guard()
+            if PYE_GET(&self.closed):
+                self.check()
+        except _errors.EnclaveLostError as error:
+            error.started = started
+            raise
+        if deadline >= 0 and <double>_monotonic() >= deadline:
+            raise _errors.CallTimeoutError(
+                "the deadline passed" if started else "the deadline passed while sending",
+                advice="The call may still run; its lane is free again when it returns.")
+        return 0
+
+    cdef uint32_t slice(self, double deadline) except? 0xffffffff:
+        cdef double left
+        if deadline < 0:
+            return SLICE_MS
+        left = (deadline - <double>_monotonic()) * 1000
+        if left >= SLICE_MS:
+            return SLICE_MS
+        return 1 if left < 1 else <uint32_t>left
+
+    cdef object exchange(self, int number, uint16_t kind, uint16_t index, pye_segment *segments,
+                         size_t num, double deadline, int want, Plan plan):
+        """
+        Send a message and return the answer: as bytes (want 0) or decoded by `plan` (want 1).
+
+        The caller owns the lane. If this raises while the worker still has the call, the lane
+        stays late until the call returns (see `release`).
+        """
+        cdef pye_lane *lane = self.lanes[number]
+        cdef pye_lane_header header
+        cdef pye_status status
+        cdef uint32_t wait_ms = self.slice(deadline)
+        cdef bint sent = False
+        cdef uint8_t[SMALL] small
+        cdef uint8_t *data
+        cdef size_t total
+        cdef object owner
+        with nogil:
+            status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
+            if status == PYE_OK:
+                sent = True
+                status = pye_lane_wait(lane, &header, wait_ms)
+        while status == PYE_E_TIMEOUT:
+            self.look(deadline, sent)
+            wait_ms = self.slice(deadline)
+            with nogil:
+                if not sent:
+                    status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
+                    if status == PYE_OK:
+                        sent = True
+                if sent:
+                    status = pye_lane_wait(lane, &header, wait_ms)
+        if status != PYE_OK:
+            self.give_up(lane, status)
+        total = <size_t>header.total
+        if header.kind == PYE_FRAME_RESULT and want == 1 and not plan.arrays and total <= SMALL:
+            status = pye_lane_read(lane, small, total, wait_ms)
+            if status == PYE_OK:
+                return self.decode(plan, small, total, None)
+            self.give_up(lane, status)
+        if header.kind == PYE_FRAME_RESULT and want == 1:
+            owner = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>total)
+            data = <uint8_t *>PyByteArray_AsString(owner)
+        else:
+            owner = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>total)
+            data = <uint8_t *><char *>owner
+        if header.length == header.total and total <= 4096:
+            status = pye_lane_read(lane, data, total, wait_ms)
+        else:
+            status = PYE_E_TIMEOUT
+            while status == PYE_E_TIMEOUT:
+                with nogil:
+                    status = pye_lane_read(lane, data, total, wait_ms)
+                if status == PYE_E_TIMEOUT:
+                    self.look(deadline, True)
+                    wait_ms = self.slice(deadline)
+        if status != PYE_OK:
+            self.give_up(lane, status)
+        if header.kind == PYE_FRAME_ERROR:
+            raise self.error(owner)
+        if want == 0:
+            return owner
+        return self.decode(plan, data, total, owner)
+
+    cdef object decode(self, Plan plan, const uint8_t *data, size_t total, object owner):
+        try:
+            return (<tuple>plan.get(data, total, owner))[0]
+        except _errors.ArgumentError as error:
+            raise _errors.CallError(
+                f"the enclave's answer does not fit the signature: {error.message}") from None
+
+    cdef int give_up(self, pye_lane *lane, pye_status status) except -1:
+        if status == PYE_E_PROTOCOL:
+            raise self.broken(pye_lane_broken(lane).decode())
+        fail(status, "call")
+        return 0
+
+    def request(self, uint16_t kind, data, double timeout=-1) -> bytes:
+        """Send a control frame (PING, ATTEST) or a raw call and return the raw answer."""
+        return self.raw_call(kind, 0, data, timeout)
+
+    def raw_call(self, uint16_t kind, uint16_t index, data, double timeout=-1) -> bytes:
+        """Call by number with bytes, whatever the signature (control frames, tests)."""
+        cdef Py_buffer view
+        cdef pye_segment segment
+        cdef int number
+        cdef double deadline = -1
+        if timeout >= 0:
+            deadline = <double>_monotonic() + timeout
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            segment.data = <const uint8_t *>view.buf
+            segment.len = <size_t>view.len
+            self.check()
+            number = self.acquire(deadline)
+            try:
+                return self.exchange(number, kind, index, &segment, 1, deadline, 0, None)
+            finally:
+                self.release(number)
+        finally:
+            PyBuffer_Release(&view)
+
+
+cdef class HostCall:
+    """
+    A trusted function, callable from the host.
+
+    ``bind(args, kwargs)`` orders arguments where there are keywords or defaults. ``native``: the
+    argument's bytes cross as they are; ``element`` then is the dtype that the answer gets.
+    """
+
+    cdef HostLanes lanes
+    cdef uint16_t index
+    cdef Plan arguments
+    cdef Plan result
+    cdef bint native
+    cdef int wanted
+    cdef object element
+    cdef object bind
+    cdef double timeout
+    cdef bint has_out
+    cdef readonly str __name__
+    cdef readonly str __doc__
+
+    def __init__(self, HostLanes lanes, uint16_t index, str name, str doc, Plan arguments,
+                 Plan result, bind, *, bint native=False, element=None, double timeout=-1,
+                 bint has_out=False):
+        self.lanes = lanes
+        self.index = index
+        self.__name__ = name
+        self.__doc__ = doc
+        self.arguments = arguments
+        self.result = result
+        self.native = native
+        self.wanted = arguments.wanted[0] if native and arguments.num == 1 else 0
+        self.element = element
+        self.bind = bind
+        self.timeout = timeout
+        self.has_out = has_out
+        if native and arguments.num != 1:
+            raise ValueError("a native function takes one argument")
+
+    def __reduce__(self):
+        raise TypeError("a trusted function's handle cannot be pickled or copied")
+
+    def __repr__(self):
+        return f"<trusted function {self.__doc__}>"
+
+    def __call__(self, *args, **kwargs):
+        cdef double deadline = -1
+        cdef object out = None
+        if kwargs:
+            if self.has_out:
+                out = kwargs.pop("out", None)
+            args = self.bind(args, kwargs)
+        elif PyTuple_Size(args) != self.arguments.num:
+            args = self.bind(args, kwargs)
+        if self.timeout >= 0:
+            deadline = <double>_monotonic() + self.timeout
+        self.lanes.check()
+        if out is not None:
+            check_out(out)
+        if self.native:
+            value = self.call_native(<object>PyTuple_GetItem(args, 0), deadline)
+            if self.element is not None:
+                value = native_array(value, self.element)
+        else:
+            value = self.call_python(args, deadline)
+        if out is None:
+            return value
+        return fill_out(out, value)
+
+    cdef object call_python(self, tuple args, double deadline):
+        cdef Message m
+        cdef int number
+        message_init(&m)
+        try:
+            # All of the caller's code (buffers, __index__) runs here, before a lane is taken.
+            self.arguments.put(&m, args)
+            self.arguments.finish(&m)
+            number = self.lanes.acquire(deadline)
+            try:
+                return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments,
+                                           m.num_segments, deadline, 1, self.result)
+            finally:
+                self.lanes.release(number)
+        finally:
+            message_clear(&m)
+
+    cdef object call_native(self, object value, double deadline):
+        cdef Py_buffer view
+        cdef pye_segment segment
+        cdef int number
+        if self.wanted:
+            value = native_argument(value, self.wanted)
+        elif not PyObject_CheckBuffer(value):
+            raise argument_error("argument data", "bytes or a contiguous buffer", type_name(value))
+        try:
+            PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+        except (BufferError, ValueError) as error:
+            raise argument_error(
+                "argument data", "contiguous bytes", str(error),
+                "Use numpy.ascontiguousarray(...) on it.") from None
+        try:
+            segment.data = <const uint8_t *>view.buf
+            segment.len = <size_t>view.len
+            number = self.lanes.acquire(deadline)
+            try:
+                return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, &segment,
+                                           1, deadline, 0, None)
+            finally:
+                self.lanes.release(number)
+        finally:
+            PyBuffer_Release(&view)
+
+
+cdef object native_argument(object value, int wanted):
+    """An array of the wanted element type, contiguous."""
+    need_numpy()
+    dtype = dtype_of_code[wanted]
+    if not isinstance(value, np_ndarray) or value.dtype != dtype:
+        raise argument_error(
+            "argument data", f"a NumPy array of {dtype}", getattr(value, "dtype", type_name(value)),
+            f"Convert it: numpy.asarray(..., dtype='{dtype}').")
+    return np_contiguous(value)
+
+
+cdef object native_array(bytes value, str element):
+    import numpy
+    if len(value) % numpy.dtype(element).itemsize:
+        raise _errors.CallError(
+            f"the enclave's answer of {len(value)} bytes is not whole elements of {element}")
+    return numpy.frombuffer(bytearray(value), element)
+
+
+cdef int check_out(object out) except -1:
+    need_numpy()
+    if not isinstance(out, np_ndarray):
+        raise TypeError(f"out must be a NumPy array, not {type_name(out)}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    return 0
+
+
+cdef object fill_out(object out, object value):
+    if not isinstance(value, np_ndarray):
+        raise TypeError(f"out is for functions that return an array, not {type_name(value)}")
+    if value.dtype != out.dtype or value.shape != out.shape:
+        raise argument_error(
+            "out", f"{value.dtype} of shape {value.shape}", f"{out.dtype} of shape {out.shape}")
+    out[...] = value
+    return out
