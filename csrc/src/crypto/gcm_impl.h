@@ -72,6 +72,7 @@ typedef struct {
     _Alignas(64) uint8_t round_keys[GCM_MAX_ROUNDS + 1][16];
     uint8_t first_tag[16];        /* what counter 1 adds to the first AES round */
     _Alignas(64) uint8_t first[256][16]; /* the same for counters 2 … 257 */
+    uint8_t wrap[4][16]; /* for 254 and 255, then 0 and 1: where a counter's low byte wraps */
     /* powers[i] = H^(261 - i); what follows H^1 is zero. */
     uint8_t powers[GCM_PAGE_BLOCKS + 3][16];
     uint8_t halves[GCM_PAGE_BLOCKS + 3][16];

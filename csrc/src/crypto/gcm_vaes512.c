@@ -70,6 +70,8 @@ static void init(pye_gcm_key *key, const uint8_t *secret, size_t secret_len)
             _mm_xor_si128(base, _mm_aesenc_si128(_mm_xor_si128(block, white), zero));
         store128(counter == 1 ? k->first_tag : k->first[counter - 2], added);
     }
+    memcpy(k->wrap, k->first[252], 32);
+    memcpy(k->wrap[3], k->first_tag, 16); /* wrap[2] is zero */
     clear_registers();
 }
 
@@ -101,7 +103,7 @@ INLINE void absorb(product *sum, const gcm_vaes512_key *k, x128 *hash, const uin
 
 typedef struct {
     const gcm_vaes512_key *k;
-    x512 counters; /* four counter blocks, byte-reversed */
+    x128 iv; /* the counter block of counter zero */
     product sum;
     x128 hash; /* what was reduced already, byte-reversed; to be added to the next block */
 } message;
@@ -117,14 +119,33 @@ INLINE size_t index_at(size_t at, size_t len)
     return start + at % CHUNK / 16;
 }
 
-INLINE void next_counters(message *m, x512 s[WIDTH], int width, x512 reverse)
+/* first_round gives the first AES round of counter `upper` · 256, four times. */
+INLINE x512 first_round(const message *m, size_t upper)
 {
-    const x512 four = _mm512_broadcast_i32x4(_mm_set_epi32(0, 0, 0, 4));
-    const x512 white = broadcast512(m->k->round_keys[0]);
+    const x128 block =
+        _mm_insert_epi32(m->iv, (int)__builtin_bswap32((uint32_t)(upper << 8)), 3);
+    const x128 white = _mm_xor_si128(block, load128(m->k->round_keys[0]));
 
-    UNROLL for (int i = 0; i < width; i++) {
-        s[i] = _mm512_xor_si512(_mm512_shuffle_epi8(m->counters, reverse), white);
-        m->counters = _mm512_add_epi32(m->counters, four);
+    return _mm512_broadcast_i32x4(_mm_aesenc_si128(white, load128(m->k->round_keys[1])));
+}
+
+/* start_batch gives the state after the first round of the batch at byte `at`: by tables, as for
+ * pages (gcm_vaes512_page.c). `*base` is that of the chunk, which has one upper part of the counter
+ * but in its last two blocks: counters 256 q + 2 … 256 q + 257. */
+INLINE void start_batch(const message *m, x512 s[WIDTH], x512 *base, size_t at)
+{
+    const size_t block = at % CHUNK / 16;
+
+    if (block == 0) {
+        *base = first_round(m, at / CHUNK);
+    }
+    UNROLL for (size_t i = 0; i < WIDTH; i++) {
+        s[i] = _mm512_xor_si512(*base, load512(m->k->first[block + 4 * i]));
+    }
+    if (block == (CHUNK - BATCH) / 16) {
+        const x512 next = first_round(m, at / CHUNK + 1);
+        s[WIDTH - 1] =
+            _mm512_xor_si512(_mm512_mask_blend_epi64(0xf0, *base, next), load512(m->k->wrap));
     }
 }
 
@@ -152,13 +173,17 @@ INLINE void whole_batches(message *m, const uint32_t rounds, const int opening, 
     const x512 reverse = reverse_mask();
     x512 s[WIDTH];
     x512 c[WIDTH]; /* the ciphertext to be hashed next */
+    x512 base = _mm512_setzero_si512();
 
+    UNROLL for (int i = 0; i < WIDTH; i++) {
+        c[i] = _mm512_setzero_si512();
+    }
     for (size_t at = 0; at < whole; at += BATCH) {
         const gcm_vaes512_key *k = m->k;
         x512 x[WIDTH];
 
         HIDE(k);
-        next_counters(m, s, WIDTH, reverse);
+        start_batch(m, s, &base, at);
         if (opening) {
             UNROLL for (size_t i = 0; i < WIDTH; i++) {
                 x[i] = load512(in + at + 64 * i);
@@ -166,13 +191,13 @@ INLINE void whole_batches(message *m, const uint32_t rounds, const int opening, 
                 c[i] = x[i];
             }
             take_hash(m, c);
-            run_rounds(k, s, 1, rounds, NULL, &m->sum, c, index_at(at, len), reverse);
+            run_rounds(k, s, 2, rounds, NULL, &m->sum, c, index_at(at, len), reverse);
             after_batch(m, at + BATCH, len);
         } else if (at == 0) {
-            run_rounds(k, s, 1, rounds, NULL, NULL, NULL, 0, reverse);
+            run_rounds(k, s, 2, rounds, NULL, NULL, NULL, 0, reverse);
         } else {
             take_hash(m, c);
-            run_rounds(k, s, 1, rounds, NULL, &m->sum, c, index_at(at - BATCH, len), reverse);
+            run_rounds(k, s, 2, rounds, NULL, &m->sum, c, index_at(at - BATCH, len), reverse);
             after_batch(m, at, len);
         }
         const x512 last = broadcast512(k->round_keys[rounds]);
@@ -197,14 +222,23 @@ INLINE void whole_batches(message *m, const uint32_t rounds, const int opening, 
     }
 }
 
-/* last_batch does the `len` bytes that are left, in `width` vectors. */
+/* last_batch does the `len` bytes that are left after `done`, in `width` vectors. */
 INLINE void last_batch(message *m, const uint32_t rounds, const int width, const int opening,
-                       uint8_t *out, const uint8_t *in, size_t len, size_t index)
+                       uint8_t *out, const uint8_t *in, size_t len, size_t done, size_t index)
 {
     const x512 reverse = reverse_mask();
+    const x512 white = broadcast512(m->k->round_keys[0]);
+    const x512 four = _mm512_broadcast_i32x4(_mm_set_epi32(0, 0, 0, 4));
+    const x128 counter = _mm_insert_epi32(reverse128(m->iv), (int)(2 + done / 16), 0);
+    x512 counters = _mm512_add_epi32(_mm512_broadcast_i32x4(counter),
+                                     _mm512_set_epi32(0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0,
+                                                      0));
     x512 s[WIDTH];
 
-    next_counters(m, s, width, reverse);
+    UNROLL for (int i = 0; i < width; i++) {
+        s[i] = _mm512_xor_si512(_mm512_shuffle_epi8(counters, reverse), white);
+        counters = _mm512_add_epi32(counters, four);
+    }
     UNROLL for (uint32_t r = 1; r < rounds; r++) {
         const x512 round_key = broadcast512(m->k->round_keys[r]);
         UNROLL for (int i = 0; i < width; i++) {
@@ -236,14 +270,12 @@ INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, const int o
 {
     const gcm_vaes512_key *k = &key->as.vaes512;
     const x128 lengths = length_block(aad_len, len);
-    const x128 first = _mm_insert_epi32(_mm_maskz_loadu_epi8(0xfff, iv), 0x01000000, 3);
+    const x128 zero_counter = _mm_maskz_loadu_epi8(0xfff, iv);
+    const x128 first = _mm_insert_epi32(zero_counter, 0x01000000, 3);
     const size_t data_blocks = len / 16 + (len % 16 != 0);
     const size_t aad_blocks = aad_len / 16 + (aad_len % 16 != 0);
-    message m = {k, _mm512_setzero_si512(), no_product(), _mm_setzero_si128()};
+    message m = {k, zero_counter, no_product(), _mm_setzero_si128()};
 
-    m.counters = _mm512_add_epi32(
-        _mm512_broadcast_i32x4(reverse128(first)),
-        _mm512_set_epi32(0, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 1));
     x128 mask = _mm_xor_si128(first, load128(k->round_keys[0]));
     UNROLL for (uint32_t r = 1; r < rounds; r++) {
         mask = _mm_aesenc_si128(mask, load128(k->round_keys[r]));
@@ -269,10 +301,10 @@ INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, const int o
     const size_t left = len - whole;
     whole_batches(&m, rounds, opening, out, in, whole, len);
     if (left > BATCH / 2) {
-        last_batch(&m, rounds, WIDTH, opening, out + whole, in + whole, left,
+        last_batch(&m, rounds, WIDTH, opening, out + whole, in + whole, left, whole,
                    index_at(whole, len));
     } else if (left != 0) {
-        last_batch(&m, rounds, WIDTH / 2, opening, out + whole, in + whole, left,
+        last_batch(&m, rounds, WIDTH / 2, opening, out + whole, in + whole, left, whole,
                    index_at(whole, len));
     }
     const x512 end = _mm512_zextsi128_si512(_mm_xor_si128(lengths, m.hash));
