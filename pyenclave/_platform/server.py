@@ -395,6 +395,7 @@ def _run(start: Start, first: Channel) -> None:
         lock = None
         if state.writable:
             lock = state.take_lock(endpoint.lock_name, timeout=_LOCK_TIMEOUT)
+            state.sweep()
         secret, ephemeral = state.load_root()
         root = PlatformRoot(secret, level="embedded", ephemeral=ephemeral)
         stack.callback(root.close)

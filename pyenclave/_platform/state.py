@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import stat
 import time
@@ -28,6 +29,9 @@ ROOT_SIZE: Final = 32  # bytes
 _MAGIC: Final = b"PYEROOT\x01"
 _ROOT_FILE: Final = "root"
 _MAX_FILE: Final = 4 * 1024 * 1024
+# Names of files on their way to their place, and how long one may take at most.
+_ASIDE: Final = re.compile(r"\.[a-z.-]+-(?:[0-9a-f]{16}|[0-9]+-[0-9a-f]{8})")
+_ASIDE_SECONDS: Final = 60.0
 # What the kernel says when a directory cannot be written, as opposed to being in disorder.
 _UNWRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 
@@ -229,6 +233,16 @@ class State:
             self.unlink(temporary)
             raise
         return temporary
+
+    def sweep(self) -> None:
+        """Remove what killed processes were writing aside; never what may still be written."""
+        now = time.time()
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.fd):
+                if _ASIDE.fullmatch(name) is not None:
+                    status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+                    if now - status.st_mtime > _ASIDE_SECONDS:
+                        self.unlink(name)
 
     def unlink(self, name: str) -> None:
         """Remove *name* if it is there and can be removed."""

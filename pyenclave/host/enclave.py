@@ -32,6 +32,7 @@ from pyenclave.errors import (
     EnclavePoisonedError,
     EnclaveStateError,
     ImageError,
+    LaunchError,
     UnknownFunctionError,
 )
 from pyenclave.formats.image import MAX_IMAGE, Image
@@ -86,6 +87,12 @@ class Enclave:
             raise TypeError(f"an image is a path or bytes, not {type(image).__name__}")
         if isinstance(require, str) or not all(isinstance(name, str) for name in require):
             raise TypeError("require is a sequence of names")
+        if debug is not None and not isinstance(debug, bool):
+            raise TypeError(f"debug is True, False or None, not {debug!r}")
+        if state is not None and not isinstance(state, str | os.PathLike):
+            raise TypeError(f"a state directory is a path, not {type(state).__name__}")
+        if isinstance(queue, bool) or not isinstance(queue, int):
+            raise TypeError(f"queue is a number of calls, not {queue!r}")
         if queue < 0:
             raise ValueError(f"queue must be a number of calls, not {queue!r}")
         self._source = image
@@ -134,9 +141,14 @@ class Enclave:
                 raise EnclaveClosedError("the enclave was closed; make a new handle")
             if self._run is not None:
                 raise EnclaveStateError("the enclave was started already")
-            self._run = _Run(
-                _read(self._source), self._debug, self._require, self._state, self._queue
-            )
+            data = _read(self._source)
+            try:
+                self._run = _Run(data, self._debug, self._require, self._state, self._queue)
+            except OSError as error:
+                raise LaunchError(
+                    f"the host has not what an enclave takes: {error.strerror or error}",
+                    advice="Look at its limits: open files, file size (memory files too), memory.",
+                ) from error
         if self._run.unsigned and not self._quiet:
             print(  # noqa: T201 - asked for by the contract
                 f"pyenclave: {self._run.info.name} is unsigned and runs as a debug enclave: "
