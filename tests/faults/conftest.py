@@ -323,7 +323,9 @@ class Host:
 
     def close(self) -> None:
         self.kill()
-        os.close(self.pipe)
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
 
 
 def _say(fd: int, value: Any) -> None:
