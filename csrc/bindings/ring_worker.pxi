@@ -69,8 +69,9 @@ cdef class WorkerLane:
     cdef bint held
     cdef pye_lane *lane
     cdef uint8_t *in_raw
-    cdef uint8_t *out_raw
     cdef uint8_t *in_data
+    cdef Py_buffer out_memory
+    cdef bint out_held
     cdef uint8_t *out_data
     cdef size_t in_size
     cdef size_t out_size
@@ -84,7 +85,8 @@ cdef class WorkerLane:
         self.held = False
         self.lane = NULL
         self.in_raw = NULL
-        self.out_raw = NULL
+        self.out_held = False
+        self.out_data = NULL
         self.out_used = 0
 
     def __init__(self, memory, uint32_t lanes, uint32_t slot_size, uint32_t number,
@@ -103,23 +105,35 @@ cdef class WorkerLane:
         self.in_size = slot_size
         self.out_size = <size_t>limit if limit > slot_size else slot_size
         self.in_raw = <uint8_t *>calloc(1, self.in_size + ALIGN)
-        # Zero pages that nobody touched cost nothing: room for the longest answer.
-        self.out_raw = <uint8_t *>calloc(1, self.out_size + ALIGN)
-        if self.in_raw == NULL or self.out_raw == NULL:
+        if self.in_raw == NULL:
             raise MemoryError()
         self.in_data = self.in_raw + (ALIGN - <size_t>self.in_raw % ALIGN) % ALIGN
-        self.out_data = self.out_raw + (ALIGN - <size_t>self.out_raw % ALIGN) % ALIGN
 
     def __dealloc__(self):
         pye_lane_free(self.lane)
         if self.in_raw != NULL:
             pye_wipe(self.in_raw, self.in_size + ALIGN)
-        if self.out_raw != NULL:
-            pye_wipe(self.out_raw, self.out_used)
         free(self.in_raw)
-        free(self.out_raw)
+        if self.out_held:
+            pye_wipe(self.out_data, self.out_used)
+            PyBuffer_Release(&self.out_memory)
         if self.held:
             PyBuffer_Release(&self.memory)
+
+    cdef int make_room(self) except -1:
+        """
+        Make room for the longest answer of a native function.
+
+        Mapped, not allocated: pages that nobody touches cost nothing, while the C library zeroes
+        what it takes from its heap, milliseconds for the usual limit.
+        """
+        from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+        if not self.out_held:
+            memory = mmap(-1, self.out_size, MAP_PRIVATE | MAP_ANONYMOUS)
+            PyObject_GetBuffer(memory, &self.out_memory, PyBUF_WRITABLE)
+            self.out_held = True
+            self.out_data = <uint8_t *>self.out_memory.buf
+        return 0
 
     cdef int run(self, void **natives, uint32_t num) noexcept nogil:
         """Serve native functions and echoes until there is something for Python."""
@@ -209,7 +223,12 @@ cdef class WorkerLane:
         cdef int event
         cdef void **natives = table.natives
         cdef uint32_t num = table.num
+        cdef uint32_t i
         cdef bint more
+        for i in range(num):
+            if natives[i] != NULL:
+                self.make_room()
+                break
         while True:
             with nogil:
                 event = self.run(natives, num)
