@@ -8,7 +8,6 @@ With ``--json`` exactly one JSON object goes to stdout and diagnostics go to std
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,14 +49,19 @@ _UNREADABLE = (
 )
 
 
+class _UsageError(Exception):
+    """What the command line has wrong, and the parser that found it."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser = parser
+
+
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are JSON where JSON was asked for."""
+    """An argument parser whose errors are for ``main`` to report."""
 
     def error(self, message: str) -> NoReturn:
-        if "--json" in sys.argv:
-            output.print_json({"error": {"code": "usage", "message": message}})
-        self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: {message}\n")
+        raise _UsageError(self, message)
 
 
 def _parser(only: str | None) -> argparse.ArgumentParser:
@@ -82,8 +86,15 @@ def _parser(only: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not output.ready():
+        return 2
     only = next((word for word in arguments if not word.startswith("-")), None)
-    args = _parser(only).parse_args(arguments)
+    try:
+        args = _parser(only).parse_args(arguments)
+    except _UsageError as error:
+        error.parser.print_usage(sys.stderr)
+        as_json = "--json" in arguments
+        return output.report_error("usage", str(error), as_json=as_json, exit_code=2)
     try:
         code: int = args.function(args)
         sys.stdout.flush()
@@ -95,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             exit_code=2 if isinstance(error, _UNREADABLE) else 1,
         )
     except BrokenPipeError:
-        # The reader of our output left; nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.give_up_stdout()  # its reader left; nothing more can be said to it
         return 1
     except KeyboardInterrupt:
         return output.report_error("interrupted", "interrupted", as_json=args.json, exit_code=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -9,7 +10,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-__all__ = ["Progress", "paint", "print_json", "report_error", "say", "table"]
+__all__ = [
+    "Progress",
+    "give_up_stdout",
+    "paint",
+    "print_json",
+    "ready",
+    "report_error",
+    "say",
+    "table",
+]
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
@@ -50,10 +60,32 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(_plain(value), ensure_ascii=False, default=str))
 
 
+def ready() -> bool:
+    """Whether there is a standard output; without a standard error the null device is one."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+    if sys.stdout is None:
+        print("pyenclave: error [unreadable]: standard output is closed", file=sys.stderr)
+        return False
+    return True
+
+
+def give_up_stdout() -> None:
+    """Let what nobody takes go nowhere, so that the interpreter does not try again at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 def report_error(code: str, message: str, *, as_json: bool, exit_code: int) -> int:
     """Say an error on stderr (and as JSON on stdout) and return *exit_code*."""
-    if as_json:
-        print_json({"error": {"code": code, "message": message}})
+    try:
+        if as_json:
+            print_json({"error": {"code": code, "message": message}})
+        sys.stdout.flush()
+    except OSError:
+        give_up_stdout()
     label = paint("error", "red", stream=sys.stderr)
     print(f"pyenclave: {label} [{code}]: {printable(message)}", file=sys.stderr)
     return exit_code

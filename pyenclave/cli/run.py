@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
                 found=len(args.arguments),
             )
         values = [_argument(text, kind) for text, kind in zip(args.arguments, wanted, strict=False)]
-        handle = enclave.options(timeout=args.timeout) if args.timeout else enclave
+        handle = enclave.options(timeout=args.timeout) if args.timeout is not None else enclave
         result = handle.call(args.call, *values)
     if args.json:
         output.print_json({"result": json.loads(json.dumps(result, default=_json_default))})
