@@ -98,4 +98,6 @@ def _kill(args: argparse.Namespace) -> int:
             output.say(f"ended {info.name} ({info.enclave_id.hex()[:12]}, pid {info.pid})")
         for word in missing:
             output.say(f"no running enclave matches {word!r}")
+        if args.all and not killed:
+            output.say("no enclave is running")
     return 1 if missing else 0

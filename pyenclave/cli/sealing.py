@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def add_commands(subparsers: Subparsers) -> None:
     seal.set_defaults(function=_seal)
 
     unseal = subparsers.add_parser("unseal", help="open a sealed file")
-    _common(unseal, f"default: FILE without {_SUFFIX}")
+    _common(unseal, f"default: FILE without {_SUFFIX}; - is standard output")
     unseal.set_defaults(function=_unseal)
 
     info = subparsers.add_parser(
@@ -98,7 +99,11 @@ def _unseal(args: argparse.Namespace) -> int:
         if not args.file.endswith(_SUFFIX) or len(Path(args.file).name) == len(_SUFFIX):
             raise ArgumentError(f"{args.file} does not end in {_SUFFIX}: name the output with -o")
         target = args.file.removesuffix(_SUFFIX)
-    _free(target, force=args.force)
+    to_stdout = target == "-"
+    if to_stdout and args.json:
+        raise ArgumentError("standard output holds the JSON object: name a file with -o")
+    if not to_stdout:
+        _free(target, force=args.force)
     with _tool.tool_enclave(quiet=args.json) as enclave:
         try:
             data = enclave.call("unseal_file", blob, *_aad(args))
@@ -106,6 +111,9 @@ def _unseal(args: argparse.Namespace) -> int:
             if error.type != "PublicError":
                 raise
             raise UnsealError(error.message) from None
+    if to_stdout:
+        sys.stdout.buffer.write(data)
+        return 0
     _tool.write_file(target, data, force=args.force)
     return _say(args, {"file": target, "size": len(data)}, f"{target}: {len(data)} bytes")
 
