@@ -293,10 +293,11 @@ def _bits(word: int) -> dict[str, bool]:
 
 def sandbox_before_threads() -> dict[str, bool | int]:
     """
-    Close step 1, while there is one thread: Landlock, and what only now can be tried.
+    Close step 1, while there is one thread: Landlock, a first filter of system calls, and what
+    only now can be tried. Call it before any code of the image runs.
 
-    Afterwards no file can be opened (not even in /proc), no TCP connection made and no signal
-    sent outside. Open descriptors stay usable.
+    Afterwards no file can be opened (not even in /proc) or changed in mode or owner, nothing
+    connected to and no signal sent outside. Open descriptors stay usable.
 
     Returns:
         Every protection bit with what was proved so far, and ``landlock_abi``.

@@ -162,9 +162,12 @@ class Worker:
             )
         if self.locked.debug:
             faulthandler.enable()
+        maps = _native.open_mappings()
+        # Before the first line of the image's code: whatever it imports or runs while it loads
+        # finds no file of this user, neither to read nor to write nor to map.
+        _native.sandbox_before_threads()
         entry = load_entry(image, self.locked)
         self.table = dispatch.build_table(entry, info)
-        maps = _native.open_mappings()
         inside = self._close(info)
         inside.update({name: inside.get(name, True) and ok for name, ok in early.items()})
         files = {_identity(fd) for fd in (self.ring_fd, image_fd)}
@@ -195,15 +198,13 @@ class Worker:
         return Image.parse(data, locks=self.locked.locks)
 
     def _close(self, info: ImageInfo) -> dict[str, bool | int]:
-        """Close the sandbox around all threads that there will be."""
-        inside = _native.sandbox_before_threads()
+        """Close the rest of the sandbox around all threads that there will be."""
         set_blas_threads(info.blas_threads)
         for lane in range(1, info.threads):
             thread = threading.Thread(target=self._lane, args=(lane,), daemon=True)
             self.threads.append(thread)
             thread.start()
-        inside.update(_native.sandbox_after_threads(jit=info.jit))
-        return inside
+        return _native.sandbox_after_threads(jit=info.jit)
 
     # ---- serving ------------------------------------------------------------------------------
 

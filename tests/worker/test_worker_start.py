@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -167,11 +169,11 @@ def test_nothing_of_the_hosts_environment_or_folder_gets_in(told) -> None:
 
 
 def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
-    """Null, null, null, sources, channel, ring, image: and nothing else."""
+    """Null, null, null, sources, channel, ring, image, own mappings: and nothing else."""
     found = told(
         "import json, os\n"
         "links = {}\n"
-        "for name in os.listdir('/proc/self/fd'):\n"
+        "for name in map(str, range(4096)):\n"
         "    try:\n"
         "        links[name] = os.readlink('/proc/self/fd/' + name)\n"
         "    except OSError:\n"
@@ -181,28 +183,94 @@ def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
     )
     for number in "012":
         assert found.pop(number) == "/dev/null"
-    kinds = sorted(re.sub(r"\[\d+\]| \(deleted\)", "", link) for link in found.values())
+    kinds = sorted(re.sub(r"\[\d+\]| \(deleted\)|/\d+", "", link) for link in found.values())
     # The mapping of the image keeps a duplicate.
     assert kinds == [
         "/memfd:pyenclave-ring",
         "/memfd:pyenclave-sources",
         "/memfd:test-image",
         "/memfd:test-image",
+        "/proc/maps",
         "socket:",
     ]
 
 
-def test_signals_are_as_a_fresh_process_has_them(told) -> None:
+def test_signals_are_as_a_fresh_process_has_them(launching, zygotes, base) -> None:
     """Odd dispositions and masks of whoever started the platform do not get in."""
-    found = told(
-        "import json\n"
-        "found = {line.split(':')[0]: int(line.split()[1], 16)\n"
-        "         for line in open('/proc/self/status') if line.startswith('Sig')\n"
-        "         and line[3:6] in ('Blk', 'Ign', 'Cgt')}\n"
-    )
-    assert found["SigBlk"] == 0
-    ignored = {number + 1 for number in range(64) if found["SigIgn"] >> number & 1}
+    image = launching.make(base, CALL + "    return ''\n")
+    with launching.Launched(zygotes, image) as worker:
+        worker.run()
+        status = Path(f"/proc/{worker.pid}/status").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^(Sig\w+):\s*([0-9a-f]+)$", status, re.MULTILINE))
+    assert int(found["SigBlk"], 16) == 0
+    ignored = {number + 1 for number in range(64) if int(found["SigIgn"], 16) >> number & 1}
     assert ignored == {2, 13, 25}  # INT, PIPE, XFSZ
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "os.close(os.open(SECRET, os.O_RDONLY))",
+        "os.close(os.open(SECRET, os.O_WRONLY))",
+        "os.chmod(SECRET, 0o644)",
+        "os.utime(SECRET, (0, 0))",
+        "os.setxattr(SECRET, 'user.mark', b'1')",
+        "os.chmod(os.path.dirname(SECRET), 0o755)",
+        "socket.socket(socket.AF_UNIX).connect(SECRET + '.sock')",
+        "os.unlink(SECRET)",
+        "os.listdir(os.path.dirname(SECRET))",
+        "os.close(os.open(os.path.dirname(SECRET) + '/planted', os.O_CREAT | os.O_WRONLY))",
+        "os.close(os.open('/proc/self/maps', os.O_RDONLY))",
+        "os.execv('/bin/true', ['true'])",
+    ],
+)
+def test_code_of_an_image_reaches_no_file_of_the_user_while_it_loads(
+    launching, zygotes, base, tmp_path, deed: str
+) -> None:
+    """
+    The root secret is such a file: a hostile image must not take it before the sandbox closes.
+
+    The same deed outside, by the same user, succeeds.
+    """
+    secret = tmp_path / "root"
+    secret.write_text("the platform's root", encoding="utf-8")
+    code = f"import os, socket\nSECRET = {str(secret)!r}\n{deed}\n"
+    with socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(f"{secret}.sock")
+        bus.listen()
+        before = secret.stat(), tmp_path.stat()
+        image = launching.make(base, code, functions=False)
+        with launching.Launched(zygotes, image) as worker:
+            ending = worker.first()
+        assert isinstance(ending, messages.Ending)
+        assert "PermissionError" in ending.message
+        assert (secret.stat(), tmp_path.stat()) == before
+        assert secret.read_text(encoding="utf-8") == "the platform's root"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_thread_that_an_entry_starts_is_in_the_sandbox_too(launching, zygotes, base) -> None:
+    """Whatever runs before the sandbox closes is under it afterwards."""
+    source = (
+        "import threading\n"
+        "go, told = threading.Event(), []\n"
+        "def attempt() -> None:\n"
+        "    go.wait()\n"
+        "    import os\n"
+        "    for deed in (lambda: os.open('/', 0), lambda: os.getpgid(0), lambda: os.memfd_create('x')):\n"
+        "        try:\n"
+        "            deed()\n"
+        "            told.append('done')\n"
+        "        except OSError as error:\n"
+        "            told.append(type(error).__name__)\n"
+        "thread = threading.Thread(target=attempt, daemon=True)\n"
+        "thread.start()\n" + CALL + "    go.set()\n    thread.join(5)\n    return str(told)\n"
+    )
+    image = launching.make(base, source)
+    with launching.Launched(zygotes, image) as worker:
+        closed = worker.run()
+        assert closed.inside["landlock"] is True
+        assert worker.function("answer")() == str(["PermissionError"] * 3)
 
 
 def test_an_entry_cannot_take_the_name_of_a_locked_module(launching, zygotes, base) -> None:

@@ -123,6 +123,10 @@ PYE_MUST_USE pye_status pye_sandbox_landlock(uint32_t *out_abi);
  * need on open descriptors). Everything else, calls of the future included, fails with EPERM;
  * calls of another architecture, x32 included, kill the process. For ever. */
 PYE_MUST_USE pye_status pye_sandbox_seccomp(uint32_t flags);
+/* pye_sandbox_seccomp_loading is for the time while an image's code is loaded, after Landlock: what
+ * Landlock does not know (modes and owners of files, sockets with a path, becoming another program)
+ * fails with EPERM; calls of another architecture kill the process. All threads, for ever. */
+PYE_MUST_USE pye_status pye_sandbox_seccomp_loading(void);
 /* pye_seccomp_deny makes the `num_calls` (at most 200) numbered system calls fail with
  * `error_number` in this process. Tests use it to become a kernel without some mechanism. */
 PYE_MUST_USE pye_status pye_seccomp_deny(const int *calls, size_t num_calls, int error_number);
@@ -196,7 +200,8 @@ typedef struct {
 
 /* pye_sandbox_before is step 1, while the process has one thread (else PYE_E_STATE): tries what
  * namespaces, capabilities and secret memory refuse, then sets no_new_privs and Landlock and tries
- * those. A mechanism that the kernel lacks is no failure: its bit stays 0. */
+ * those, and last the filter for loading. From here on the image's code may run. A mechanism that
+ * the kernel lacks is no failure: its bit stays 0. */
 PYE_MUST_USE pye_status pye_sandbox_before(pye_sandbox *sandbox);
 /* pye_sandbox_after is step 2, once all threads exist: MDWE (unless PYE_SECCOMP_JIT) and seccomp
  * on all threads. Secret memory can still be made afterwards; nothing can be opened. */

@@ -179,6 +179,10 @@ pye_status pye_sandbox_before(pye_sandbox *sandbox)
     if (pye_sandbox_landlock(&sandbox->landlock_abi) == PYE_OK) {
         prove(sandbox, PYE_BIT_LANDLOCK, baseline == 0 && try_open() == EACCES);
     }
+    rc = pye_sandbox_seccomp_loading();
+    if (rc != PYE_OK && rc != PYE_E_UNSUPPORTED && rc != PYE_E_DENIED && rc != PYE_E_OS) {
+        return rc;
+    }
     sandbox->step = 1;
     return PYE_OK;
 }

@@ -264,6 +264,46 @@ pye_status pye_sandbox_seccomp(uint32_t flags)
 #endif
 }
 
+/* What code of an image could use while it loads to reach past Landlock, which knows neither modes,
+ * owners, times and attributes of files, nor sockets with a path (a session's bus starts programs);
+ * or to become another program, to look into others, or to leave the filters' reach. */
+static const uint16_t not_while_loading[] = {
+    SYS_connect, SYS_bind, SYS_fchmod, SYS_fchmodat, SYS_fchown, SYS_fchownat, SYS_utimensat,
+    SYS_setxattr, SYS_lsetxattr, SYS_fsetxattr, SYS_removexattr, SYS_lremovexattr,
+    SYS_fremovexattr, SYS_execve, PYE_NR_EXECVEAT, SYS_ptrace, SYS_process_vm_readv,
+    SYS_process_vm_writev, PYE_NR_PIDFD_GETFD, SYS_keyctl, SYS_add_key, SYS_request_key,
+    SYS_unshare, SYS_setns, SYS_mount, SYS_umount2, SYS_pivot_root, SYS_chroot, PYE_NR_BPF,
+    PYE_NR_USERFAULTFD, SYS_perf_event_open, SYS_personality, SYS_name_to_handle_at,
+    SYS_open_by_handle_at,
+    /* io_uring_setup, _enter, _register; open_tree, move_mount, fsopen, fsmount; mount_setattr */
+    425, 426, 427, 428, 429, 430, 432, 442,
+    452, /* fchmodat2 */
+    463, 466, 469, /* setxattrat, removexattrat, file_setattr */
+#if defined(__x86_64__)
+    SYS_chmod, SYS_chown, SYS_lchown, SYS_utime, SYS_utimes, SYS_futimesat,
+#endif
+};
+
+pye_status pye_sandbox_seccomp_loading(void)
+{
+#if defined(NATIVE_ARCH)
+    program_t program;
+    const size_t count = sizeof(not_while_loading) / sizeof(not_while_loading[0]);
+
+    put_head(&program, NATIVE_ARCH);
+    for (size_t i = 0; i < count; i++) {
+        put(&program, BPF_JMP | BPF_JEQ | BPF_K, not_while_loading[i], (uint8_t)(count - i), 0);
+    }
+    put_return(&program, SECCOMP_RET_ALLOW);
+    put_return(&program, error_action(EPERM));
+    return install(&program, SECCOMP_FILTER_FLAG_TSYNC);
+#else
+    (void)not_while_loading;
+    errno = ENOSYS;
+    return PYE_E_UNSUPPORTED;
+#endif
+}
+
 pye_status pye_seccomp_deny(const int *calls, size_t num_calls, int error_number)
 {
     program_t program;

@@ -29,10 +29,16 @@
 #define PYE_NR_RSEQ 334
 #define PYE_NR_SECCOMP 317
 #define PYE_NR_GETRANDOM 318
+#define PYE_NR_BPF 321
+#define PYE_NR_EXECVEAT 322
+#define PYE_NR_USERFAULTFD 323
 #else /* the common table: aarch64, riscv64 */
 #define PYE_NR_RSEQ 293
 #define PYE_NR_SECCOMP 277
 #define PYE_NR_GETRANDOM 278
+#define PYE_NR_BPF 280
+#define PYE_NR_EXECVEAT 281
+#define PYE_NR_USERFAULTFD 282
 #endif
 #define PYE_NR_CLONE3 435
 

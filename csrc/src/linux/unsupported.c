@@ -127,6 +127,11 @@ pye_status pye_sandbox_seccomp(uint32_t flags)
     return PYE_E_UNSUPPORTED;
 }
 
+pye_status pye_sandbox_seccomp_loading(void)
+{
+    return PYE_E_UNSUPPORTED;
+}
+
 pye_status pye_seccomp_deny(const int *calls, size_t num_calls, int error_number)
 {
     (void)calls;
