@@ -12,6 +12,7 @@ from pyenclave import __version__, _core, _native
 from pyenclave._platform.client import PlatformClient
 from pyenclave.cli import output
 from pyenclave.errors import EnclaveError
+from pyenclave.formats.record import ProtectionRecord
 from pyenclave.host import Enclave
 
 __all__ = ["add_commands"]
@@ -25,10 +26,16 @@ _MEANING = {
     "pidns": "seeing or signalling other processes",
     "netns": "any network",
     "userns": "rights of the user outside the worker",
+    "no_capabilities": "privileges, those over its own namespaces included",
+    "mountns": "changing mounts that others see",
+    "ipcns": "System V and POSIX queues of others",
+    "utsns": "changing the host's name",
+    "cgroupns": "seeing the control groups of others",
+    "landlock_abi": "version of Landlock in use",
     "landlock": "opening files, connecting, signalling out",
     "mdwe": "new executable memory",
     "secretmem": "reading keys even for most of the kernel (memfd_secret)",
-    "locked": "key memory reaching swap",
+    "locked": "key memory reaching swap (locked, or memfd_secret)",
     "nodump": "core files",
     "mappings": "code that is not on the lock list",
 }
@@ -40,6 +47,7 @@ _DEVICES = {
     "configfs-tsm": ("/sys/kernel/config/tsm/report",),
     "tpm": ("/dev/tpmrm0",),
 }
+_KINDS = {1: "memfd_secret", 2: "locked memory", 3: "NOT LOCKED: it may reach swap"}
 _NOT_PROTECTED = (
     "root on this machine, and its operator: they read and change everything",
     "hostile programs of this user: the platform's root is this user's file (embedded mode)",
@@ -69,13 +77,21 @@ def _kernels() -> dict[str, str]:
     }
 
 
+def _secret_memory() -> str:
+    """Make a page of secret memory and return the kind that the kernel gave."""
+    with _core.SecretMemory(4096) as memory:
+        return _KINDS[memory.kind]
+
+
 def _tried() -> dict[str, Any]:
     """Launch a small enclave and return its record's bits, or why it could not start."""
     script = Path(__file__).with_name("_probe_enclave.py")
     try:
         with Enclave.from_file(script, quiet=True) as enclave:
             enclave.call("answer", 41)
-            return {"bits": dict(enclave.info.protections), "level": enclave.info.level}
+            record = ProtectionRecord.from_bytes(enclave.info.record)
+            bits = {name: {"value": bit.value, "by": bit.by} for name, bit in record.bits.items()}
+            return {"bits": bits, "level": enclave.info.level}
     except (EnclaveError, OSError) as error:
         return {"error": {"code": getattr(error, "code", "os"), "message": str(error)}}
 
@@ -110,7 +126,7 @@ def _doctor(args: argparse.Namespace) -> int:
         "kernel": platform.release(),
         "cpu_features": list(_native.cpu_features()),
         "kernels": _kernels(),
-        "secret_memory": _native.secret_memory_kind(),
+        "secret_memory": _secret_memory(),
         "memory_lock_limit": {"soft": soft, "hard": hard},
         "platform": _platform_state(),
         "enclave": _tried(),
@@ -157,10 +173,10 @@ def _print(report: dict[str, Any]) -> None:
     else:
         output.say("protections of an enclave launched just now, each tried:")
         for name, bit in sorted(enclave["bits"].items()):
-            value, by = (bit["value"], bit["by"]) if isinstance(bit, dict) else (bit, "")
+            value, by = bit["value"], bit["by"]
             mark = output.paint("yes", "green") if value else output.paint("NO ", "red")
             level = f" ({value})" if value is not True and value else ""
-            output.say(f"  {mark} {name:<14} {by:<8} {_MEANING.get(name, '')}{level}")
+            output.say(f"  {mark} {name:<15} {by:<8} {_MEANING.get(name, '')}{level}")
     output.say()
     output.say("NOT protected at this level:")
     for line in report["not_protected"]:

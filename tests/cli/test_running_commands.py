@@ -92,7 +92,7 @@ def test_doctor_names_level_bits_and_what_is_open(script: Path) -> None:
     assert report["tee"] == "none"
     assert report["platform"] == {"level": "embedded", "ephemeral": False}
     assert report["enclave"]["level"] == "embedded"
-    assert report["enclave"]["bits"]["dumpable_off"] is True
+    assert report["enclave"]["bits"]["dumpable_off"] == {"value": True, "by": "outside"}
     assert any("root" in line for line in report["not_protected"])
     text = command("doctor")
     assert "NOT protected" in text
