@@ -8,7 +8,7 @@ ciphertext and evidence, and whatever it puts into the ring is checked inside.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import mmap
 import os
 import select
@@ -24,7 +24,6 @@ from pyenclave import _core
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import errors as _call_errors
 from pyenclave.calls import ring
-from pyenclave.calls.signature import Signature
 from pyenclave.errors import (
     EnclaveClosedError,
     EnclaveError,
@@ -35,10 +34,10 @@ from pyenclave.errors import (
     LaunchError,
     UnknownFunctionError,
 )
-from pyenclave.formats.image import MAX_IMAGE, Image
+from pyenclave.formats.image import MAX_IMAGE
 from pyenclave.formats.messages import Launched
 from pyenclave.formats.record import ProtectionRecord
-from pyenclave.host import _shared
+from pyenclave.host import _images, _shared
 from pyenclave.host.handle import EnclaveInfo, Evidence, Functions
 
 __all__ = ["DEFAULT_QUEUE", "Enclave"]
@@ -151,7 +150,7 @@ class Enclave:
                 ) from error
         if self._run.unsigned and not self._quiet:
             print(  # noqa: T201 - asked for by the contract
-                f"pyenclave: {self._run.info.name} is unsigned and runs as a debug enclave: "
+                f"pyenclave: {self._run.name} is unsigned and runs as a debug enclave: "
                 "not for real secrets",
                 file=sys.stderr,
             )
@@ -351,21 +350,6 @@ def _read(source: Any) -> bytes:
     return data
 
 
-def _sealed_copy(data: bytes) -> int:
-    """Return a memory file with *data* that nobody can change any more."""
-    fd = os.memfd_create("pyenclave-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 def _token() -> mmap.mmap:
     """Memory that a forked child sees as zero: how it knows that the ring is not its own."""
     token = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -384,15 +368,13 @@ class _Run:
         state: str | os.PathLike[str] | None,
         queue: int,
     ) -> None:
-        image = Image.parse(data)
-        self.unsigned = image.sigstruct is None
+        image = self._image = _images.prepare(data)
+        self.name = image.info.name
+        self.unsigned = not image.signed
         self._ended: Callable[[], EnclaveError] | None = None
         self._lock = threading.Lock()
-        signatures = tuple(Signature.from_wire(item) for item in image.info.functions)
-        self.names = tuple(item.name for item in signatures)
+        self.names = tuple(item.name for item in image.signatures)
         with contextlib.ExitStack() as stack:
-            image_fd = _sealed_copy(data)
-            stack.callback(os.close, image_fd)
             ring_fd = ring.create(image.info.threads)
             stack.callback(os.close, ring_fd)
             self.client: PlatformClient = _shared.acquire(state)
@@ -400,7 +382,7 @@ class _Run:
             with failed:
                 failed.callback(_shared.release, self.client)
                 launched, self.pidfd = self.client.launch(
-                    image_fd, ring_fd, debug=debug, require=require
+                    image.fd, ring_fd, debug=debug, require=require
                 )
                 failed.callback(os.close, self.pidfd)
                 failed.callback(_end, self.client, launched.enclave_id)
@@ -418,12 +400,17 @@ class _Run:
                     threading.Condition(),
                     queue,
                 )
-                self.info = _describe(image, launched, signatures)
+                self._launched = launched
                 failed.pop_all()
-        self.functions = Functions(signatures, self.lanes)
+        self.functions = Functions(image.signatures, self.lanes)
         self._finalizer = weakref.finalize(
             self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
         )
+
+    @functools.cached_property
+    def info(self) -> EnclaveInfo:
+        """What the platform says, read when somebody asks."""
+        return _describe(self._image, self._launched)
 
     def guard(self) -> None:
         """Raise if there is no worker to wait for."""
@@ -504,7 +491,7 @@ def _finish(client: PlatformClient, enclave_id: bytes, pidfd: int, pid: int) -> 
     _shared.release(client)
 
 
-def _describe(image: Image, launched: Launched, signatures: tuple[Signature, ...]) -> EnclaveInfo:
+def _describe(image: _images.Prepared, launched: Launched) -> EnclaveInfo:
     record = ProtectionRecord.from_bytes(launched.record)
     info = image.info
     return EnclaveInfo(
@@ -517,7 +504,7 @@ def _describe(image: Image, launched: Launched, signatures: tuple[Signature, ...
         product_id=info.product_id,
         security_version=info.security_version,
         threads=info.threads,
-        functions=tuple(map(str, signatures)),
+        functions=image.functions,
         level=record.level,
         protections={name: bit.value for name, bit in record.bits.items()},
         record=launched.record,
