@@ -74,8 +74,7 @@ def test_tests_that_are_named_can_be_collected() -> None:
     files = sorted({name.partition("::")[0] for name in wanted})
     done = subprocess.run(
         # -P: an installed package is not to be hidden by the checkout's sources.
-        [sys.executable, "-P", "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-        + files,
+        [sys.executable, "-P", "-m", "pytest", "-q", "--collect-only", *files],
         cwd=ROOT,
         capture_output=True,
         text=True,
