@@ -88,7 +88,7 @@ def from_frame(data: bytes) -> CallError:
     """Return the exception that an error frame of the enclave describes; untrusted input."""
     try:
         frame = _decoder.decode(data) if len(data) <= 4 * MAX_TEXT else None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         frame = None
     if frame is None:
         return CallError("the enclave answered with an error that cannot be read")

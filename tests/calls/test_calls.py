@@ -228,6 +228,7 @@ def test_SER_02_messages_beyond_the_limit_are_refused_on_both_ways(pair):
      msgspec.msgpack.encode(["call.ecall", "m", "t"]),
      msgspec.msgpack.encode(["no.such", "m", "t", "i", None]),
      msgspec.msgpack.encode(["state.poisoned", "m", "t", "i", None]),
+     b"\x95\xa1\xb9\xa0\xa0\xa0\xc0",  # a code that is not UTF-8
      msgspec.msgpack.encode([1, 2, 3, 4, 5])],
 )  # fmt: skip
 def test_an_error_frame_is_untrusted_and_gives_a_call_error_only(data):
