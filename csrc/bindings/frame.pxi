@@ -50,7 +50,7 @@ cdef int NUM_TYPES = 15
 cdef uint8_t[ALIGN] ZEROES
 memset(ZEROES, 0, ALIGN)
 
-from sys import modules as sys_modules
+import sys as _sys
 
 # NumPy, when the first array crosses: importing the core must do no work.
 cdef object np_ndarray = None
@@ -79,7 +79,7 @@ cdef int need_numpy() except -1:
 cdef bint is_masked(object value) except -1:
     # Naming numpy.ma would import it, and inside an enclave it is not on every lock list; where it
     # was never imported there is no masked array.
-    module = sys_modules.get("numpy.ma")
+    module = _sys.modules.get("numpy.ma")
     return module is not None and isinstance(value, module.MaskedArray)
 
 
@@ -349,6 +349,7 @@ cdef object get_array(Reader *r, int wanted, object owner):
 
 # ---- plans -------------------------------------------------------------------------------------
 
+@cython.final
 cdef class Missing:
     """The value of a parameter that the caller left out."""
 
@@ -356,6 +357,7 @@ cdef class Missing:
 MISSING = Missing()
 
 
+@cython.final
 cdef class Plan:
     """How the values of one signature cross: a code for each, decided once.
 

@@ -108,6 +108,7 @@ def sha256_variant() -> str:
     return pye_sha256_variant().decode()
 
 
+@cython.final
 cdef class Sha256:
     """SHA-256 over data that comes in parts."""
 
@@ -157,6 +158,7 @@ cdef class Sha256:
         return other
 
 
+@cython.final
 cdef class Sha384:
     """SHA-384 over data that comes in parts."""
 

@@ -33,6 +33,7 @@ cdef extern from "Python.h":
     void PyOS_AfterFork_Child()
 
 
+@cython.final
 cdef class SecretMemory:
     """Memory for secrets: read and written by copying, wiped when closed, absent after a fork."""
 

@@ -17,6 +17,7 @@ cdef extern from "pyenclave.h" nogil:
     pye_status pye_sgx_digest(const pye_sgx_measure *ctx, uint8_t *out)
 
 
+@cython.final
 cdef class SgxMeasurement:
     """
     The record stream behind MRENCLAVE (Intel SDM vol. 3D, ECREATE, EADD, EEXTEND).

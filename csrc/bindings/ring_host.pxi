@@ -1,5 +1,6 @@
 # The host's side of a ring: lanes shared by threads, and trusted functions as callables.
 
+@cython.final
 cdef class HostLanes:
     """
     All lanes of a ring, for callers of several threads.
@@ -297,6 +298,7 @@ cdef class HostLanes:
             PyBuffer_Release(&view)
 
 
+@cython.final
 cdef class HostCall:
     """
     A trusted function, callable from the host.

@@ -1,5 +1,6 @@
 # The worker's side of a ring: native code, the function table, and the serving loop.
 
+@cython.final
 cdef class NativeLibrary:
     """A shared object of trusted code. It stays loaded for the life of the process."""
 
@@ -20,6 +21,7 @@ cdef class NativeLibrary:
         return <size_t>dlsym(self.handle, f"pye_ecall_{name}".encode())
 
 
+@cython.final
 cdef class FunctionTable:
     """
     The functions of an enclave by index: ``(address, function, arguments, result, missing,
@@ -58,6 +60,7 @@ cdef enum:
     EVENT_REPLY = 6         # the native reply is not yet taken
 
 
+@cython.final
 cdef class WorkerLane:
     """
     One lane, seen from inside.
