@@ -51,6 +51,11 @@ def echo(data: bytes) -> bytes:
 
 
 @pyenclave.ecall
+def many(size: int) -> bytes:
+    return bytes(size)
+
+
+@pyenclave.ecall
 def total(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
     return float(values.sum())
 
@@ -98,6 +103,9 @@ product_id = 7
 security_version = {svn}
 threads = 4
 debug = true
+
+[memory]
+message = "2 MiB"
 """
 
 

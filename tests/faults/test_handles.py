@@ -126,6 +126,22 @@ def test_wrong_calls_are_typed_errors_and_the_enclave_lives(
         assert enclave.call("double", 21) == 42
 
 
+def test_messages_beyond_the_limit_are_refused_in_both_directions(
+    platform: PlatformClient, images: Any
+) -> None:
+    """The image says 2 MiB; nobody allocates more because the other side asked for it."""
+    limit = 2 << 20
+    with Enclave(images.signed, quiet=True) as enclave:
+        for size in (limit + 1, 4 * limit):
+            in_time(lambda size=size: enclave.call("echo", bytes(size)), ArgumentError)  # type: ignore[misc]
+            in_time(lambda size=size: enclave.call("many", size), (ArgumentError, EcallError))  # type: ignore[misc]
+            in_time(lambda size=size: enclave.call("total", np.zeros(size // 8 + 1)), ArgumentError)  # type: ignore[misc]
+        for size in (0, 1, limit - 4096):
+            assert enclave.call("echo", bytes(size)) == bytes(size)
+            assert enclave.call("many", size) == bytes(size)
+        assert enclave.call("double", 21) == 42
+
+
 # ---- stopped and slow workers ------------------------------------------------------------------
 
 

@@ -262,6 +262,7 @@ def launch_and_kill(
         assert isinstance(launched[0], LaunchError | EnclaveLostError), repr(launched[0])
 
 
+@pytest.mark.slow
 def test_a_zygote_killed_at_any_moment_is_replaced(
     state: Path,
     images: Any,
@@ -291,6 +292,7 @@ def test_a_zygote_killed_at_any_moment_is_replaced(
     in_lanes(host, rng, state, lane)
 
 
+@pytest.mark.slow
 def test_a_platform_killed_at_any_moment_is_replaced(
     state: Path,
     images: Any,
@@ -310,7 +312,7 @@ def test_a_platform_killed_at_any_moment_is_replaced(
         with steady(helpers):
             for moment in range(count):
                 loaded = moment % 2 == 0
-                delay = rng.uniform(0, 0.05 if loaded else 1.0)
+                delay = rng.uniform(0, 0.05 if loaded else 0.8)
                 launch_and_kill(images.signed, find, delay, loaded=loaded)
                 helpers.until(lambda: not helpers.descendants(os.getpid()), 2, "all of it ends")
                 say(moment)

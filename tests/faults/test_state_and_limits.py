@@ -115,39 +115,38 @@ def damage_root(state: Path, data: bytes, mode: int = 0o600) -> None:
     (state / "root").chmod(mode)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda s, d: damage_root(s, b""),
-        lambda s, d: damage_root(s, d[:-1]),
-        lambda s, d: damage_root(s, d[:20] + bytes([d[20] ^ 1]) + d[21:]),
-        lambda s, d: damage_root(s, d + b"\0"),
-        lambda s, d: damage_root(s, d, 0o644),
-        lambda s, d: ((s / "root").unlink(), (s / "root").mkdir()),
-        lambda s, d: ((s / "root").unlink(), (s / "root").symlink_to(s / "elsewhere")),
-        lambda s, d: ((s / "root").unlink(), os.mkfifo(s / "root", 0o600)),
-        lambda s, d: s.chmod(0o777),
-    ],
-    ids=["empty", "short", "flipped", "long", "readable", "directory", "link", "fifo", "open"],
-)
-def test_a_damaged_state_is_named_and_never_replaced(
-    state: Path, family: Any, damage: Callable[[Path, bytes], Any]
-) -> None:
-    PlatformClient.connect().close()
+DAMAGES: dict[str, Callable[[Path, bytes], Any]] = {
+    "empty": lambda s, d: damage_root(s, b""),
+    "short": lambda s, d: damage_root(s, d[:-1]),
+    "flipped": lambda s, d: damage_root(s, d[:20] + bytes([d[20] ^ 1]) + d[21:]),
+    "long": lambda s, d: damage_root(s, d + b"\0"),
+    "readable": lambda s, d: damage_root(s, d, 0o644),
+    "directory": lambda s, d: ((s / "root").unlink(), (s / "root").mkdir()),
+    "link": lambda s, d: ((s / "root").unlink(), (s / "root").symlink_to(s / "elsewhere")),
+    "fifo": lambda s, d: ((s / "root").unlink(), os.mkfifo(s / "root", 0o600)),
+    "open": lambda s, d: s.chmod(0o777),
+}
+
+
+def test_a_damaged_state_is_named_and_never_replaced(state: Path, family: Any) -> None:
+    with PlatformClient.connect() as platform:
+        before = platform.root()
     family.check_gone()
     whole = (state / "root").read_bytes()
-    damage(state, whole)
-    error = in_time(lambda: PlatformClient.connect().close(), 3.0)
-    assert isinstance(error, PlatformUnavailableError)
-    assert str(state) in str(error)
-    state.chmod(0o700)
-    if (state / "root").is_dir():
-        (state / "root").rmdir()
-    else:
-        (state / "root").unlink()
-    damage_root(state, whole)
+    for name, damage in DAMAGES.items():
+        damage(state, whole)
+        error = in_time(lambda: PlatformClient.connect().close(), 3.0)
+        assert isinstance(error, PlatformUnavailableError), name
+        assert str(state) in str(error), name
+        state.chmod(0o700)
+        if (state / "root").is_dir():
+            (state / "root").rmdir()
+        else:
+            (state / "root").unlink()
+        damage_root(state, whole)
     with PlatformClient.connect() as platform:
         assert not platform.hello.ephemeral
+        assert platform.root() == before
 
 
 def test_damaged_counters_are_refused_and_calls_go_on(
