@@ -23,7 +23,9 @@
  * buffers are aligned to 64 bytes and belong to the call only. Functions run on the enclave's
  * threads, several at once if the image has several, and without Python's lock.
  *
- * Any status but PYE_ECALL_OK becomes an EcallError on the host: nothing of `out` is sent then.
+ * Statuses 1 and 2 become an ArgumentError on the host, any other but PYE_ECALL_OK an EcallError;
+ * nothing of `out` is sent then, and `out` is wiped. Bytes that a function writes beyond the length
+ * that it answers stay in the buffer of its thread: write no more than you answer.
  */
 #ifndef PYENCLAVE_TRUSTED_H
 #define PYENCLAVE_TRUSTED_H
