@@ -34,6 +34,7 @@ cdef enum:
     MAX_OPTIONAL = 32
     MAX_NDIM = 32
     MAX_DEPTH = 32
+    BOOLS = 1               # code of |b1
     SMALL = 512
     ALIGN = 64
 
@@ -310,6 +311,15 @@ cdef object get_int(Reader *r):
     return PyLong_FromUnsignedLongLong(big)
 
 
+cdef bint only_bools(const uint8_t *data, size_t length) noexcept nogil:
+    """Whether each byte is 0 or 1."""
+    cdef uint8_t found = 0
+    cdef size_t i
+    for i in range(length):
+        found |= data[i]
+    return found <= 1
+
+
 cdef object get_array(Reader *r, int wanted, object owner):
     cdef const uint8_t *at = take(r, 2)
     cdef int code = at[0]
@@ -342,6 +352,9 @@ cdef object get_array(Reader *r, int wanted, object owner):
     r.tail += (ALIGN - r.tail % ALIGN) % ALIGN
     if r.tail > r.total or count > r.total - r.tail:
         raise bad_frame("an array goes beyond it")
+    # SER-04: compiled code counts, masks and indexes by such bytes; of others it makes nonsense.
+    if code == BOOLS and not only_bools(r.data + r.tail, <size_t>count):
+        raise bad_frame("a bool is neither 0 nor 1")
     array = np_ndarray(tuple(shape), dtype_of_code[code], owner, r.tail)
     r.tail += <size_t>count
     return array

@@ -51,6 +51,20 @@ def test_SER_04_a_value_of_another_type_is_refused_by_name(code, value):
         plan(code).encode((value,))
 
 
+@pytest.mark.parametrize("byte", [2, 0x80, 0xFF])
+@pytest.mark.parametrize("place", [0, 6, 63, 64, 99])
+def test_SER_04_an_array_of_bools_has_only_zeroes_and_ones(byte, place):
+    """What compiled code masks and indexes by must be what NumPy itself would have made."""
+    one = plan("A")
+    frame = bytearray(one.encode((np.zeros(100, "?"),)))
+    assert not one.decode(frame)[0].any()
+    frame[len(frame) - 100 + place] = byte
+    with pytest.raises(ArgumentError, match="neither 0 nor 1"):
+        one.decode(frame)
+    frame[len(frame) - 100 + place] = 1
+    assert np.flatnonzero(one.decode(frame)[0]).tolist() == [place]
+
+
 def test_an_array_of_another_element_type_is_refused_with_advice():
     wanted = _core.ARRAY_TYPES.index("<f8")
     with pytest.raises(ArgumentError, match="astype"):
