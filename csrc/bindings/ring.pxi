@@ -4,6 +4,10 @@
 cdef extern from "<sched.h>" nogil:
     int sched_getcpu()
 
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void *address, size_t length, int advice)
+    int MADV_DONTNEED
+
 cdef extern from "<dlfcn.h>" nogil:
     void *dlopen(const char *path, int flags)
     void *dlsym(void *handle, const char *name)

@@ -182,7 +182,21 @@ cdef class WorkerLane:
         self.out_used = out_len
         self.reply.data = self.out_data
         self.reply.len = out_len
-        return self.native_status == PYE_OK
+        if self.native_status != PYE_OK:
+            self.forget_all()
+            return False
+        return True
+
+    cdef void forget_all(self) noexcept nogil:
+        """Zero what a refusing function may have left anywhere in its buffer (BND-07)."""
+        cdef size_t skip = (PAGE - <size_t>self.out_data % PAGE) % PAGE
+        cdef size_t whole = (self.out_size - skip) // PAGE * PAGE
+        # Pages given back are zero when touched again, at a cost for those that were touched only.
+        if madvise(self.out_data + skip, whole, MADV_DONTNEED) != 0:
+            whole = 0
+        memset(self.out_data, 0, skip)
+        memset(self.out_data + skip + whole, 0, self.out_size - skip - whole)
+        self.out_used = 0
 
     cdef void forget(self) noexcept nogil:
         """Zero the last native answer, so that no later one can contain it (BND-07)."""

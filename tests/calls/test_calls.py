@@ -507,6 +507,15 @@ def test_BND_07_a_native_function_that_lies_gives_out_nothing_old(pair, library)
     assert one.alive
 
 
+@pytest.mark.parametrize("limit", [None, 1 << 22])
+def test_BND_07_what_a_refusing_native_function_wrote_is_in_no_later_answer(pair, library, limit):
+    one = pair(library=library, native=NATIVE, **({"limit": limit} if limit else {}))
+    for data in (b"x", b""):
+        with pytest.raises((EcallError, ArgumentError)):
+            one.refuses(data)  # it filled its buffer with 0x53 first
+        assert one.lies(b"") == b"12345678" + bytes(56)
+
+
 # ---- giving up -------------------------------------------------------------------------------
 
 
