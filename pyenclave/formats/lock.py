@@ -227,12 +227,38 @@ def _check_module(module: LockedModule) -> None:
         if module.path or module.sha256:
             raise ImageError(f"lock list: namespace package {module.name} has a file")
     else:
-        check_name(module.path)
+        _check_place(module)
         _check_hash(module.path, module.sha256)
     if module.needs and module.kind != "extension":
         raise ImageError(f"lock list: {module.name} needs libraries but is no extension")
     for need in module.needs:
         _check_soname(need)
+
+
+def _check_place(module: LockedModule) -> None:
+    """
+    Refuse a module that is not where an import of its name finds it.
+
+    A lock comes with its image, and a zygote runs modules before anything is closed. Without this
+    a hostile image could name any file of the machine as the code that starts a zygote.
+    """
+    root, path = check_name(module.path)
+    folder, _, file = path.rpartition("/")
+    stem = file.partition(".")[0]
+    full = module.name.replace(".", "/")
+    parent, _, last = full.rpartition("/")
+    found, wanted = (folder, stem), (parent, last)
+    if module.kind == "package":
+        wanted = (full, "__init__")
+    fits = root in ("site", "stdlib") and stem == wanted[1]
+    if module.name.partition(".")[0] == "pyenclave":
+        fits = root == "site" and found == wanted
+    if not fits:
+        raise ImageError(
+            f"lock list: the file of module {module.name} is not where Python imports it from",
+            expected=f"a file of site or stdlib named for {module.name}",
+            found=repr(module.path),
+        )
 
 
 def _check_order(what: str, keys: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def lock_of(**changes: object) -> Lock:
 
 
 def module(**changes: object) -> LockedModule:
-    values = {"name": "a", "kind": "module", "path": "site:a.py", "sha256": HASH}
+    name = str(changes.get("name", "a"))
+    path = f"site:{name.replace('.', '/')}.py"
+    values = {"name": name, "kind": "module", "path": path, "sha256": HASH}
     return LockedModule(**{**values, **changes})
 
 
@@ -85,6 +88,28 @@ def test_wrong_locks_are_refused(changes: dict[str, object]) -> None:
         lock_of(**changes).check()
     with pytest.raises(ImageError):
         Lock.from_bytes(msgspec.json.encode(lock_of(**changes), order="sorted"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "path"),
+    [
+        ("pyenclave._worker.boot", "module", "abs:/tmp/pyenclave/_worker/boot.py"),
+        ("pyenclave._worker.boot", "module", "site:other/_worker/boot.py"),
+        ("pyenclave._worker.boot", "module", "site:pyenclave/_worker/entry.py"),
+        ("pyenclave._worker.boot", "module", "stdlib:pyenclave/_worker/boot.py"),
+        ("pyenclave._worker", "package", "site:pyenclave/_worker.py"),
+        ("pyenclave", "package", "site:other/__init__.py"),
+        ("fcntl", "extension", "abs:/tmp/fcntl.so"),
+        ("fcntl", "extension", "stdlib:lib-dynload/other.so"),
+        ("json", "package", "stdlib:json/decoder.py"),
+        ("json", "module", "base:json.py"),
+    ],
+)
+def test_a_module_whose_file_has_another_place_is_refused(name: str, kind: str, path: str) -> None:
+    """A lock comes with an image, and zygotes run modules before anything is closed."""
+    lock = lock_of(modules=(module(name=name, kind=kind, path=path),), preload=())
+    with pytest.raises(ImageError, match=re.escape(f"the file of module {name} is not where")):
+        lock.check()
 
 
 def test_too_many_entries_and_too_long_lists_are_refused() -> None:
