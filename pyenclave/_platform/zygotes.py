@@ -9,6 +9,7 @@ that started a process, not the process.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import queue
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from pyenclave._platform.runtime import verify_runtime
 from pyenclave.calls.channel import close_all
-from pyenclave.errors import EnclaveError, LaunchError, RuntimeLockError, by_code
+from pyenclave.errors import BusyError, EnclaveError, LaunchError, RuntimeLockError, by_code
 from pyenclave.formats.lock import START_ENVIRONMENT, START_FLAGS, Roots
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _START_SECONDS = 60.0
 _SPAWN_SECONDS = 10.0
 _SLICE = 0.1
 _MAX_PACKET = 64 * 1024
+MAX_ZYGOTES = 16  # at a time; each lock list of an image is one, in debug and in production
 _FILES = 4096  # descriptors that a zygote may number; one for each shared object
 
 
@@ -80,6 +82,7 @@ class Zygote:
         self._process = process
         self._lock = threading.Lock()
         self._ended = False
+        self._workers: list[int] = []  # pidfds of our own, of workers that may have ended
         self.debug = debug
         self.pid = process.pid
         self.pidfd = os.pidfd_open(process.pid)
@@ -89,6 +92,21 @@ class Zygote:
     def alive(self) -> bool:
         """Whether the process runs."""
         return not self._ended and not _readable(self.pidfd, 0)
+
+    def idle(self) -> bool:
+        """Whether none of its workers lives. No worker is spawned while this is asked."""
+        if not self._lock.acquire(blocking=False):
+            return False  # a worker is just being spawned
+        try:
+            self._prune()
+            return not self._workers
+        finally:
+            self._lock.release()
+
+    def _prune(self) -> None:
+        ended = [pidfd for pidfd in self._workers if _readable(pidfd, 0)]
+        self._workers = [pidfd for pidfd in self._workers if pidfd not in ended]
+        close_all(ended)
 
     def spawn(self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool) -> Spawned:
         """
@@ -119,6 +137,12 @@ class Zygote:
             except OSError as error:
                 raise LaunchError(f"the zygote is gone: {error.strerror}") from None
             data, fds = self._receive(_SPAWN_SECONDS)
+            self._prune()
+            try:
+                self._workers += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) for fd in fds[:1]]
+            except OSError as error:
+                close_all(fds)
+                raise LaunchError(f"cannot keep a worker: {error.strerror}") from None
         if data[:1] == b"P" and len(data) >= 5 and len(fds) == 1:
             names = data[5:].decode("ascii", "replace")
             return Spawned(
@@ -167,6 +191,8 @@ class Zygote:
         self._process.wait()
         self._sock.close()
         os.close(self.pidfd)
+        close_all(self._workers)
+        self._workers = []
 
 
 class Zygotes:
@@ -205,6 +231,7 @@ class Zygotes:
             ImageError: The bytes are not a lock.
             RuntimeLockError: The runtime differs from the lock; ``files`` names each file.
             LaunchError: The process could not be started.
+            BusyError: There are MAX_ZYGOTES, and each has workers.
 
         """
         key = (hashlib.sha256(lock_bytes).digest(), debug)
@@ -219,9 +246,29 @@ class Zygotes:
                         future.result().close()
                     future = None
             if future is None:
+                self._running.pop(key, None)
+                self._make_room()
                 future = self._running[key] = Future()
                 self._work.put(lambda: self._start(key, lock_bytes))
         return future.result()
+
+    def _make_room(self) -> None:
+        """End the oldest zygote without workers if there are as many as there may be."""
+        for key, future in list(self._running.items()):
+            if future.done() and future.exception() is not None:
+                del self._running[key]
+        if len(self._running) < MAX_ZYGOTES:
+            return
+        for key, future in list(self._running.items()):
+            if future.done() and future.result().idle():
+                del self._running[key]
+                future.result().close()
+                return
+        raise BusyError(
+            "too many runtimes are in use",
+            expected=f"enclaves of at most {MAX_ZYGOTES} different lock lists at a time",
+            advice="Close enclaves that are not needed, or build their images together.",
+        )
 
     def close(self) -> None:
         """End every zygote, and with it every worker. May be called twice."""

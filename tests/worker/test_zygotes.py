@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -17,8 +18,15 @@ from pathlib import Path
 
 import pytest
 
+from pyenclave._platform import zygotes as zygotes_module
 from pyenclave._platform.zygotes import Zygotes
-from pyenclave.errors import ImageError, LaunchError, RuntimeLockError
+from pyenclave.errors import (
+    BusyError,
+    EnclaveError,
+    ImageError,
+    LaunchError,
+    RuntimeLockError,
+)
 from pyenclave.formats import messages
 from pyenclave.formats.lock import Lock, Roots
 
@@ -94,6 +102,54 @@ def test_a_changed_file_is_refused_by_name(base, tmp_path, what: str, suffix: st
     assert str(target) in line
     assert re.search("expected [0-9a-f]{64}, found [0-9a-f]{64}", line)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["pyenclave._worker.boot", "pyenclave._worker.importer", "numpy"])
+def test_an_image_cannot_bring_the_code_that_starts_its_zygote(
+    launching, base, tmp_path, name: str
+) -> None:
+    """A hostile image's lock names a file of its own, hash and all, for one of our modules."""
+    mark = tmp_path / "executed"
+    stem = "__init__" if name == "numpy" else name.rpartition(".")[2]
+    evil = tmp_path / f"{stem}.py"
+    evil.write_text(f"open({str(mark)!r}, 'w')\n", encoding="utf-8")
+    digest = hashlib.sha256(evil.read_bytes()).hexdigest()
+    modules = tuple(
+        launching.replace(m, path=f"abs:{evil}", sha256=digest) if m.name == name else m
+        for m in base.modules
+    )
+    lock = launching.replace(base, modules=modules).to_bytes()
+    with own() as zygotes, pytest.raises(ImageError, match="not where Python imports it"):
+        zygotes.get(lock, debug=True)
+    assert not mark.exists()
+
+
+def test_zygotes_are_limited_and_the_idle_ones_make_room(
+    launching, base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image may bring a lock of its own; they must not fill the machine with processes."""
+    monkeypatch.setattr(zygotes_module, "MAX_ZYGOTES", 2)
+    code = "@pyenclave.ecall\ndef answer() -> str:\n    return ''\n"
+    fewer = launching.replace(base, modules=base.modules[:-1], preload=())
+    locks = [base, launching.replace(base, preload=base.preload[:-1])]
+    with own() as zygotes:
+        first = zygotes.get(locks[0].to_bytes(), debug=True)
+        with launching.Launched(zygotes, launching.make(locks[0], code)) as worker:
+            worker.run()
+            second = zygotes.get(locks[1].to_bytes(), debug=True)
+            # The second has no worker and goes; the first has one and stays.
+            third = zygotes.get(locks[0].to_bytes(), debug=False)
+            assert (first.alive, second.alive, third.alive) == (True, False, True)
+            with launching.Launched(zygotes, launching.make(locks[0], code), debug=False) as other:
+                other.run()
+                with pytest.raises(BusyError, match="too many runtimes"):
+                    zygotes.get(locks[1].to_bytes(), debug=True)
+        assert zygotes.get(locks[1].to_bytes(), debug=True).alive
+        # One that cannot start leaves nothing behind.
+        for _ in range(4):
+            with pytest.raises(EnclaveError):
+                zygotes.get(fewer.to_bytes(), debug=True)
+        assert len(zygotes._running) <= 2
 
 
 def test_every_changed_file_is_named_at_once(base, tmp_path) -> None:
@@ -378,6 +434,7 @@ sys.path[:0] = {path!r}
 spec = importlib.util.spec_from_file_location("launching", {helper!r})
 launching = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(launching)
+from pyenclave._platform import zygotes as zygotes_module
 from pyenclave._platform.zygotes import Zygotes
 from pyenclave.formats.lock import Lock, Roots
 lock = Lock.from_bytes(Path({lock!r}).read_bytes())
