@@ -34,6 +34,7 @@ from pyenclave._platform.service import Enclave, Services
 from pyenclave._platform.state import State
 from pyenclave._platform.wire import failure_of
 from pyenclave.calls.channel import Channel, close_all
+from pyenclave.calls.errors import cut
 from pyenclave.errors import (
     ArgumentError,
     BusyError,
@@ -50,6 +51,7 @@ __all__ = ["Server", "main", "make_zygotes"]
 MAX_HOSTS: Final = 64
 MAX_ENCLAVES: Final = 256
 MAX_ENDED: Final = 256  # per host: enclaves whose end is remembered
+_MAX_NAME: Final = 64  # bytes of an enclave's name in a listing
 _IDLE_GRACE: Final = 0.4  # seconds without a host until the platform ends
 _HELLO_TIMEOUT: Final = 5.0
 _SEND_TIMEOUT: Final = 5.0
@@ -292,6 +294,8 @@ class Server:
                 with self._mutex:
                     running = list(self._enclaves.values())
                 rows = [enclave.info for enclave in running if enclave.why.state == "running"]
+                # MAX_ENCLAVES rows must fit one message whatever images call themselves.
+                rows = [msgspec.structs.replace(row, name=cut(row.name, _MAX_NAME)) for row in rows]
                 return messages.Listing(enclaves=tuple(rows))
             case messages.Kill(enclave_id=enclave_id):
                 with self._mutex:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pyenclave import errors
+from pyenclave.calls.errors import cut
 from pyenclave.formats import messages
 
 __all__ = ["failure_of", "raise_failure"]
 
-_MAX_TEXT = 4000  # characters; the message as a whole stays far below its limit
+# Bytes, not characters: names in an image's lock are of its maker's choice, and an answer that
+# cannot be sent would cost the host its connection and every enclave on it.
+_MAX_TEXT = 4000
+_MAX_LINE = 400
 _MAX_LINES = 100
 
 
@@ -18,8 +22,8 @@ def failure_of(error: BaseException) -> messages.Failure:
         text = errors.EnclaveError.__str__(error)
         return messages.Failure(
             code=error.code,
-            message=text[:_MAX_TEXT],
-            files=tuple(line[:400] for line in files[:_MAX_LINES]),
+            message=cut(text, _MAX_TEXT),
+            files=tuple(cut(line, _MAX_LINE) for line in files[:_MAX_LINES]),
         )
     return messages.Failure(
         code="launch", message=f"the platform failed inside: {type(error).__name__}"

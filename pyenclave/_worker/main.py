@@ -27,6 +27,7 @@ from pyenclave._worker.entry import EntryLoader, load_entry, set_blas_threads
 from pyenclave._worker.mappings import check_mappings, foreign_mappings
 from pyenclave._worker.reseed import reseed
 from pyenclave.calls.channel import Channel
+from pyenclave.calls.errors import cut
 from pyenclave.errors import (
     EnclaveError,
     EnclaveLostError,
@@ -46,7 +47,7 @@ __all__ = ["run"]
 
 _LAUNCH_FDS = 3
 _IDENTITY_SECONDS = 30.0
-_TEXT = 8 * 1024  # longest message that is told to the platform
+_TEXT = 8 * 1024  # bytes of the longest message that is told to the platform
 
 
 def stand_by(sock_fd: int, *, locked: Locked, rehearsal: bytes) -> NoReturn:
@@ -239,7 +240,7 @@ class Worker:
         with contextlib.suppress(Exception):
             _runtime.stop()
         with contextlib.suppress(BaseException):
-            self.channel.send(messages.Poisoned(reason=str(error)[:_TEXT]))
+            self.channel.send(messages.Poisoned(reason=cut(str(error), _TEXT)))
         os._exit(3)
 
     def failed(self, error: BaseException) -> NoReturn:
@@ -267,14 +268,14 @@ def _ending(error: BaseException, *, debug: bool, running: bool) -> messages.End
     other exception crosses in debug only.
     """
     if isinstance(error, EnclaveError):
-        files = tuple(line[:512] for line in getattr(error, "files", ())[:64])
+        files = tuple(cut(line, 512) for line in getattr(error, "files", ())[:64])
         code, text = error.code, EnclaveError.__str__(error)
     elif isinstance(error, ModuleNotFoundError):
-        files = (str(getattr(error, "module", "") or error.name)[:512],)
+        files = (cut(str(getattr(error, "module", "") or error.name), 512),)
         code, text = RuntimeLockError.code, str(error)
     else:
         files = ()
         code = "launch"
         text = type(error).__name__
         text = f"the entry could not be loaded: {text}: {error}" if debug or not running else text
-    return messages.Ending(code=code, message=text[:_TEXT], files=files)
+    return messages.Ending(code=code, message=cut(text, _TEXT), files=files)

@@ -13,7 +13,7 @@ import msgspec
 from pyenclave import errors
 from pyenclave.errors import ArgumentError, CallError, EcallError, UnknownFunctionError
 
-__all__ = ["MAX_TEXT", "ErrorFrame", "from_frame", "to_frame"]
+__all__ = ["MAX_TEXT", "ErrorFrame", "cut", "from_frame", "to_frame"]
 
 MAX_TEXT = 4096
 
@@ -37,7 +37,8 @@ class ErrorFrame(
 _decoder = msgspec.msgpack.Decoder(ErrorFrame, strict=True)
 
 
-def _cut(text: str, most: int = MAX_TEXT) -> str:
+def cut(text: str, most: int = MAX_TEXT) -> str:
+    """Return *text* in at most *most* bytes of UTF-8, lone surrogates replaced."""
     return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
@@ -54,7 +55,7 @@ def to_frame(error: BaseException, *, called: bool, show: bool, correlation: str
     """
     kind = type(error)
     if isinstance(error, EcallError) and not called:  # a native function's status
-        frame = ErrorFrame(code=EcallError.code, message="", type=_cut(error.type), id=correlation)
+        frame = ErrorFrame(code=EcallError.code, message="", type=cut(error.type), id=correlation)
         return msgspec.msgpack.encode(frame)
     if isinstance(error, CallError) and not called:
         details = [error.message]
@@ -64,8 +65,8 @@ def to_frame(error: BaseException, *, called: bool, show: bool, correlation: str
             details.append(f"found {error.found}")
         frame = ErrorFrame(
             code=error.code if error.code in _CODES else CallError.code,
-            message=_cut("; ".join(details)),
-            advice=None if error.advice is None else _cut(error.advice),
+            message=cut("; ".join(details)),
+            advice=None if error.advice is None else cut(error.advice),
         )
         return msgspec.msgpack.encode(frame)
     public = getattr(kind, "public", False) is True
@@ -77,8 +78,8 @@ def to_frame(error: BaseException, *, called: bool, show: bool, correlation: str
             text = ""
     frame = ErrorFrame(
         code=EcallError.code,
-        message=_cut(text),
-        type=_cut(kind.__name__, 128),
+        message=cut(text),
+        type=cut(kind.__name__, 128),
         id=correlation,
     )
     return msgspec.msgpack.encode(frame)
