@@ -231,10 +231,11 @@ class Server:
     def _forget(self, host: _Host) -> None:
         for enclave_id in list(host.enclaves):
             self._end(host, enclave_id, "its host is gone")
-        host.channel.close()
+        # Off the list first: the main thread looks at the channels of those that are on it.
         with self._mutex:
             self._hosts.discard(host)
             self._idle_since = time.monotonic()
+        host.channel.close()
         self._wake()
 
     # ---- requests ---------------------------------------------------------------------------
