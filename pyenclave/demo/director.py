@@ -152,11 +152,14 @@ def run(*, rows: int = 0, say: Say, progress: Say) -> dict[str, Any]:
     started = time.monotonic()
     if os.geteuid() == 0:
         drop_capabilities()
-        say("started as root: owner, host and attackers run with all capabilities dropped")
+        say("started as root: every process keeps uid 0 and has dropped all capabilities")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyenclave-demo-")))
-        os.environ["PYENCLAVE_STATE"] = str(folder / "state")
-        stack.callback(os.environ.pop, "PYENCLAVE_STATE", None)
+        # State and temporary files of all programs lie where the scanner looks.
+        (folder / "tmp").mkdir()
+        for name, value in (("PYENCLAVE_STATE", folder / "state"), ("TMPDIR", folder / "tmp")):
+            stack.callback(_restore, name, os.environ.get(name))
+            os.environ[name] = str(value)
         progress("building and signing the image")
         common = _prepare(folder)
         say(f"image      {Path(common['image']).stat().st_size:,} bytes, signed by the owner")
@@ -273,6 +276,13 @@ def _main_job(
             for attack in attacks
         ],
     }
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _step(line: Peer, name: str) -> tuple[dict[str, Any], bytes]:
