@@ -24,10 +24,12 @@ from typing import Any
 
 import pytest
 
+import pyenclave
 from pyenclave._platform.client import PlatformClient
 from pyenclave.image import build, keys, sign
 
-ROOT = Path(__file__).resolve().parents[2]
+# The folder of the package under test: the installed one, or the checkout's.
+ROOT = Path(pyenclave.__file__).resolve().parent.parent
 _PR_SET_CHILD_SUBREAPER = 36
 
 ENTRY = """

@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from pyenclave.cli import main
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     *("doctor", "keygen", "build", "sign", "inspect", "diff", "run", "evidence", "verify"),
     *("seal", "unseal", "info", "bench", "demo", "ps", "kill"),
@@ -197,7 +196,7 @@ def test_bad_input_is_one_json_object_and_no_traceback(
 def run(arguments: list[str], state: Path, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "pyenclave", *arguments],
-        env={**os.environ, "PYENCLAVE_STATE": str(state), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYENCLAVE_STATE": str(state)},
         stderr=subprocess.PIPE,
         **options,
     )
