@@ -24,6 +24,7 @@ from typing import Final, Literal, Protocol, TypeVar, cast
 import msgspec
 
 from pyenclave import _native
+from pyenclave._platform.held import HeldImages
 from pyenclave._platform.keys import attributes, cpu_svn
 from pyenclave._platform.policy import LaunchPolicy, load_policy
 from pyenclave._platform.probe import (
@@ -84,8 +85,10 @@ class WorkerFactory(Protocol):
     def alive(self) -> bool:
         """Whether its process runs."""
 
-    def spawn(self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool) -> SpawnedWorker:
-        """Fork a worker; the descriptors stay the caller's."""
+    def spawn(
+        self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool, image: bytes = b""
+    ) -> SpawnedWorker:
+        """Start a worker; the descriptors stay the caller's. *image* is the image's SHA-256."""
 
 
 class ZygoteFactory(Protocol):
@@ -133,6 +136,7 @@ class Launcher:
         *,
         host_pid: int,
         wanted: Callable[[], bool],
+        held: HeldImages,
     ) -> Enclave:
         """
         Start one enclave.
@@ -143,6 +147,7 @@ class Launcher:
             ring_fd: The ring; stays the caller's.
             host_pid: For listings.
             wanted: Whether the host is still there; asked while a worker is waited for.
+            held: The images that this host launched last.
 
         Raises:
             ArgumentError: A descriptor is not what it must be.
@@ -152,7 +157,7 @@ class Launcher:
         """
         size = check_memfd(image_fd, "image", seals=_native.SEALED, limit=MAX_IMAGE)
         check_memfd(ring_fd, "ring", seals=_native.RING_SEALS, limit=_MAX_RING)
-        judged = self._judge_image(image_fd, size)
+        judged, digest = self._judge_image(image_fd, size, held)
         policy = load_policy(self._state)
         debug = _choose_debug(request, judged)
         identity = judged.identity
@@ -166,12 +171,13 @@ class Launcher:
         try:
             with worker_end:
                 spawned = self._spawn(
-                    judged.lock_bytes, image_fd, ring_fd, worker_end.fileno(), debug=debug
+                    judged.lock_bytes, image_fd, digest, ring_fd, worker_end.fileno(), debug=debug
                 )
             try:
                 facts = self._introduce(
                     judged, policy, request, platform_end, spawned, debug=debug, wanted=wanted
                 )
+                held.add(image_fd, digest, size)
                 return Enclave(facts, pidfd=spawned.pidfd, channel=platform_end, host_pid=host_pid)
             except BaseException:
                 kill_and_wait(spawned.pidfd)
@@ -181,9 +187,14 @@ class Launcher:
             platform_end.close()
             raise
 
-    def _judge_image(self, image_fd: int, size: int) -> _Judged:
+    def _judge_image(self, image_fd: int, size: int, held: HeldImages) -> tuple[_Judged, bytes]:
         # Write-sealed: the bytes hashed here are the bytes that the worker maps. So an image seen
-        # before needs one hash and no second look.
+        # before needs one hash and no second look, and the very same memory file not even that.
+        digest = held.find(image_fd)
+        with self._mutex:
+            judged = self._images.get(digest)
+        if judged is not None:
+            return judged, digest
         mapped = mmap.mmap(image_fd, size, prot=mmap.PROT_READ)
         try:
             digest = hashlib.sha256(mapped).digest()
@@ -201,16 +212,27 @@ class Launcher:
             # Views that an error's traceback holds keep the mapping until that is gone.
             with contextlib.suppress(BufferError):
                 mapped.close()
-        return judged
+        return judged, digest
 
     def _spawn(
-        self, lock_bytes: bytes, image_fd: int, ring_fd: int, channel_fd: int, *, debug: bool
+        self,
+        lock_bytes: bytes,
+        image_fd: int,
+        digest: bytes,
+        ring_fd: int,
+        channel_fd: int,
+        *,
+        debug: bool,
     ) -> SpawnedWorker:
         for last in (False, True):
             zygote = self._zygotes.get(lock_bytes, debug=debug)
             try:
                 return zygote.spawn(
-                    image_fd=image_fd, ring_fd=ring_fd, channel_fd=channel_fd, debug=debug
+                    image_fd=image_fd,
+                    ring_fd=ring_fd,
+                    channel_fd=channel_fd,
+                    debug=debug,
+                    image=digest,
                 )
             except LaunchError:
                 # If it died between get and spawn, the next get starts a new one.

@@ -28,6 +28,7 @@ from pyenclave._platform.client import Start
 from pyenclave._platform.counters import CounterStore, MemoryFiles
 from pyenclave._platform.endpoint import Endpoint, peer_pid, peer_uid
 from pyenclave._platform.hardening import harden_platform
+from pyenclave._platform.held import HeldImages
 from pyenclave._platform.launch import Launcher, ZygoteFactory
 from pyenclave._platform.root import PlatformRoot
 from pyenclave._platform.service import Enclave, Services
@@ -84,6 +85,7 @@ class _Host:
         self.refused = False  # it came when there were enough
         self.enclaves: dict[bytes, Enclave] = {}
         self.ended: OrderedDict[bytes, messages.WhyReply] = OrderedDict()
+        self.held = HeldImages()
 
     def is_there(self) -> bool:
         """Whether the other end of the channel is still open; what it sent stays unread."""
@@ -236,6 +238,7 @@ class Server:
             self._hosts.discard(host)
             self._idle_since = time.monotonic()
         host.channel.close()
+        host.held.close()
         self._wake()
 
     # ---- requests ---------------------------------------------------------------------------
@@ -324,7 +327,12 @@ class Server:
         self._wake()
         try:
             enclave = self._launcher.launch(
-                request, fds[0], fds[1], host_pid=host.pid, wanted=host.is_there
+                request,
+                fds[0],
+                fds[1],
+                host_pid=host.pid,
+                wanted=host.is_there,
+                held=host.held,
             )
             with self._mutex:
                 self._enclaves[enclave.facts.enclave_id] = enclave

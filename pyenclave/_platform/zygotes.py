@@ -14,7 +14,6 @@ import hashlib
 import os
 import queue
 import resource
-import select
 import socket
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyenclave._platform.runtime import verify_runtime
+from pyenclave._platform.spares import Spare, Spares, readable
 from pyenclave.calls.channel import close_all
 from pyenclave.errors import BusyError, EnclaveError, LaunchError, RuntimeLockError, by_code
 from pyenclave.formats.lock import START_ENVIRONMENT, START_FLAGS, Roots
@@ -82,7 +82,10 @@ class Zygote:
         self._process = process
         self._lock = threading.Lock()
         self._ended = False
+        self._mutex = threading.Lock()
+        self._spawning = 0
         self._workers: list[int] = []  # pidfds of our own, of workers that may have ended
+        self._spares = Spares(self._fork, name=f"spares-{process.pid}")
         self.debug = debug
         self.pid = process.pid
         self.pidfd = os.pidfd_open(process.pid)
@@ -91,32 +94,31 @@ class Zygote:
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return not self._ended and not _readable(self.pidfd, 0)
+        return not self._ended and not readable(self.pidfd, 0)
 
     def idle(self) -> bool:
-        """Whether none of its workers lives. No worker is spawned while this is asked."""
-        if not self._lock.acquire(blocking=False):
-            return False  # a worker is just being spawned
-        try:
+        """Whether none of its workers lives, and none is being started."""
+        with self._mutex:
             self._prune()
-            return not self._workers
-        finally:
-            self._lock.release()
+            return not self._workers and not self._spawning
 
     def _prune(self) -> None:
-        ended = [pidfd for pidfd in self._workers if _readable(pidfd, 0)]
+        ended = [pidfd for pidfd in self._workers if readable(pidfd, 0)]
         self._workers = [pidfd for pidfd in self._workers if pidfd not in ended]
         close_all(ended)
 
-    def spawn(self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool) -> Spawned:
+    def spawn(
+        self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool, image: bytes = b""
+    ) -> Spawned:
         """
-        Fork a worker.
+        Start a worker.
 
         Args:
             image_fd: The image, a write-sealed memfd; stays the caller's.
             ring_fd: The rings, a size-sealed memfd; stays the caller's.
             channel_fd: The worker's end of its channel; stays the caller's, to be closed.
             debug: Must be what this zygote serves.
+            image: SHA-256 of the image, so that later workers may read it ahead; empty: do not.
 
         Returns:
             The worker; its pidfd is the caller's.
@@ -129,26 +131,60 @@ class Zygote:
             raise LaunchError(
                 "debug and production never share a zygote", expected=self.debug, found=debug
             )
+        if not self.alive:
+            raise LaunchError("the zygote ended")
+        with self._mutex:
+            self._spawning += 1
+        try:
+            spare = self._begin([image_fd, ring_fd, channel_fd], image)
+            try:
+                own = fcntl.fcntl(spare.pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
+            except OSError as error:
+                os.close(spare.pidfd)  # it ends with its channel
+                raise LaunchError(f"cannot keep a worker: {error.strerror}") from None
+            with self._mutex:
+                self._prune()
+                self._workers.append(own)
+        finally:
+            with self._mutex:
+                self._spawning -= 1
+        return Spawned(pid=spare.pid, pidfd=spare.pidfd, namespaces=spare.namespaces)
+
+    def _begin(self, fds: list[int], image: bytes) -> Spare:
+        """Return a process that has what it needs to become a worker."""
+        while True:
+            spare = self._spares.take(fds[0], image)
+            new = spare is None
+            if spare is None:
+                spare = self._fork(None, b"")
+            if spare.begin(fds, image=image):
+                return spare
+            spare.close()
+            if new:
+                raise LaunchError("the worker ended at once")
+
+    def keep_spares(self) -> None:
+        """Fork processes ahead of time from now on."""
+        self._spares.start()
+
+    def _fork(self, image_fd: int | None, image: bytes) -> Spare:
+        """Have the zygote fork a spare. Raises LaunchError."""
         with self._lock:
             if not self.alive:
                 raise LaunchError("the zygote ended")
             try:
-                socket.send_fds(self._sock, [b"S"], [image_fd, ring_fd, channel_fd])
+                socket.send_fds(self._sock, [b"F"], [] if image_fd is None else [image_fd])
             except OSError as error:
                 raise LaunchError(f"the zygote is gone: {error.strerror}") from None
             data, fds = self._receive(_SPAWN_SECONDS)
-            self._prune()
-            try:
-                self._workers += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) for fd in fds[:1]]
-            except OSError as error:
-                close_all(fds)
-                raise LaunchError(f"cannot keep a worker: {error.strerror}") from None
-        if data[:1] == b"P" and len(data) >= 5 and len(fds) == 1:
+        if data[:1] == b"P" and len(data) >= 5 and len(fds) == 2:
             names = data[5:].decode("ascii", "replace")
-            return Spawned(
+            return Spare(
                 pid=int.from_bytes(data[1:5], "little"),
                 pidfd=fds[0],
                 namespaces=tuple(names.split(",")) if names else (),
+                sock=socket.socket(fileno=fds[1]),
+                image=image,
             )
         close_all(fds)
         raise _error(data)
@@ -156,7 +192,7 @@ class Zygote:
     def _receive(self, seconds: float) -> tuple[bytes, list[int]]:
         """Receive one packet. Raises LaunchError if the process ends or is too slow."""
         deadline = time.monotonic() + seconds
-        while not _readable(self._sock.fileno(), _SLICE):
+        while not readable(self._sock.fileno(), _SLICE):
             if time.monotonic() > deadline:
                 # Its next answer would be taken for that of another request.
                 self.close()
@@ -189,6 +225,7 @@ class Zygote:
         self._ended = True
         self._process.kill()
         self._process.wait()
+        self._spares.close()
         self._sock.close()
         os.close(self.pidfd)
         close_all(self._workers)
@@ -211,6 +248,7 @@ class Zygotes:
         self._lock = threading.Lock()
         self._running: dict[tuple[bytes, bool], Future[Zygote]] = {}
         self._closed = False
+        self._last = (b"", hashlib.sha256().digest())
         self._starting: subprocess.Popen[bytes] | None = None
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._starter = threading.Thread(target=self._serve, name="zygotes", daemon=True)
@@ -234,8 +272,13 @@ class Zygotes:
             BusyError: There are MAX_ZYGOTES, and each has workers.
 
         """
-        key = (hashlib.sha256(lock_bytes).digest(), debug)
         with self._lock:
+            # Launches pass the very same object; hashing it takes longer than all else here.
+            known, digest = self._last
+            if known is not lock_bytes:
+                digest = hashlib.sha256(lock_bytes).digest()
+                self._last = (lock_bytes, digest)
+            key = (digest, debug)
             if self._closed:
                 raise LaunchError("the platform is closing")
             future = self._running.get(key)
@@ -351,6 +394,7 @@ def _start(
         zygote.close()
         raise
     began(None)
+    zygote.keep_spares()
     return zygote
 
 
@@ -362,12 +406,6 @@ def _environment(*, sanitized: bool) -> dict[str, str]:
             if name in os.environ:
                 environment[name] = os.environ[name]
     return environment
-
-
-def _readable(fd: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 def _error(data: bytes) -> EnclaveError:

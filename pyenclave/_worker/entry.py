@@ -31,10 +31,18 @@ _BLAS_SETTERS = (
 
 
 class EntryLoader(Loader):
-    """Loads the entry and gives it the files of its image."""
+    """
+    Loads the entry and gives it the files of its image.
 
-    def __init__(self, image: Image) -> None:
+    Args:
+        image: The measured image.
+        code: The entry's code, if it was compiled before.
+
+    """
+
+    def __init__(self, image: Image, code: CodeType | None = None) -> None:
         self._image = image
+        self._code = code
         self._source = bytes(image.files[image.info.entry_file])
 
     def create_module(self, spec: ModuleSpec) -> None:
@@ -42,7 +50,8 @@ class EntryLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Compile and run the measured source."""
-        exec(self.get_code(module.__name__), module.__dict__)  # noqa: S102 - measured code
+        code = self.get_code(module.__name__) if self._code is None else self._code
+        exec(code, module.__dict__)  # noqa: S102 - measured code
 
     def get_code(self, name: str) -> CodeType:
         """Return the entry's code."""
@@ -67,13 +76,14 @@ class EntryLoader(Loader):
             raise FileNotFoundError(2, "not in the image", path) from None
 
 
-def load_entry(image: Image, locked: Locked) -> Any:
+def load_entry(image: Image, locked: Locked, code: CodeType | None = None) -> Any:
     """
     Import the entry under its stem, or map the native one.
 
     Args:
         image: The measured image.
         locked: What the zygote verified; none of it may be shadowed.
+        code: The entry's code, if it was compiled before.
 
     Returns:
         The module, or a ``dispatch.NativeLibrary``.
@@ -89,7 +99,7 @@ def load_entry(image: Image, locked: Locked) -> Any:
     name = info.entry_module
     if name in sys.stdlib_module_names or name in locked.modules or name in sys.modules:
         raise ImageError("the entry has the name of a module of the runtime", found=name)
-    loader = EntryLoader(image)
+    loader = EntryLoader(image, code)
     spec = ModuleSpec(name, loader, origin=f"{ROOT}/{info.entry_file}")
     spec.has_location = True
     module = ModuleType(name)

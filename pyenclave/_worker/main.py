@@ -14,18 +14,18 @@ import gc
 import mmap
 import os
 import select
-import socket
 import sys
 import threading
-from types import ModuleType
+from dataclasses import dataclass
+from types import CodeType
 from typing import TYPE_CHECKING, NoReturn
 
 from pyenclave import _native
 from pyenclave._core import SecretMemory
 from pyenclave._worker import dispatch
 from pyenclave._worker.entry import EntryLoader, load_entry, set_blas_threads
-from pyenclave._worker.mappings import check_mappings, foreign_mappings
-from pyenclave._worker.reseed import reseed
+from pyenclave._worker.mappings import check_mappings
+from pyenclave._worker.reseed import reseed_openssl
 from pyenclave.calls.channel import Channel
 from pyenclave.calls.errors import cut
 from pyenclave.errors import (
@@ -43,63 +43,64 @@ from pyenclave.trusted import _runtime
 if TYPE_CHECKING:
     from pyenclave._worker.importer import Locked
 
-__all__ = ["run"]
+__all__ = ["Prepared", "Start", "Worker", "run"]
 
-_LAUNCH_FDS = 3
 _IDENTITY_SECONDS = 30.0
 _TEXT = 8 * 1024  # bytes of the longest message that is told to the platform
 
 
-def stand_by(sock_fd: int, *, locked: Locked, rehearsal: bytes) -> NoReturn:
+class Prepared:
     """
-    Wait, in a child that the zygote has just forked, to become a worker; never returns.
+    An image as this process read it, and the code of its entry.
 
     Args:
-        sock_fd: Where the zygote will send image, ring and channel.
+        fd: A write-sealed memfd: nobody changes it afterwards.
         locked: What the zygote verified.
-        rehearsal: An image that does nothing.
+
+    Attributes:
+        identity: (device, inode) of the memfd, which stays mapped.
+        image: The image.
+        code: The entry's code; None if it is native, or no Python.
+
+    Raises:
+        ImageError: It is not an image.
 
     """
-    early = _native.harden_early()
-    # A new user namespace gave this process every capability inside it.
-    _native.drop_capabilities()
-    _native.close_fds((0, 1, 2, sock_fd, locked.sources))
-    reseed()
-    memory = SecretMemory(_runtime.SECRET_SIZE)
-    with contextlib.suppress(Exception):
-        rehearse(rehearsal, locked)
-    with socket.socket(fileno=sock_fd) as sock:
-        data, fds, _, _ = socket.recv_fds(sock, 1, _LAUNCH_FDS, socket.MSG_CMSG_CLOEXEC)
-    if data != b"S" or len(fds) != _LAUNCH_FDS:
-        os._exit(0)  # the zygote ended
-    run(*fds, locked=locked, early=early, memory=memory)
+
+    def __init__(self, fd: int, locked: Locked) -> None:
+        _native.check_memfd(fd, seals=_native.SEALED)
+        data = mmap.mmap(fd, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        self.identity = _identity(fd)
+        self.image = Image.parse(data, locks=locked.locks)
+        self.code: CodeType | None = None
+        if self.image.info.entry_kind == "python":
+            # What is no Python fails when it is launched.
+            with contextlib.suppress(Exception):
+                self.code = EntryLoader(self.image).get_code(self.image.info.entry_module)
 
 
-def rehearse(data: bytes, locked: Locked) -> None:
+@dataclass(slots=True, kw_only=True)
+class Start:
     """
-    Do what a start does, with an image that does nothing, and drop the result.
+    What a spare did before it became a worker.
 
-    The process gets its own copy of the pages that this writes to: a microsecond or three for
-    each of a thousand, which the launch then does not wait for.
+    Attributes:
+        early: What hardening this process right after the fork found.
+        memory: Fresh secret memory, for the launch secret; the platform sees that it is locked.
+        maps: A descriptor of this process's mappings.
+        prepared: The image, if it was read before.
+        error: Why the file system could not be closed.
+
     """
-    image = Image.parse(data, locks=locked.locks)
-    entry = ModuleType(image.info.entry_module)
-    exec(EntryLoader(image).get_code(entry.__name__), entry.__dict__)  # noqa: S102 - our own
-    foreign_mappings(set(_native.mapping_lines()) - locked.accepted, locked)
-    messages.decode(messages.encode(messages.Closed(inside={"rehearsal": True}, secret_memory="")))
-    RuntimeKey()
-    dispatch.build_table(entry, image.info)
+
+    early: dict[str, bool]
+    memory: SecretMemory
+    maps: int
+    prepared: Prepared | None = None
+    error: Exception | None = None
 
 
-def run(
-    image_fd: int,
-    ring_fd: int,
-    channel_fd: int,
-    *,
-    locked: Locked,
-    early: dict[str, bool],
-    memory: SecretMemory,
-) -> NoReturn:
+def run(image_fd: int, ring_fd: int, channel_fd: int, *, locked: Locked, start: Start) -> NoReturn:
     """
     Be a worker; never returns.
 
@@ -108,14 +109,13 @@ def run(
         ring_fd: The rings, a size-sealed memfd.
         channel_fd: The channel to the platform.
         locked: What the zygote verified.
-        early: What hardening this process right after the fork found.
-        memory: Fresh secret memory, for the launch secret; the platform sees that it is locked.
+        start: What was done before.
 
     """
     channel = Channel.from_fd(channel_fd)
-    worker = Worker(channel, ring_fd, locked, memory)
+    worker = Worker(channel, ring_fd, locked)
     try:
-        worker.start(image_fd, early)
+        worker.start(image_fd, start)
         worker.serve()
     except EnclaveLostError:
         pass  # the platform is gone, and so is whoever might hear why
@@ -129,10 +129,7 @@ def run(
 class Worker:
     """State of this process; one a process."""
 
-    def __init__(
-        self, channel: Channel, ring_fd: int, locked: Locked, memory: SecretMemory
-    ) -> None:
-        self.memory = memory
+    def __init__(self, channel: Channel, ring_fd: int, locked: Locked) -> None:
         self.channel = channel
         self.ring_fd = ring_fd
         self.locked = locked
@@ -145,7 +142,7 @@ class Worker:
 
     # ---- start --------------------------------------------------------------------------------
 
-    def start(self, image_fd: int, early: dict[str, bool]) -> None:
+    def start(self, image_fd: int, start: Start) -> None:
         """
         Do everything up to ``Running``.
 
@@ -153,7 +150,11 @@ class Worker:
             EnclaveError: A check failed; nothing secret was received yet.
 
         """
-        image = self._map_image(image_fd)
+        if start.error is not None:
+            raise start.error
+        prepared = start.prepared or Prepared(image_fd, self.locked)
+        os.close(image_fd)
+        image = prepared.image
         info = image.info
         if image.lock_digest not in self.locked.locks:
             raise RuntimeLockError(
@@ -163,22 +164,19 @@ class Worker:
             )
         if self.locked.debug:
             faulthandler.enable()
-        maps = _native.open_mappings()
-        # Before the first line of the image's code: whatever it imports or runs while it loads
-        # finds no file of this user, neither to read nor to write nor to map.
-        _native.sandbox_before_threads()
-        entry = load_entry(image, self.locked)
+        entry = load_entry(image, self.locked, prepared.code)
         self.table = dispatch.build_table(entry, info)
         inside = self._close(info)
-        inside.update({name: inside.get(name, True) and ok for name, ok in early.items()})
-        files = {_identity(fd) for fd in (self.ring_fd, image_fd)}
-        check_mappings(maps, self.locked, jit=info.jit, data=files)
+        inside.update({name: inside.get(name, True) and ok for name, ok in start.early.items()})
+        files = {_identity(self.ring_fd), prepared.identity}
+        check_mappings(start.maps, self.locked, jit=info.jit, data=files)
         inside["mappings"] = True
-        os.close(maps)
-        os.close(image_fd)
+        os.close(start.maps)
         self.channel.send(
             messages.Closed(inside=inside, secret_memory=_native.secret_memory_kind())
         )
+        # While the platform tries this process from outside and signs what held.
+        key = RuntimeKey()
         identity, fds = self.channel.receive(_IDENTITY_SECONDS)
         if not isinstance(identity, messages.Identity) or fds:
             raise EnclaveStateError(
@@ -186,17 +184,11 @@ class Worker:
                 expected="Identity",
                 found=type(identity).__name__,
             )
-        reseed(identity.seed)
-        public_key = _runtime.start(self.channel, identity, info, self.memory)
+        reseed_openssl(identity.seed)
+        public_key = _runtime.start(self.channel, identity, info, start.memory, key)
         gc.enable()
         self.running = True
         self.channel.send(messages.Running(runtime_public_key=public_key))
-
-    def _map_image(self, fd: int) -> Image:
-        """Map and parse the image. The seals make sure that nobody changes it afterwards."""
-        _native.check_memfd(fd, seals=_native.SEALED)
-        data = mmap.mmap(fd, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        return Image.parse(data, locks=self.locked.locks)
 
     def _close(self, info: ImageInfo) -> dict[str, bool | int]:
         """Close the rest of the sandbox around all threads that there will be."""

@@ -13,24 +13,18 @@ import random
 import sys
 from typing import Any
 
-__all__ = ["reseed"]
+__all__ = ["reseed", "reseed_openssl"]
 
 
-def reseed(extra: bytes = b"") -> None:
-    """
-    Seed every generator of this process again.
-
-    Args:
-        extra: Further entropy to mix into OpenSSL's generator (the platform's seed).
-
-    """
+def reseed() -> None:
+    """Seed every generator of this process again."""
     random.seed()
     tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None:
         # It keeps a generator of its own, made again on the next use.
         vars(tempfile)["_name_sequence"] = None
     _reseed_numpy()
-    _reseed_openssl(extra)
+    reseed_openssl()
 
 
 def _reseed_numpy() -> None:
@@ -42,8 +36,14 @@ def _reseed_numpy() -> None:
         legacy.seed(list(numbers))
 
 
-def _reseed_openssl(extra: bytes) -> None:
-    """Stir both copies of OpenSSL; adding to the primary generator makes its children reseed."""
+def reseed_openssl(extra: bytes = b"") -> None:
+    """
+    Stir both copies of OpenSSL; adding to the primary generator makes its children reseed.
+
+    Args:
+        extra: Further entropy (the platform's seed).
+
+    """
     entropy = os.urandom(48) + extra
     rust: Any = sys.modules.get("cryptography.hazmat.bindings._rust")
     if rust is not None:

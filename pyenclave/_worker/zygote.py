@@ -9,8 +9,16 @@ from   bytes                                           descriptors
 ====== =============================================== =========================
 zygote ``R`` seconds of reading NUL of importing       none; once, when it is ready
 zygote ``E`` code NUL message NUL files                none
+host   ``F``                                           image to prepare for, or none
+zygote ``P`` pid (4 bytes, little-endian) namespaces   pidfd and socket of a spare
+====== =============================================== =========================
+
+A *spare* is a process that waits to become a worker. The platform keeps it and, when a host wants
+an enclave, gives it through its socket what a launch needs, without asking the zygote again.
+
+====== =============================================== =========================
 host   ``S``                                           image, ring, worker's channel
-zygote ``P`` pid (4 bytes, little-endian) namespaces   pidfd of the worker
+host   ``A``: the image is the one prepared for        image, ring, worker's channel
 ====== =============================================== =========================
 """
 
@@ -24,17 +32,14 @@ import select
 import socket
 import sys
 import threading
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyenclave import _native
-from pyenclave._worker import main
 from pyenclave._worker.importer import failure
 from pyenclave._worker.mappings import check_mappings, check_modules
+from pyenclave._worker.standby import rehearsal_image, stand_by
 from pyenclave.calls.channel import close_all
-from pyenclave.calls.signature import functions_of
 from pyenclave.errors import EnclaveError, LaunchError, RuntimeLockError
-from pyenclave.formats.image import FileEntry, ImageInfo, assemble
 from pyenclave.formats.lock import Lock
 
 if TYPE_CHECKING:
@@ -43,8 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["Zygote", "serve"]
 
 _MAX_PACKET = 64
-_LAUNCH_FDS = 3
-_SPARE_DELAY = 20  # milliseconds
 
 
 def serve(control: int, locked: Locked, seconds: tuple[float, float]) -> NoReturn:
@@ -84,7 +87,6 @@ class Zygote:
         self.socket.setblocking(True)
         self.parent = os.pidfd_open(locked.platform)
         self.workers: dict[int, int] = {}  # pidfd: pid
-        self.spare: Spare | None = None
         self.rehearsal = b""
 
     def settle(self) -> None:
@@ -113,30 +115,20 @@ class Zygote:
 
     def loop(self) -> NoReturn:
         """Serve requests and reap workers; ends with the platform."""
-        wanted = True  # a spare; made when the worker that was just started had its time
         while True:
             poll = select.poll()
             for fd in (self.socket.fileno(), self.parent, *self.workers):
                 poll.register(fd, select.POLLIN)
-            events = poll.poll(_SPARE_DELAY if wanted else None)
-            if wanted and not events:
-                wanted = False
-                with contextlib.suppress(OSError, EnclaveError):
-                    self.spare = self._fork()
-            for fd, _ in events:
+            for fd, _ in poll.poll():
                 if fd == self.parent:
                     os._exit(0)
                 elif fd == self.socket.fileno():
                     self._request()
-                    wanted = self.spare is None
                 else:
                     self._reap(fd)
 
     def _reap(self, pidfd: int) -> None:
         pid = self.workers.pop(pidfd)
-        if self.spare is not None and self.spare.pidfd == pidfd:
-            self.spare.socket.close()
-            self.spare = None
         os.close(pidfd)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
@@ -149,9 +141,9 @@ class Zygote:
             )
             if not data:
                 os._exit(0)
-            if data != b"S" or len(fds) != _LAUNCH_FDS or flags & socket.MSG_CTRUNC:
+            if data != b"F" or len(fds) > 1 or flags & socket.MSG_CTRUNC:
                 raise LaunchError("malformed request to the zygote")
-            self._spawn(fds)
+            self._fork(fds[0] if fds else None)
         except EnclaveError as error:
             self.socket.send(failure(error.code, str(error), []))
         except OSError as error:
@@ -159,55 +151,36 @@ class Zygote:
         finally:
             close_all(fds)
 
-    def _spawn(self, fds: list[int]) -> None:
-        """Give the descriptors to the spare, or to a new process if there is none that lives."""
-        worker = self.spare
-        self.spare = None
-        if worker is None or not worker.alive():
-            worker = self._fork()
-        data = b"P" + worker.pid.to_bytes(4, "little") + ",".join(worker.namespaces).encode()
-        # The answer first: once it has its descriptors, the worker competes for the processor. A
-        # worker that ends before it takes them is a worker that ended, as the platform sees it.
-        socket.send_fds(self.socket, [data], [worker.pidfd])
-        worker.begin(fds)
-
-    def _fork(self) -> Spare:
+    def _fork(self, image_fd: int | None) -> None:
         """
-        Fork a process that waits to become a worker.
+        Fork a spare and hand it over.
 
         Most of a launch is the kernel copying pages that parent and child shared until then. A
-        spare does that, and everything else that needs no image, before it is asked for.
+        spare does that, and everything else that comes before an enclave's own code, before it is
+        asked for.
+
+        Args:
+            image_fd: An image that it prepares for, None for none.
+
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            spawned = _native.spawn()
-            if spawned.pid == 0:
-                # Nothing of the zygote's stack may run in the worker.
-                try:
-                    main.stand_by(theirs.detach(), locked=self.locked, rehearsal=self.rehearsal)
-                finally:
-                    os._exit(70)
-        self.workers[spawned.pidfd] = spawned.pid
-        return Spare(ours, spawned)
-
-
-class Spare:
-    """A process that waits to become a worker."""
-
-    def __init__(self, sock: socket.socket, spawned: _native.Spawned) -> None:
-        self.socket = sock
-        self.pid = spawned.pid
-        self.pidfd = spawned.pidfd
-        self.namespaces = spawned.namespaces
-
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return not _native.pidfd_wait(self.pidfd, 0)
-
-    def begin(self, fds: list[int]) -> None:
-        """Hand over image, ring and channel."""
-        with self.socket, contextlib.suppress(OSError):
-            socket.send_fds(self.socket, [b"S"], fds)
+        with ours:
+            with theirs:
+                spawned = _native.spawn()
+                if spawned.pid == 0:
+                    # Nothing of the zygote's stack may run in the worker.
+                    try:
+                        stand_by(
+                            theirs.detach(),
+                            image_fd,
+                            locked=self.locked,
+                            rehearsal=self.rehearsal,
+                        )
+                    finally:
+                        os._exit(70)
+            self.workers[spawned.pidfd] = spawned.pid
+            data = b"P" + spawned.pid.to_bytes(4, "little") + ",".join(spawned.namespaces).encode()
+            socket.send_fds(self.socket, [data], [spawned.pidfd, ours.fileno()])
 
 
 def _check_table(locked: Locked) -> None:
@@ -245,41 +218,6 @@ def warm_up() -> None:
     )
     suite = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
     suite.decrypt(suite.encrypt(b"", key.public_key(), b""), key, b"")
-
-
-def rehearsal_image(locked: Locked) -> bytes:
-    """Return an image that does nothing, for a spare to parse before there is a real one."""
-    source = (
-        b"from __future__ import annotations\n"
-        b"import numpy as np\n"
-        b"import pyenclave\n"
-        b"@pyenclave.ecall\n"
-        b"def nothing(x: int, y: bytes = b'', *, z: list[float] | None = None) -> np.ndarray:\n"
-        b"    return np.zeros(x)\n"
-    )
-    name = "entry/pyenclave_rehearsal.py"
-    module = ModuleType("pyenclave_rehearsal")
-    exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102 - our own
-    info = ImageInfo(
-        name="rehearsal",
-        product_id=0,
-        security_version=0,
-        debug=True,
-        threads=1,
-        entry_kind="python",
-        entry_module="pyenclave_rehearsal",
-        entry_file=name,
-        functions=tuple(functions_of(module)),
-        sealed_memory=0,
-        message_limit=1,
-        ocalls=(),
-        blas_threads=1,
-        jit=False,
-        seal={},
-        files=(FileEntry(name=name, size=len(source), executable=True),),
-    )
-    (lock,) = locked.locks.values()
-    return assemble(info, lock, {name: source})
 
 
 def _quiet_down(locked: Locked) -> None:

@@ -53,6 +53,7 @@ class Runtime:
         info: The measured description of the image.
         memory: Secret memory of SECRET_SIZE bytes for the launch secret, now the runtime's; made
             here if None.
+        key: The key that was made for this launch; made here if None.
 
     Raises:
         EnclaveStateError: The identity is malformed.
@@ -65,6 +66,7 @@ class Runtime:
         identity: messages.Identity,
         info: ImageInfo | None,
         memory: SecretMemory | None = None,
+        key: RuntimeKey | None = None,
     ) -> None:
         body = identity.body
         if len(body) != _REPORT_BODY or len(identity.seed) != 32:
@@ -111,7 +113,7 @@ class Runtime:
             hashlib.sha256(b"pyenclave/launch-secret/1" + identity.seed + os.urandom(32)).digest(),
         )
         self.default_policy = self._policy(info)
-        self.key = RuntimeKey()
+        self.key = RuntimeKey() if key is None else key
         self._channel = channel
         self._lock = threading.Lock()
         self._user_data = b""
@@ -261,6 +263,7 @@ def start(
     identity: messages.Identity,
     info: ImageInfo,
     memory: SecretMemory | None = None,
+    key: RuntimeKey | None = None,
 ) -> bytes:
     """
     Begin the enclave's life inside this process.
@@ -270,6 +273,7 @@ def start(
         identity: What this worker is.
         info: The image.
         memory: For the launch secret.
+        key: The runtime key.
 
     Returns:
         The runtime public key, 1,216 bytes.
@@ -280,7 +284,7 @@ def start(
     """
     if _state.runtime is not None:
         raise EnclaveStateError("this process is an enclave already")
-    _state.runtime = Runtime(channel, identity, info, memory)
+    _state.runtime = Runtime(channel, identity, info, memory, key)
     return _state.runtime.key.public
 
 

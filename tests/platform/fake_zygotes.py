@@ -76,7 +76,9 @@ class FakeZygote:
     def __init__(self, behaviour: str) -> None:
         self.behaviour = behaviour
 
-    def spawn(self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool) -> Any:
+    def spawn(
+        self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool, image: bytes = b""
+    ) -> Any:
         from pyenclave.errors import LaunchError
 
         if self.behaviour == "no worker":

@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 
 import pyenclave
-from pyenclave.errors import LaunchError
+from pyenclave._worker import standby
+from pyenclave._worker.importer import Locked
+from pyenclave.errors import EnclaveStateError, LaunchError
 from pyenclave.formats import messages
+from pyenclave.trusted import _runtime
 
 CALL = "@pyenclave.ecall\ndef answer() -> str:\n"
 # What an entry finds at import crosses in the text of an exception: nothing else is needed.
@@ -184,15 +187,27 @@ def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
     for number in "012":
         assert found.pop(number) == "/dev/null"
     kinds = sorted(re.sub(r"\[\d+\]| \(deleted\)|/\d+", "", link) for link in found.values())
-    # The mapping of the image keeps a duplicate.
+    # That of the image is the duplicate that its mapping keeps.
     assert kinds == [
         "/memfd:pyenclave-ring",
         "/memfd:pyenclave-sources",
         "/memfd:test-image",
-        "/memfd:test-image",
         "/proc/maps",
         "socket:",
     ]
+
+
+def test_a_rehearsal_goes_through_and_leaves_nothing(base) -> None:
+    """A spare ignores its failure, which would only make every launch slower."""
+    locked = Locked(b"", base.to_bytes())
+    locked.locks[base.digest] = base
+    data = standby.rehearsal_image(locked)
+    standby.rehearse(data, locked)
+    fds = os.listdir("/proc/self/fd")
+    standby.rehearse(data, locked)
+    assert os.listdir("/proc/self/fd") == fds
+    with pytest.raises(EnclaveStateError):
+        _runtime.current()
 
 
 def test_signals_are_as_a_fresh_process_has_them(launching, zygotes, base) -> None:

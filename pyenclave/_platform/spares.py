@@ -1,0 +1,199 @@
+"""
+Spares: processes that a zygote forked ahead of time and that wait to become workers.
+
+Half of a launch can be done before anybody asks for it: the fork, the namespaces, fresh
+randomness, the kernel's copying of shared pages, reading an image that was launched before. A
+spare has no identity and no key, and it has run nothing of an enclave. Each becomes one worker or
+none.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pyenclave.errors import EnclaveError
+
+__all__ = ["MAX_SPARES", "Spare", "Spares", "readable"]
+
+#: The most that wait at the same time. There is one at first; whoever finds none doubles it.
+MAX_SPARES: Final = 4
+# A launch that was just asked for, and the calls after it, have the processor to themselves: so
+# long nothing is forked, in seconds, while there is a spare left and while there is none.
+_QUIET: Final = (0.02, 0.005)
+_RETRY: Final = 1.0  # seconds, after a fork that failed
+_LARGEST_IMAGE: Final = 64 << 20  # bytes; a larger one is not held on to
+
+
+def readable(fd: int, seconds: float) -> bool:
+    """Whether *fd* can be read within *seconds*; a pidfd can once its process has ended."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spare:
+    """
+    A process that waits to become a worker.
+
+    Attributes:
+        pid: Its pid in the platform's pid namespace.
+        pidfd: Its pidfd.
+        namespaces: The namespaces that it got of its own, by name.
+        sock: Where it waits for image, ring and channel.
+        image: SHA-256 of the image that it prepared for; empty: for none.
+
+    """
+
+    pid: int
+    pidfd: int
+    namespaces: tuple[str, ...]
+    sock: socket.socket
+    image: bytes
+
+    def begin(self, fds: list[int], *, image: bytes) -> bool:
+        """Hand over image, ring and channel; False if the process is gone."""
+        if readable(self.pidfd, 0):
+            return False
+        with self.sock:
+            kind = b"A" if image and image == self.image else b"S"
+            try:
+                socket.send_fds(self.sock, [kind], fds)
+            except OSError:
+                return False
+        return True
+
+    def close(self) -> None:
+        """End the process, which sees its socket close."""
+        self.sock.close()
+        os.close(self.pidfd)
+
+
+class Spares:
+    """
+    The spares of one zygote. Any thread may use it.
+
+    Args:
+        fork: Has the zygote fork one, for the image of a descriptor and its digest, or for none.
+        name: For the thread that keeps them up.
+
+    """
+
+    def __init__(self, fork: Callable[[int | None, bytes], Spare], *, name: str) -> None:
+        self._fork = fork
+        self._name = name
+        self._condition = threading.Condition()
+        self._waiting: collections.deque[Spare] = collections.deque()
+        self._wanted = 1
+        self._image: tuple[int | None, bytes] = (None, b"")
+        self._not_before = 0.0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to keep spares."""
+        self._thread = threading.Thread(target=self._keep, name=self._name, daemon=True)
+        self._thread.start()
+
+    def take(self, image_fd: int, image: bytes) -> Spare | None:
+        """
+        Return a spare for the caller to use, best one that knows its image; None: there is none.
+
+        Args:
+            image_fd: The image that is launched; later spares prepare for it.
+            image: Its SHA-256, over bytes that cannot change any more; empty: do not prepare.
+
+        """
+        with self._condition:
+            self._remember(image_fd, image)
+            found = self._pick(image)
+            if found is None and self._thread is not None:
+                self._wanted = min(2 * self._wanted, MAX_SPARES)
+            self._not_before = time.monotonic() + _QUIET[not self._waiting]
+            self._condition.notify()
+        return found
+
+    def _pick(self, image: bytes) -> Spare | None:
+        rank = {image: 0, b"": 1}
+        found = min(self._waiting, key=lambda spare: rank.get(spare.image, 2), default=None)
+        if found is not None:
+            self._waiting.remove(found)
+        return found
+
+    def _remember(self, image_fd: int, image: bytes) -> None:
+        held, digest = self._image
+        if image == digest:
+            return
+        fd = None
+        if image and os.fstat(image_fd).st_size <= _LARGEST_IMAGE:
+            fd = os.dup(image_fd)
+        self._image = (fd, image if fd is not None else b"")
+        if held is not None:
+            os.close(held)
+
+    def _keep(self) -> None:
+        while True:
+            with self._condition:
+                while not self._closed and not self._due():
+                    self._condition.wait(self._patience())
+                if self._closed:
+                    return
+                fd, image = self._image
+                fd = None if fd is None else os.dup(fd)
+            try:
+                spare = self._fork(fd, image)
+            except (EnclaveError, OSError):
+                # Who launches next sees the error, or that it was none for long.
+                with self._condition:
+                    self._not_before = time.monotonic() + _RETRY
+                continue
+            finally:
+                if fd is not None:
+                    os.close(fd)
+            self._put(spare)
+
+    def _due(self) -> bool:
+        """Whether to fork one now; drops those that ended."""
+        for spare in list(self._waiting):
+            if readable(spare.pidfd, 0):
+                self._waiting.remove(spare)
+                spare.close()
+        return len(self._waiting) < self._wanted and time.monotonic() >= self._not_before
+
+    def _patience(self) -> float | None:
+        if len(self._waiting) >= self._wanted:
+            return None
+        return max(0.0, self._not_before - time.monotonic())
+
+    def _put(self, spare: Spare) -> None:
+        with self._condition:
+            if not self._closed:
+                self._waiting.append(spare)
+                return
+        spare.close()
+
+    def close(self) -> None:
+        """End every spare. May be called twice; the zygote has ended or is about to."""
+        with self._condition:
+            self._closed = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            held, _ = self._image
+            self._image = (None, b"")
+            self._condition.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        if held is not None:
+            os.close(held)
+        for spare in waiting:
+            with contextlib.suppress(OSError):
+                spare.close()
