@@ -104,7 +104,7 @@ def test_a_state_directory_opens(make: Any, tmp_path: Path) -> None:
         assert bytes(secret) == make.ROOT_SECRET
         assert ephemeral is False
         store = CounterStore(state, make.root().derive("counters", 32), os.urandom)
-        assert store.read(bytes(range(32)), bytes(range(16))) == 2
+        assert store.read(bytes(range(32)), bytes(range(16))) == (2, make.COUNTER_MARK)
         assert store.increment(bytes(range(32)), bytes(range(16))) == 3
 
 

@@ -2,10 +2,15 @@
 Monotonic counters of enclaves, in a MACed file.
 
 A counter belongs to a signer and product (to a measurement, for unsigned images), to debug or
-production, and to a level. The file is replaced as a whole: written aside, fsynced, renamed, the
-directory fsynced, and only then is a value given out. Afterwards the generation number is written
-to a second file, the *mark*: a store that is older than the mark, or older than what this process
-saw before, was put back and is refused.
+production, and to a level. Beside its value it keeps the *blob mark* of the one sealed blob that
+was committed with that value: several blobs may have been sealed for the same next value, and only
+one of them may ever be the newest. Debug and unsigned enclaves have a smaller quota of their own,
+because anybody can make a new owner of that kind.
+
+The file is replaced as a whole: written aside, fsynced, renamed, the directory fsynced, and only
+then is a value given out. Afterwards the generation number is written to a second file, the *mark*
+of the store: a store that is older than the mark, or older than what this process saw before, was
+put back and is refused.
 
 This is software. Whoever puts back the *whole* state directory while no platform runs is not
 detected; only a TPM or TEE could. ``docs/formats/state.md`` has the layout.
@@ -19,7 +24,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -31,12 +36,25 @@ from pyenclave.errors import (
     SealLimitError,
 )
 
-__all__ = ["MAX_PER_OWNER", "MAX_TOTAL", "CounterStore", "Files", "MemoryFiles"]
+__all__ = [
+    "MARK_SIZE",
+    "MAX_PER_DEBUG_OWNER",
+    "MAX_PER_OWNER",
+    "MAX_TOTAL",
+    "MAX_TOTAL_DEBUG",
+    "CounterStore",
+    "Files",
+    "MemoryFiles",
+    "Reading",
+]
 
 ID_SIZE: Final = 16
 OWNER_SIZE: Final = 32
+MARK_SIZE: Final = 32
 MAX_PER_OWNER: Final = 256
-MAX_TOTAL: Final = 8192
+MAX_TOTAL: Final = 8192  # of production owners
+MAX_PER_DEBUG_OWNER: Final = 64  # an owner that is debug or unsigned
+MAX_TOTAL_DEBUG: Final = 1024  # of all such owners together; not part of MAX_TOTAL
 _MAX_VALUE: Final = (1 << 63) - 1
 _STORE: Final = "counters"
 _MARK: Final = "counters.mark"
@@ -47,12 +65,15 @@ _MAC: Final = 32
 
 _Id = Annotated[bytes, msgspec.Meta(min_length=ID_SIZE, max_length=ID_SIZE)]
 _Owner = Annotated[bytes, msgspec.Meta(min_length=OWNER_SIZE, max_length=OWNER_SIZE)]
+_BlobMark = Annotated[bytes, msgspec.Meta(max_length=MARK_SIZE)]
 
 
 class _Counter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     id: _Id
     owner: _Owner
+    debug: bool  # the quota that it counts for
     value: Annotated[int, msgspec.Meta(ge=0, le=_MAX_VALUE)]
+    mark: _BlobMark  # of the blob that was committed with this value; empty if none was
 
 
 class _Store(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -62,6 +83,13 @@ class _Store(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Store, strict=True)
+
+
+class Reading(NamedTuple):
+    """A counter's value and the mark of the blob committed with it (empty: no blob was)."""
+
+    value: int
+    mark: bytes
 
 
 class Files(Protocol):
@@ -118,12 +146,13 @@ class CounterStore:
         self._mutex = threading.Lock()
         self._seen = 0  # the highest generation that this process knows of
 
-    def create(self, owner: bytes) -> tuple[bytes, int]:
+    def create(self, owner: bytes, *, debug: bool = False) -> tuple[bytes, int]:
         """
         Make a counter with value 0.
 
         Args:
             owner: 32 bytes that name the owner.
+            debug: The owner is a debug or an unsigned enclave: the smaller quota counts.
 
         Returns:
             The counter's 16-byte identity and 0.
@@ -137,36 +166,57 @@ class CounterStore:
         _check_length("owner", owner, OWNER_SIZE)
 
         def change(held: dict[bytes, _Counter]) -> _Counter:
+            each = MAX_PER_DEBUG_OWNER if debug else MAX_PER_OWNER
+            total = MAX_TOTAL_DEBUG if debug else MAX_TOTAL
             mine = sum(counter.owner == owner for counter in held.values())
-            if mine >= MAX_PER_OWNER or len(held) >= MAX_TOTAL:
+            alike = sum(counter.debug == debug for counter in held.values())
+            if mine >= each or alike >= total:
+                kind = "debug and unsigned" if debug else "production"
                 raise SealLimitError(
-                    "too many counters", expected=f"at most {MAX_PER_OWNER} an owner", found=mine
+                    f"too many counters of {kind} enclaves",
+                    expected=f"at most {each} an owner, {total} in all",
+                    found=f"{mine}, {alike}",
+                    advice="Destroy counters that are not used any more.",
                 )
-            counter = _Counter(self._random(ID_SIZE), owner, 0)
+            counter = _Counter(self._random(ID_SIZE), owner, debug, 0, b"")
             held[counter.id] = counter
             return counter
 
         made = self._update(change)
         return made.id, made.value
 
-    def read(self, owner: bytes, counter_id: bytes) -> int:
-        """Return the value of a counter. Raises as :meth:`increment`."""
+    def read(self, owner: bytes, counter_id: bytes) -> Reading:
+        """Return value and blob mark of a counter. Raises as :meth:`increment`."""
         _check_length("owner", owner, OWNER_SIZE)
         with self._mutex, self._locked():
             _, held = self._load()
-        return _find(held, owner, counter_id).value
+        counter = _find(held, owner, counter_id)
+        return Reading(counter.value, counter.mark)
 
-    def increment(self, owner: bytes, counter_id: bytes, expected: int | None = None) -> int:
+    def increment(
+        self,
+        owner: bytes,
+        counter_id: bytes,
+        expected: int | None = None,
+        mark: bytes = b"",
+    ) -> int:
         """
         Add one, durably, and return the new value.
+
+        With a mark this commits a blob, at most one for each value: a compare-and-set from
+        *expected* to *expected* + 1 with *mark*. Doing it again with the same mark changes nothing
+        and succeeds, so that a retry after a lost answer is harmless; with another mark it fails.
 
         Args:
             owner: 32 bytes that name the owner.
             counter_id: 16 bytes from :meth:`create`.
             expected: If given, nothing is changed unless this is the value: so that a retry after
                 a lost answer cannot count twice.
+            mark: 32 bytes that name the blob which becomes the newest one; needs *expected*.
+                Without it no blob is the newest one afterwards.
 
         Raises:
+            ValueError: The mark has another size, or there is no *expected* with it.
             RollbackError: The value is not the expected one, or the store was put back.
             SealLimitError: The counter is at 2^63 - 1.
             SealingError: There is no such counter of this owner, the store is damaged, or it
@@ -175,15 +225,27 @@ class CounterStore:
         """
         _check_length("owner", owner, OWNER_SIZE)
 
+        if mark:
+            _check_length("mark", mark, MARK_SIZE)
+            if expected is None:
+                raise ValueError("a mark without the value that it follows")
+
         def change(held: dict[bytes, _Counter]) -> _Counter:
             counter = _find(held, owner, counter_id)
+            if mark and expected is not None and counter.value == expected + 1:
+                if hmac.compare_digest(counter.mark, mark):
+                    return counter  # done before
+                raise RollbackError(
+                    "another blob was committed with this value of the counter",
+                    found=counter.value,
+                )
             if expected is not None and counter.value != expected:
                 raise RollbackError(
                     "counter has another value", expected=expected, found=counter.value
                 )
             if counter.value == _MAX_VALUE:
                 raise SealLimitError("counter is at its end", found=counter.value)
-            held[counter.id] = _Counter(counter.id, owner, counter.value + 1)
+            held[counter.id] = msgspec.structs.replace(counter, value=counter.value + 1, mark=mark)
             return held[counter.id]
 
         return self._update(change).value
@@ -209,8 +271,10 @@ class CounterStore:
     def _update(self, change: Callable[[dict[bytes, _Counter]], _Counter]) -> _Counter:
         with self._mutex, self._locked():
             generation, held = self._load()
+            before = dict(held)
             result = change(held)
-            self._save(_Store(generation + 1, tuple(held.values())))
+            if held != before:
+                self._save(_Store(generation + 1, tuple(held.values())))
         return result
 
     def _load(self) -> tuple[int, dict[bytes, _Counter]]:

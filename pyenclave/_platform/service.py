@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
-from pyenclave._platform.counters import CounterStore
+from pyenclave._platform.counters import MARK_SIZE, CounterStore
 from pyenclave._platform.keys import Keys
 from pyenclave._platform.probe import has_ended
 from pyenclave._platform.quote import Quoter
@@ -85,19 +85,31 @@ class Services:
                 return messages.QuoteReply(quote=self.quoter.quote(enclave.body, data))
             case messages.CounterRequest():
                 enclave.check_may_seal()
-                return self._count(enclave.counter_owner(self.root.level), message)
+                return self._count(enclave, message)
         raise AssertionError(type(message).__name__)  # all of _REQUESTS are above
 
-    def _count(self, owner: bytes, message: messages.CounterRequest) -> messages.CounterValue:
-        counter_id = message.counter_id
+    def _count(self, enclave: Enclave, message: messages.CounterRequest) -> messages.CounterValue:
+        owner, counter_id, mark = (
+            enclave.counter_owner(self.root.level),
+            message.counter_id,
+            message.mark,
+        )
+        if message.operation != "increment" and (mark or message.expected is not None):
+            raise SealingError("only an increment has an expected value or a mark")
+        if mark and (len(mark) != MARK_SIZE or message.expected is None):
+            raise SealingError(
+                "a blob is committed with its mark and the value that it follows",
+                expected=f"a mark of {MARK_SIZE} bytes, and a value",
+                found=f"{len(mark)} bytes, {message.expected}",
+            )
         if message.operation == "create":
-            if counter_id or message.expected is not None:
-                raise SealingError("a counter is created without identity or expected value")
-            counter_id, value = self.counters.create(owner)
+            if counter_id:
+                raise SealingError("a counter is created without identity")
+            counter_id, value = self.counters.create(owner, debug=enclave.weak)
         elif message.operation == "read":
-            value = self.counters.read(owner, counter_id)
+            value, mark = self.counters.read(owner, counter_id)
         elif message.operation == "increment":
-            value = self.counters.increment(owner, counter_id, message.expected)
+            value = self.counters.increment(owner, counter_id, message.expected, mark)
         elif message.operation == "destroy":
             value = self.counters.destroy(owner, counter_id)
         else:
@@ -106,7 +118,7 @@ class Services:
                 expected="create, read, increment or destroy",
                 found=message.operation[:32],
             )
-        return messages.CounterValue(counter_id=counter_id, value=value)
+        return messages.CounterValue(counter_id=counter_id, value=value, mark=mark)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +187,11 @@ class Enclave:
                 expected="a state directory that can be written",
                 advice="Set PYENCLAVE_STATE, or PYENCLAVE_ALLOW_EPHEMERAL=1 to seal regardless.",
             )
+
+    @property
+    def weak(self) -> bool:
+        """Whether anybody could have made it: debug or unsigned; its counters' quota is small."""
+        return self.facts.debug or not any(self.body.mrsigner)
 
     def counter_owner(self, level: str) -> bytes:
         """Return the name under which this enclave's counters are kept."""

@@ -244,13 +244,15 @@ class CounterRequest(_Base, frozen=True, kw_only=True, tag="counter"):
     operation: str  # "create", "read", "increment", "destroy"
     counter_id: bytes = b""  # 16 bytes; empty for create
     expected: int | None = None  # increment: refused unless this is the value
+    mark: bytes = b""  # increment: 32 bytes of the blob that is committed; needs expected
 
 
 class CounterValue(_Base, frozen=True, kw_only=True, tag="counter.ok"):
-    """The counter's identity and value."""
+    """The counter's identity and value, and the mark of the blob committed with the value."""
 
     counter_id: bytes
     value: int
+    mark: bytes = b""  # empty: no blob was committed with this value
 
 
 class Poisoned(_Base, frozen=True, kw_only=True, tag="poisoned"):

@@ -11,6 +11,7 @@ from pyenclave.sealed.policy import SealPolicy
 from pyenclave.trusted._state import EnclaveIdentity, current
 
 if TYPE_CHECKING:
+    from pyenclave.formats.sealed import SealedHeader
     from pyenclave.formats.sgx import ReportBody
 
 __all__ = [
@@ -84,26 +85,46 @@ class Counter:
         """Create a counter; it starts at the platform's first value."""
         return cls(current().counter("create").counter_id)
 
-    def _value(self, operation: str, expected: int | None = None) -> int:
-        return current().counter(operation, self.counter_id, expected).value
-
     def read(self) -> int:
         """Return the value."""
-        return self._value("read")
+        return current().counter("read", self.counter_id).value
 
-    def increment(self, *, expected: int | None = None) -> int:
+    def increment(self, *, expected: int | None = None, blob: Buffer | None = None) -> int:
         """
         Add one, durably, and return the new value.
 
         Args:
             expected: Refuse unless this is the value before.
+            blob: What ``seal(…, counter=…, advance=False)`` returned: it becomes the newest blob,
+                for good and alone. It is not authenticated here; one that comes from outside is
+                given to `unseal` instead, which does both. Without it **no** blob is the newest
+                one afterwards: all that were sealed under the counter until now are refused.
+
+        Raises:
+            RollbackError: The value is not the expected one; *blob* is bound to another counter or
+                value, or another blob was made the newest one in its place.
+            UnsealError: *blob* is no sealed blob.
 
         """
-        return self._value("increment", expected)
+        mark = b""
+        if blob is not None:
+            from pyenclave.formats import sealed
+
+            header, _ = sealed.split(bytes(blob))
+            _check_bound(header, self)
+            before = header.counter_value - 1
+            if expected not in (None, before):
+                raise RollbackError(
+                    "the blob was sealed for another value of its counter",
+                    expected=expected,
+                    found=before,
+                )
+            expected, mark = before, header.commitment
+        return current().counter("increment", self.counter_id, expected, mark).value
 
     def destroy(self) -> None:
         """Destroy the counter; what was sealed under it never opens again."""
-        self._value("destroy")
+        current().counter("destroy", self.counter_id)
 
     def __repr__(self) -> str:
         return f"Counter({self.counter_id.hex()})"
@@ -128,9 +149,10 @@ def seal(
         aad: Additional data, authenticated and not stored; `unseal` needs the same.
         min_version: Lowest security version that may open; default the own one.
         counter: Make this blob the newest one under a counter; older ones are refused then.
-        advance: Move the counter at once. With False the blob becomes the newest one when
-            ``counter.increment()`` is called: store the blob durably first, then increment, and
-            a crash between the two loses nothing.
+        advance: Move the counter at once. With False the blob is *pending*: store it durably
+            first, then call ``counter.increment(blob=…)``, and a crash between the two loses
+            nothing, because `unseal` of a pending blob makes it the newest one too. Of several
+            blobs that are pending at once only the first that is committed ever opens.
 
     Raises:
         NotInEnclaveError: Outside an enclave.
@@ -155,7 +177,7 @@ def seal(
         counter=binding,
     )
     if counter is not None and advance:
-        counter.increment(expected=before)
+        counter.increment(blob=sealed)
     return sealed
 
 
@@ -170,7 +192,8 @@ def unseal(
     Open what `seal` returned.
 
     A blob that is bound to a counter is always compared with it; *counter* says that it must be
-    bound, and to which one.
+    bound, and to which one. Opening a pending blob (``advance=False``) commits it: it becomes the
+    newest one, and older blobs and others that are pending for the same value are refused then.
 
     Args:
         blob: The sealed blob.
@@ -194,26 +217,40 @@ def unseal(
         aad=_optional(aad),
         min_version=min_version,
     )
-    bound = opened.header.counter_id
-    if counter is not None and bound != counter.counter_id:
+    header = opened.header
+    if counter is not None:
+        _check_bound(header, counter)
+    if header.counter_id is not None:
+        _check_newest(header.counter_id, header.counter_value, header.commitment)
+    return opened.data
+
+
+def _check_bound(header: SealedHeader, counter: Counter) -> None:
+    bound = header.counter_id
+    if bound != counter.counter_id:
         raise RollbackError(
             "the blob is not bound to this counter",
             expected=counter.counter_id.hex(),
             found=bound.hex() if bound else "no counter",
         )
-    if bound is not None:
-        _check_newest(Counter(bound), opened.header.counter_value)
-    return opened.data
 
 
-def _check_newest(counter: Counter, value: int) -> None:
-    now = counter.read()
-    if value == now + 1:
-        # The writer stopped between storing the blob and incrementing: catch up.
-        counter.increment(expected=now)
-    elif value != now:
+def _check_newest(counter_id: bytes, value: int, mark: bytes) -> None:
+    """Refuse an authentic blob unless it is the newest one; commit it if it is pending."""
+    now = current().counter("read", counter_id)
+    if value == now.value + 1:
+        # The writer stopped between storing the blob and incrementing. The platform lets one blob
+        # have the value: if another thread was faster with another blob, this is refused.
+        current().counter("increment", counter_id, now.value, mark)
+    elif value != now.value:
         raise RollbackError(
-            "the blob is not the newest one of its counter", expected=now, found=value
+            "the blob is not the newest one of its counter", expected=now.value, found=value
+        )
+    elif mark != now.mark:
+        raise RollbackError(
+            "the blob is not the newest one of its counter: another one took its place",
+            expected=now.mark.hex() or "none",
+            found=mark.hex(),
         )
 
 

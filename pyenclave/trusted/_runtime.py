@@ -227,11 +227,15 @@ class Runtime:
         return ReportBody.from_bytes(report[:_REPORT_BODY])
 
     def counter(
-        self, operation: str, counter_id: bytes = b"", expected: int | None = None
+        self,
+        operation: str,
+        counter_id: bytes = b"",
+        expected: int | None = None,
+        mark: bytes = b"",
     ) -> messages.CounterValue:
         """Do one operation on a monotonic counter of this enclave's signer and product."""
         message = messages.CounterRequest(
-            operation=operation, counter_id=counter_id, expected=expected
+            operation=operation, counter_id=counter_id, expected=expected, mark=mark
         )
         return self.request(message, messages.CounterValue)
 

@@ -311,7 +311,7 @@ def test_X2_a_state_directory_that_was_put_back_whole_is_not_noticed(tmp_path: P
     shutil.rmtree(folder)
     copy.rename(folder)
     with State.open(str(folder)) as state:
-        assert store(state).read(owner, counter) == 1
+        assert store(state).read(owner, counter).value == 1
 
 
 def test_siblings_of_one_zygote_share_addresses_and_hash_seed(image: bytes, state: Path) -> None:

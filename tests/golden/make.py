@@ -36,6 +36,7 @@ NOT_REPEATABLE = {"secret.hpke"}
 ROOT_SECRET = hashlib.sha256(b"golden root secret of nobody").digest()
 PLAINTEXT = b"what was sealed by the first release opens for ever\n"
 AAD = b"golden"
+COUNTER_MARK = bytes(range(32, 64))
 SECRET = b"a secret sent to the golden enclave\n"
 NONCE = bytes(range(32))
 USER_DATA = b"user data of the golden enclave"
@@ -214,12 +215,12 @@ def secret() -> bytes:
 
 
 def counters() -> dict[str, bytes]:
-    """A store of counters: one counter, incremented twice, and its mark."""
+    """A store of counters: one counter, incremented twice, a blob the second time; its mark."""
     files = MemoryFiles()
     store = CounterStore(files, root().derive("counters", 32), lambda size: bytes(range(size)))
     made, _ = store.create(bytes(range(32)))
-    for _ in range(2):
-        store.increment(bytes(range(32)), made)
+    store.increment(bytes(range(32)), made)
+    store.increment(bytes(range(32)), made, 1, COUNTER_MARK)
     return {name: files.read_file(name) or b"" for name in ("counters", "counters.mark")}
 
 

@@ -168,6 +168,8 @@ def work(behaviour: str, channel_fd: int) -> None:
             messages.QuoteRequest(data=b"q" * 64),
             messages.CounterRequest(operation="create"),
             messages.CounterRequest(operation="eat"),
+            messages.CounterRequest(operation="read", counter_id=bytes(16), mark=bytes(32)),
+            messages.CounterRequest(operation="increment", counter_id=bytes(16), mark=b"short"),
         ]
         for request in requests:
             channel.send(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -40,7 +41,7 @@ def test_a_counter_only_goes_up_and_lasts(state: State) -> None:
     counter, value = first.create(ALICE)
     assert (len(counter), value) == (16, 0)
     assert [first.increment(ALICE, counter) for _ in range(3)] == [1, 2, 3]
-    assert store(state).read(ALICE, counter) == 3
+    assert store(state).read(ALICE, counter).value == 3
     assert store(state).destroy(ALICE, counter) == 3
     with pytest.raises(SealingError, match="no such counter"):
         store(state).read(ALICE, counter)
@@ -52,7 +53,7 @@ def test_an_expected_value_makes_a_retry_harmless(state: State) -> None:
     assert counters.increment(ALICE, counter, 0) == 1
     with pytest.raises(RollbackError, match="expected 0; found 1"):
         counters.increment(ALICE, counter, 0)
-    assert counters.read(ALICE, counter) == 1
+    assert counters.read(ALICE, counter).value == 1
 
 
 def test_another_owner_sees_no_counter(state: State) -> None:
@@ -66,7 +67,7 @@ def test_another_owner_sees_no_counter(state: State) -> None:
             counters.read(ALICE, wrong)
     with pytest.raises(ValueError, match="owner has 32 bytes"):
         counters.create(b"short")
-    assert counters.read(ALICE, counter) == 0
+    assert counters.read(ALICE, counter).value == 0
 
 
 def test_an_owner_has_a_limit_of_its_own(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +84,87 @@ def test_an_owner_has_a_limit_of_its_own(state: State, monkeypatch: pytest.Monke
         counters.create(b"C" * 32)
 
 
+def test_debug_and_unsigned_owners_cannot_use_up_the_counters_of_production(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters_module, "MAX_PER_OWNER", 4)
+    monkeypatch.setattr(counters_module, "MAX_TOTAL", 5)
+    monkeypatch.setattr(counters_module, "MAX_PER_DEBUG_OWNER", 2)
+    monkeypatch.setattr(counters_module, "MAX_TOTAL_DEBUG", 7)
+    counters = store(state)
+    made = 0
+    for number in range(20):  # each unsigned image is an owner of its own
+        owner = number.to_bytes(32, "big")
+        for _ in range(3):
+            with contextlib.suppress(SealLimitError):
+                kept = owner, counters.create(owner, debug=True)[0]
+                made += 1
+        assert made <= 2 * (number + 1)
+    assert made == 7
+    for owner in [ALICE] * 4 + [BOB]:
+        store(state).create(owner)
+    with pytest.raises(SealLimitError, match="of production enclaves"):
+        counters.create(BOB)
+    # Production does not take from the others either, and what is destroyed may be made again.
+    counters.destroy(*kept)
+    counters.create(kept[0], debug=True)
+    with pytest.raises(SealLimitError, match="of debug and unsigned enclaves"):
+        counters.create(b"D" * 32, debug=True)
+
+
+def test_the_store_has_room_for_all_that_the_quotas_allow() -> None:
+    files = MemoryFiles()
+    counters = CounterStore(files, KEY, os.urandom)
+    largest = counters_module._Counter(bytes(16), ALICE, True, 2**63 - 1, bytes(32))
+    most = counters_module.MAX_TOTAL + counters_module.MAX_TOTAL_DEBUG
+    counters._save(counters_module._Store(1, (largest,) * most))
+    assert len(files.read_file("counters") or b"") < 4 * 1024 * 1024  # State.read_file's limit
+
+
+MARK_1, MARK_2 = b"1" * 32, b"2" * 32
+
+
+def test_one_blob_is_committed_with_each_value(state: State) -> None:
+    counters = store(state)
+    counter, _ = counters.create(ALICE)
+    assert counters.read(ALICE, counter) == (0, b"")
+    assert counters.increment(ALICE, counter, 0, MARK_1) == 1
+    for other in (counters, store(state)):
+        assert other.read(ALICE, counter) == (1, MARK_1)
+        with pytest.raises(RollbackError, match="another blob was committed"):
+            other.increment(ALICE, counter, 0, MARK_2)
+        with pytest.raises(RollbackError, match="expected 0; found 1"):
+            other.increment(ALICE, counter, 0)
+        assert other.increment(ALICE, counter, 0, MARK_1) == 1  # after a lost answer
+    assert counters.increment(ALICE, counter, 1, MARK_2) == 2
+    with pytest.raises(RollbackError):
+        counters.increment(ALICE, counter, 0, MARK_1)
+    assert counters.increment(ALICE, counter) == 3
+    assert counters.read(ALICE, counter) == (3, b"")
+    with pytest.raises(RollbackError, match="another blob"):
+        counters.increment(ALICE, counter, 2, MARK_2)  # the value was given to no blob
+
+
+def test_a_commit_that_changes_nothing_writes_nothing(state: State, path: Path) -> None:
+    counters = store(state)
+    counter, _ = counters.create(ALICE)
+    counters.increment(ALICE, counter, 0, MARK_1)
+    before = {name: (path / name).read_bytes() for name in ("counters", "counters.mark")}
+    counters.increment(ALICE, counter, 0, MARK_1)
+    assert {name: (path / name).read_bytes() for name in before} == before
+
+
+def test_a_mark_of_another_size_or_without_a_value_is_refused(state: State) -> None:
+    counters = store(state)
+    counter, _ = counters.create(ALICE)
+    for mark in (b"x", bytes(31), bytes(33)):
+        with pytest.raises(ValueError, match="mark has 32 bytes"):
+            counters.increment(ALICE, counter, 0, mark)
+    with pytest.raises(ValueError, match="without the value"):
+        counters.increment(ALICE, counter, None, MARK_1)
+    assert counters.read(ALICE, counter) == (0, b"")
+
+
 def test_a_counter_at_its_end_stays_there(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters_module, "_MAX_VALUE", 2)
     counters = store(state)
@@ -91,7 +173,7 @@ def test_a_counter_at_its_end_stays_there(state: State, monkeypatch: pytest.Monk
     counters.increment(ALICE, counter)
     with pytest.raises(SealLimitError):
         counters.increment(ALICE, counter)
-    assert counters.read(ALICE, counter) == 2
+    assert counters.read(ALICE, counter).value == 2
 
 
 @pytest.mark.parametrize("name", ["counters", "counters.mark"])
@@ -111,7 +193,7 @@ def test_any_flipped_or_missing_byte_is_refused(state: State, path: Path, name: 
             store(state).increment(ALICE, counter)
         assert (path / name).read_bytes() == case
     (path / name).write_bytes(good)
-    assert store(state).read(ALICE, counter) == 1
+    assert store(state).read(ALICE, counter).value == 1
 
 
 def test_another_roots_store_is_refused(state: State) -> None:
@@ -139,7 +221,7 @@ def test_a_store_that_was_put_back_is_refused(state: State, path: Path) -> None:
     (path / "counters").write_bytes(old)
     with pytest.raises(RollbackError):
         counters.read(ALICE, counter)
-    assert store(state).read(ALICE, counter) == 0
+    assert store(state).read(ALICE, counter).value == 0
 
 
 @pytest.mark.parametrize("gone", [("counters",), ("counters.mark",), ("counters", "counters.mark")])
@@ -159,8 +241,14 @@ def test_a_store_that_is_gone_never_counts_from_zero_again(
 _STEPS = ("open", "write", "fsync", "rename")
 
 
-def _killed_at(state_path: Path, counter: bytes, step: int) -> bool:
-    """Increment in a child that dies before its *step*-th system call; whether it did."""
+def _mark(value: int) -> bytes:
+    return value.to_bytes(32, "big")
+
+
+def _killed_at(state_path: Path, counter: bytes, step: int, value: int) -> bool:
+    """
+    Commit *value* + 1 in a child that dies before its *step*-th system call; whether it did.
+    """
     pid = os.fork()
     if pid == 0:
         seen = 0
@@ -182,7 +270,7 @@ def _killed_at(state_path: Path, counter: bytes, step: int) -> bool:
 
                 for name in _STEPS:
                     wrap(name)
-                counters.increment(ALICE, counter)
+                counters.increment(ALICE, counter, value, _mark(value + 1))
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -194,18 +282,20 @@ def test_killed_at_every_step_the_value_is_old_or_new_and_never_less(
     counter, value = store(state).create(ALICE)
     kills = 0
     for step in range(200):
-        killed = _killed_at(path, counter, step)
-        found = store(state).read(ALICE, counter)
+        killed = _killed_at(path, counter, step, value)
+        found, mark = store(state).read(ALICE, counter)
         assert found in (value, value + 1), f"step {step}"
+        assert mark == (_mark(found) if found else b""), f"step {step}"
         if not killed:
             assert found == value + 1
             break
         kills += 1
         # A second crash on top of the first, then a change that must work.
         if step % 3 == 0:
-            _killed_at(path, counter, step)
-            assert store(state).read(ALICE, counter) >= found
-        value = store(state).increment(ALICE, counter)
+            _killed_at(path, counter, step, found)
+            assert store(state).read(ALICE, counter).value >= found
+        now = store(state).read(ALICE, counter).value
+        value = store(state).increment(ALICE, counter, now, _mark(now + 1))
         assert value > found
     assert kills >= 10
 
@@ -225,7 +315,7 @@ def test_no_room_is_a_typed_error_and_what_was_counted_stays(
             patch.setattr(os, name, fail)
             with pytest.raises(SealingError, match="cannot be written: No space"):
                 counters.increment(ALICE, counter)
-        assert counters.read(ALICE, counter) == 1
+        assert counters.read(ALICE, counter).value == 1
     assert counters.increment(ALICE, counter) == 2
 
 

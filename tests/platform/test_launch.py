@@ -435,7 +435,7 @@ def answers_of(path: Path) -> list[messages.Message]:
                 break
             found.append(messages.decode(data[4 : 4 + size]))
             data = data[4 + size :]
-        if len(found) == 10:
+        if len(found) == 12:
             return found
         time.sleep(0.02)
     raise AssertionError(f"only {found}")
@@ -446,9 +446,10 @@ def test_a_worker_gets_what_it_may_have_and_typed_refusals_for_the_rest(
 ) -> None:
     out = tmp_path / "answers"
     launched, _ = launch(client, behaviour=f"asks {out}")
-    key, signer, report_key, short, report, verified, bad_report, quote, counter, eaten = (
-        answers_of(out)
+    key, signer, report_key, short, report, verified, bad_report, quote, counter, *odd = answers_of(
+        out
     )
+    eaten, marked, badly_marked = odd
     assert isinstance(key, messages.KeyReply)
     assert len(key.key) == 32
     for answer, code, text in (
@@ -457,6 +458,8 @@ def test_a_worker_gets_what_it_may_have_and_typed_refusals_for_the_rest(
         (short, "attestation.format", "512"),
         (bad_report, "attestation.format", "64"),
         (eaten, "sealing", "unknown operation"),
+        (marked, "sealing", "only an increment"),
+        (badly_marked, "sealing", "a mark of 32 bytes"),
     ):
         assert isinstance(answer, messages.Failure)
         assert answer.code == code

@@ -43,6 +43,16 @@ def save_newest(data: bytes, counter: bytes) -> bytes:
 
 
 @trusted.ecall
+def save_pending(data: bytes, counter: bytes) -> bytes:
+    return trusted.seal(data, counter=trusted.Counter(counter), advance=False)
+
+
+@trusted.ecall
+def commit(blob: bytes, counter: bytes) -> int:
+    return trusted.Counter(counter).increment(blob=blob)
+
+
+@trusted.ecall
 def target() -> bytes:
     return trusted.target_info()
 
@@ -181,6 +191,27 @@ def test_sea_11_old_data_of_a_counter_is_refused_also_after_a_restart(images, en
     with Enclave(images["v1"]) as again:
         assert again.load(new) == b"0"
         refused_with("RollbackError", again.load, old)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_sea_11_two_blobs_pending_at_once_are_never_both_the_newest_for_a_platform(
+    images, enclaves, opened
+):
+    v1 = enclaves["v1"]
+    counter = v1.new_counter()
+    newest = v1.save_newest(b"B0", counter)
+    first = v1.save_pending(b"B1", counter)
+    with Enclave(images["v1"]) as again:  # the first writer died
+        assert again.load(newest) == b"B0"
+        second = again.save_pending(b"B2", counter)
+        assert again.load(second) == b"B2" if opened else again.commit(second, counter) == 2
+        assert again.load(second) == b"B2"
+    for enclave in (v1, enclaves["v2"]):
+        refused_with("RollbackError", enclave.load, first)
+        refused_with("RollbackError", enclave.load, newest)
+        assert enclave.load(second) == b"B2"
+    refused_with("RollbackError", v1.commit, first, counter)
+    assert v1.commit(second, counter) == 2  # again, as after a lost answer
 
 
 def test_one_enclave_verifies_the_report_of_another(enclaves):

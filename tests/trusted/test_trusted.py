@@ -60,7 +60,7 @@ class ModelPlatform:
     def __init__(self, body: ReportBody) -> None:
         self.body = body
         self.worker, self.end = Channel.pair()
-        self.counters: dict[bytes, int] = {}
+        self.counters: dict[bytes, tuple[int, bytes]] = {}  # value, mark of the newest blob
         self.answer_with: messages.Message | None = None
         self.requests: list[messages.Message] = []
         self.thread = threading.Thread(target=self._serve, daemon=True)
@@ -100,23 +100,27 @@ class ModelPlatform:
                 if hmac.compare_digest(mac, report[416:]):
                     return messages.Ok()
                 return messages.Failure(code="attestation", message="the MAC does not hold")
-            case messages.CounterRequest(operation=operation, counter_id=name, expected=expected):
-                return self._count(operation, name, expected)
+            case messages.CounterRequest():
+                return self._count(message)
         raise AssertionError(message)
 
-    def _count(self, operation: str, name: bytes, expected: int | None) -> messages.Message:
+    def _count(self, asked: messages.CounterRequest) -> messages.Message:
+        name, operation = asked.counter_id, asked.operation
         if operation == "create":
             name = len(self.counters).to_bytes(16, "big")
-            self.counters[name] = 0
+            self.counters[name] = (0, b"")
         elif name not in self.counters:
             return messages.Failure(code="sealing.rollback", message="no such counter")
-        elif operation == "increment":
-            if expected not in (None, self.counters[name]):
-                return messages.Failure(code="sealing.rollback", message="another value")
-            self.counters[name] += 1
+        value, mark = self.counters[name]
+        if operation == "increment":
+            done = asked.mark and (value - 1, mark) == (asked.expected, asked.mark)
+            if not done:
+                if asked.expected not in (None, value):
+                    return messages.Failure(code="sealing.rollback", message="another value")
+                value, mark = self.counters[name] = (value + 1, asked.mark)
         elif operation == "destroy":
-            return messages.CounterValue(counter_id=name, value=self.counters.pop(name))
-        return messages.CounterValue(counter_id=name, value=self.counters[name])
+            del self.counters[name]
+        return messages.CounterValue(counter_id=name, value=value, mark=mark)
 
     def identity(self, **changes: object) -> messages.Identity:
         values: dict[str, object] = {
@@ -375,9 +379,141 @@ def test_sea_11_a_counter_that_was_rolled_back_is_noticed(inside):
     counter = trusted.Counter.create()
     for _ in range(3):
         blob = trusted.seal(b"data", counter=counter)
-    platform.counters[counter.counter_id] = 1
+    _, mark = platform.counters[counter.counter_id]
+    platform.counters[counter.counter_id] = (1, mark)
     with pytest.raises(RollbackError):
         trusted.unseal(blob)
+
+
+def two_pending():
+    """A counter, its newest blob, and two that were sealed for its next value."""
+    counter = trusted.Counter.create()
+    newest = trusted.seal(b"B0", counter=counter)
+    first = trusted.seal(b"B1", counter=counter, advance=False)
+    assert trusted.unseal(newest) == b"B0"  # the writer died and began again from what it had
+    second = trusted.seal(b"B2", counter=counter, advance=False)
+    return counter, newest, first, second
+
+
+def test_sea_11_two_blobs_pending_at_once_are_never_both_the_newest(inside):
+    inside()
+    for commit in (
+        lambda counter, blob: counter.increment(blob=blob),
+        lambda counter, blob: trusted.unseal(blob, counter=counter),
+    ):
+        for winner in (0, 1):
+            counter, newest, *pending = two_pending()
+            commit(counter, pending[winner])
+            assert counter.read() == 2
+            for _ in range(2):
+                assert trusted.unseal(pending[winner]) == (b"B1", b"B2")[winner]
+                with pytest.raises(RollbackError, match="another one took its place"):
+                    trusted.unseal(pending[1 - winner])
+                with pytest.raises(RollbackError):
+                    counter.increment(blob=pending[1 - winner])
+                with pytest.raises(RollbackError, match="newest"):
+                    trusted.unseal(newest)
+                inside()
+            assert counter.read() == 2
+
+
+def test_sea_11_an_increment_without_a_blob_leaves_no_newest_blob(inside):
+    inside()
+    counter, *blobs = two_pending()
+    assert counter.increment() == 2
+    for blob in blobs:
+        with pytest.raises(RollbackError, match="newest"):
+            trusted.unseal(blob)
+    last = trusted.seal(b"B3", counter=counter)
+    assert trusted.unseal(last) == b"B3"
+
+
+def test_a_pending_blob_is_not_committed_once_the_counter_went_on(inside):
+    inside()
+    counter, _, first, _ = two_pending()
+    later = trusted.seal(b"B3", counter=counter)
+    last = trusted.seal(b"B4", counter=counter)
+    for blob in (first, later):
+        with pytest.raises(RollbackError):
+            trusted.unseal(blob)
+        with pytest.raises(RollbackError):
+            counter.increment(blob=blob)
+    assert trusted.unseal(last) == b"B4"
+
+
+def test_an_increment_with_its_blob_may_be_repeated_after_a_lost_answer(inside):
+    inside()
+    counter = trusted.Counter.create()
+    blob = trusted.seal(b"data", counter=counter, advance=False)
+    assert [counter.increment(blob=blob, expected=0) for _ in range(3)] == [1, 1, 1]
+    assert trusted.unseal(blob) == b"data"
+
+
+def test_two_threads_that_open_one_pending_blob_both_succeed(inside, monkeypatch):
+    inside()
+    counter, _, first, second = two_pending()
+    runtime = _runtime.current()
+    ask = runtime.counter
+
+    def raced(operation, *arguments):
+        reading = ask(operation, *arguments)
+        if operation == "read":  # the other one is faster, between reading and committing
+            monkeypatch.setattr(runtime, "counter", ask)
+            assert trusted.unseal(first) == b"B1"
+        return reading
+
+    monkeypatch.setattr(runtime, "counter", raced)
+    assert trusted.unseal(first) == b"B1"
+    assert counter.read() == 2
+    with pytest.raises(RollbackError):
+        trusted.unseal(second)
+
+
+def test_two_threads_that_open_two_pending_blobs_do_not_both_succeed(inside, monkeypatch):
+    inside()
+    _, _, first, second = two_pending()
+    runtime = _runtime.current()
+    ask = runtime.counter
+
+    def raced(operation, *arguments):
+        reading = ask(operation, *arguments)
+        if operation == "read":
+            monkeypatch.setattr(runtime, "counter", ask)
+            assert trusted.unseal(first) == b"B1"
+        return reading
+
+    monkeypatch.setattr(runtime, "counter", raced)
+    with pytest.raises(RollbackError):
+        trusted.unseal(second)
+    assert trusted.unseal(first) == b"B1"
+
+
+def test_a_blob_that_does_not_belong_to_the_counter_does_not_move_it(inside):
+    inside()
+    counter, other = trusted.Counter.create(), trusted.Counter.create()
+    bound = trusted.seal(b"data", counter=other, advance=False)
+    pending = trusted.seal(b"data", counter=counter, advance=False)
+    for blob, error in (
+        (bound, RollbackError),
+        (trusted.seal(b"unbound"), RollbackError),
+        (pending[:-1], UnsealError),
+        (b"", UnsealError),
+        (pending[:144] + bytes(8) + pending[152:], RollbackError),  # value 0: before it is -1
+    ):
+        with pytest.raises(error):
+            counter.increment(blob=blob)
+    with pytest.raises(RollbackError, match="another value"):
+        counter.increment(blob=pending, expected=1)
+    assert (counter.read(), other.read()) == (0, 0)
+    # A header that lies about its value commits nothing that opens: the mark covers the value.
+    old = trusted.seal(b"old", counter=counter)
+    trusted.seal(b"new", counter=counter)
+    raised = old[:144] + (3).to_bytes(8, "little") + old[152:]
+    assert counter.increment(blob=raised) == 3
+    with pytest.raises(UnsealError):
+        trusted.unseal(raised)
+    with pytest.raises(RollbackError):
+        trusted.unseal(old)
 
 
 def test_sea_11_a_blob_of_another_or_no_counter_is_refused_where_one_is_named(inside):
