@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import hashlib
-import hmac
 import inspect
 import pickle
 import socket
-import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from pyenclave import trusted
-from pyenclave.calls.channel import Channel
 from pyenclave.errors import (
     ArgumentError,
     EnclaveClosedError,
@@ -26,133 +21,15 @@ from pyenclave.errors import (
     EnclaveStateError,
     EvidenceFormatError,
     NotInEnclaveError,
-    RollbackError,
     SealingError,
     UnsealError,
 )
 from pyenclave.formats import evidence as evidence_format
 from pyenclave.formats import messages
 from pyenclave.formats.sealed import split
-from pyenclave.formats.sgx import Attributes, KeyRequest, ReportBody, TargetInfo
+from pyenclave.formats.sgx import Attributes, ReportBody, TargetInfo
 from pyenclave.sealed import provision
 from pyenclave.trusted import SealPolicy, _runtime, _state
-
-RECORD = b"a signed record"
-
-
-def report_body(**changes: object) -> ReportBody:
-    debug = changes.pop("debug", False)
-    values: dict[str, object] = {
-        "cpu_svn": struct.pack("<H14x", 1),
-        "attributes": Attributes(flags=7 if debug else 5, xfrm=3),
-        "mrenclave": b"\x11" * 32,
-        "mrsigner": b"\x22" * 32,
-        "config_id": hashlib.sha256(RECORD).digest() + bytes(32),
-        "isv_prod_id": 7,
-        "isv_svn": 3,
-    }
-    return ReportBody(**(values | changes))  # type: ignore[arg-type]
-
-
-class ModelPlatform:
-    """Answers one worker; keys, reports and counters as the platform has them."""
-
-    def __init__(self, body: ReportBody) -> None:
-        self.body = body
-        self.worker, self.end = Channel.pair()
-        self.counters: dict[bytes, tuple[int, bytes]] = {}  # value, mark of the newest blob
-        self.answer_with: messages.Message | None = None
-        self.requests: list[messages.Message] = []
-        self.thread = threading.Thread(target=self._serve, daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.worker.close()
-        self.thread.join(2)
-        self.end.close()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(EnclaveLostError, OSError, ValueError):
-            while True:
-                message, _ = self.end.receive()
-                self.requests.append(message)
-                self.end.send(self.answer_with or self._answer(message))
-
-    def _answer(self, message: messages.Message) -> messages.Message:
-        match message:
-            case messages.KeyRequestMessage(request=raw):
-                request = KeyRequest.from_bytes(raw)
-                if request.isv_svn > self.body.isv_svn:
-                    return messages.Failure(code="sealing", message="INVALID_ISVSVN (64)")
-                identity = self.body.mrenclave if request.key_policy & 1 else b""
-                identity += self.body.mrsigner if request.key_policy & 2 else b""
-                info = raw + identity + bytes([self.body.attributes.debug])
-                return messages.KeyReply(key=hmac.digest(b"root", info, "sha256"))
-            case messages.QuoteRequest(data=data):
-                return messages.QuoteReply(quote=b"quote over " + data)
-            case messages.ReportRequest(target=target, data=data):
-                body = self.body.to_bytes()[:320] + data
-                mac = hmac.digest(b"report" + target, body, "md5")
-                return messages.ReportReply(report=body + bytes(32) + mac)
-            case messages.VerifyReport(report=report):
-                target = TargetInfo.of(self.body).to_bytes()
-                mac = hmac.digest(b"report" + target, report[:384], "md5")
-                if hmac.compare_digest(mac, report[416:]):
-                    return messages.Ok()
-                return messages.Failure(code="attestation", message="the MAC does not hold")
-            case messages.CounterRequest():
-                return self._count(message)
-        raise AssertionError(message)
-
-    def _count(self, asked: messages.CounterRequest) -> messages.Message:
-        name, operation = asked.counter_id, asked.operation
-        if operation == "create":
-            name = len(self.counters).to_bytes(16, "big")
-            self.counters[name] = (0, b"")
-        elif name not in self.counters:
-            return messages.Failure(code="sealing.rollback", message="no such counter")
-        value, mark = self.counters[name]
-        if operation == "increment":
-            done = asked.mark and (value - 1, mark) == (asked.expected, asked.mark)
-            if not done:
-                if asked.expected not in (None, value):
-                    return messages.Failure(code="sealing.rollback", message="another value")
-                value, mark = self.counters[name] = (value + 1, asked.mark)
-        elif operation == "destroy":
-            del self.counters[name]
-        return messages.CounterValue(counter_id=name, value=value, mark=mark)
-
-    def identity(self, **changes: object) -> messages.Identity:
-        values: dict[str, object] = {
-            "enclave_id": b"e" * 16,
-            "body": self.body.to_bytes(),
-            "debug": self.body.attributes.debug,
-            "level": "embedded",
-            "record": RECORD,
-            "seed": bytes(32),
-        }
-        return messages.Identity(**(values | changes))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def inside() -> Iterator[object]:
-    """A function that makes this process the enclave with the given identity."""
-    platforms: list[ModelPlatform] = []
-
-    def become(**changes: object) -> ModelPlatform:
-        _runtime.stop()
-        platform = ModelPlatform(report_body(**changes))
-        if platforms:
-            platform.counters = platforms[-1].counters
-        platforms.append(platform)
-        _runtime.start(platform.worker, platform.identity(), None)  # type: ignore[arg-type]
-        return platform
-
-    yield become
-    _runtime.stop()
-    for platform in platforms:
-        platform.close()
-
 
 # ---- outside ----------------------------------------------------------------------------------
 
@@ -214,12 +91,11 @@ def test_only_public_errors_are_public():
 @pytest.mark.parametrize(
     "changes", [{"body": bytes(383)}, {"seed": bytes(31)}, {"debug": True}, {"body": b""}]
 )
-def test_a_malformed_identity_is_refused(changes):
-    platform = ModelPlatform(report_body())
+def test_a_malformed_identity_is_refused(model, changes):
+    platform = model()
     with pytest.raises(EnclaveStateError):
         _runtime.start(platform.worker, platform.identity(**changes), None)  # type: ignore[arg-type]
     assert _state.runtime is None
-    platform.close()
 
 
 def test_a_process_is_one_enclave_only(inside):
@@ -246,8 +122,8 @@ def test_identity_says_what_the_platform_said(inside):
 
 
 def test_target_info_is_the_one_of_the_specification(inside):
-    inside()
-    assert trusted.target_info() == TargetInfo.of(report_body()).to_bytes()
+    platform = inside()
+    assert trusted.target_info() == TargetInfo.of(platform.body).to_bytes()
 
 
 # ---- sealing ----------------------------------------------------------------------------------
@@ -303,14 +179,13 @@ def test_the_default_policy_is_the_signer_or_for_unsigned_images_the_measurement
         ({}, True, SealPolicy.signer),
     ],
 )
-def test_the_image_chooses_the_default_policy(named, signed, policy):
+def test_the_image_chooses_the_default_policy(model, named, signed, policy):
     class Info:
         name, seal = "image", named
 
-    platform = ModelPlatform(report_body(mrsigner=b"\x22" * 32 if signed else bytes(32)))
+    platform = model(mrsigner=b"\x22" * 32 if signed else bytes(32))
     runtime = _runtime.Runtime(platform.worker, platform.identity(), Info())  # type: ignore[arg-type]
     assert runtime.default_policy is policy
-    platform.close()
 
 
 def test_sea_06_debug_and_production_never_share_sealed_data(inside):
@@ -342,213 +217,6 @@ def test_any_buffer_can_be_sealed(inside, buffer):
     assert trusted.unseal(buffer(blob), aad=buffer(b"aad")) == b"data"
 
 
-# ---- counters ---------------------------------------------------------------------------------
-
-
-def test_sea_11_only_the_newest_blob_of_a_counter_opens(inside):
-    inside()
-    counter = trusted.Counter.create()
-    old = trusted.seal(b"100", counter=counter)
-    new = trusted.seal(b"0", counter=counter)
-    assert trusted.unseal(new, counter=counter) == b"0"
-    with pytest.raises(RollbackError, match="newest"):
-        trusted.unseal(old, counter=counter)
-    with pytest.raises(RollbackError, match="newest"):
-        trusted.unseal(old)  # a bound blob is always compared
-    inside()
-    assert trusted.unseal(new) == b"0"
-    with pytest.raises(RollbackError):
-        trusted.unseal(old)
-
-
-def test_sea_11_a_crash_between_storing_and_incrementing_loses_nothing(inside):
-    inside()
-    counter = trusted.Counter.create()
-    first = trusted.seal(b"first", counter=counter)
-    stored = trusted.seal(b"second", counter=counter, advance=False)
-    assert trusted.unseal(first) == b"first"  # the second is not the newest yet
-    inside()  # the writer died here
-    assert trusted.unseal(stored) == b"second"
-    assert counter.read() == 2  # opening caught up
-    with pytest.raises(RollbackError):
-        trusted.unseal(first)
-
-
-def test_sea_11_a_counter_that_was_rolled_back_is_noticed(inside):
-    platform = inside()
-    counter = trusted.Counter.create()
-    for _ in range(3):
-        blob = trusted.seal(b"data", counter=counter)
-    _, mark = platform.counters[counter.counter_id]
-    platform.counters[counter.counter_id] = (1, mark)
-    with pytest.raises(RollbackError):
-        trusted.unseal(blob)
-
-
-def two_pending():
-    """A counter, its newest blob, and two that were sealed for its next value."""
-    counter = trusted.Counter.create()
-    newest = trusted.seal(b"B0", counter=counter)
-    first = trusted.seal(b"B1", counter=counter, advance=False)
-    assert trusted.unseal(newest) == b"B0"  # the writer died and began again from what it had
-    second = trusted.seal(b"B2", counter=counter, advance=False)
-    return counter, newest, first, second
-
-
-def test_sea_11_two_blobs_pending_at_once_are_never_both_the_newest(inside):
-    inside()
-    for commit in (
-        lambda counter, blob: counter.increment(blob=blob),
-        lambda counter, blob: trusted.unseal(blob, counter=counter),
-    ):
-        for winner in (0, 1):
-            counter, newest, *pending = two_pending()
-            commit(counter, pending[winner])
-            assert counter.read() == 2
-            for _ in range(2):
-                assert trusted.unseal(pending[winner]) == (b"B1", b"B2")[winner]
-                with pytest.raises(RollbackError, match="another one took its place"):
-                    trusted.unseal(pending[1 - winner])
-                with pytest.raises(RollbackError):
-                    counter.increment(blob=pending[1 - winner])
-                with pytest.raises(RollbackError, match="newest"):
-                    trusted.unseal(newest)
-                inside()
-            assert counter.read() == 2
-
-
-def test_sea_11_an_increment_without_a_blob_leaves_no_newest_blob(inside):
-    inside()
-    counter, *blobs = two_pending()
-    assert counter.increment() == 2
-    for blob in blobs:
-        with pytest.raises(RollbackError, match="newest"):
-            trusted.unseal(blob)
-    last = trusted.seal(b"B3", counter=counter)
-    assert trusted.unseal(last) == b"B3"
-
-
-def test_a_pending_blob_is_not_committed_once_the_counter_went_on(inside):
-    inside()
-    counter, _, first, _ = two_pending()
-    later = trusted.seal(b"B3", counter=counter)
-    last = trusted.seal(b"B4", counter=counter)
-    for blob in (first, later):
-        with pytest.raises(RollbackError):
-            trusted.unseal(blob)
-        with pytest.raises(RollbackError):
-            counter.increment(blob=blob)
-    assert trusted.unseal(last) == b"B4"
-
-
-def test_an_increment_with_its_blob_may_be_repeated_after_a_lost_answer(inside):
-    inside()
-    counter = trusted.Counter.create()
-    blob = trusted.seal(b"data", counter=counter, advance=False)
-    assert [counter.increment(blob=blob, expected=0) for _ in range(3)] == [1, 1, 1]
-    assert trusted.unseal(blob) == b"data"
-
-
-def test_two_threads_that_open_one_pending_blob_both_succeed(inside, monkeypatch):
-    inside()
-    counter, _, first, second = two_pending()
-    runtime = _runtime.current()
-    ask = runtime.counter
-
-    def raced(operation, *arguments):
-        reading = ask(operation, *arguments)
-        if operation == "read":  # the other one is faster, between reading and committing
-            monkeypatch.setattr(runtime, "counter", ask)
-            assert trusted.unseal(first) == b"B1"
-        return reading
-
-    monkeypatch.setattr(runtime, "counter", raced)
-    assert trusted.unseal(first) == b"B1"
-    assert counter.read() == 2
-    with pytest.raises(RollbackError):
-        trusted.unseal(second)
-
-
-def test_two_threads_that_open_two_pending_blobs_do_not_both_succeed(inside, monkeypatch):
-    inside()
-    _, _, first, second = two_pending()
-    runtime = _runtime.current()
-    ask = runtime.counter
-
-    def raced(operation, *arguments):
-        reading = ask(operation, *arguments)
-        if operation == "read":
-            monkeypatch.setattr(runtime, "counter", ask)
-            assert trusted.unseal(first) == b"B1"
-        return reading
-
-    monkeypatch.setattr(runtime, "counter", raced)
-    with pytest.raises(RollbackError):
-        trusted.unseal(second)
-    assert trusted.unseal(first) == b"B1"
-
-
-def test_a_blob_that_does_not_belong_to_the_counter_does_not_move_it(inside):
-    inside()
-    counter, other = trusted.Counter.create(), trusted.Counter.create()
-    bound = trusted.seal(b"data", counter=other, advance=False)
-    pending = trusted.seal(b"data", counter=counter, advance=False)
-    for blob, error in (
-        (bound, RollbackError),
-        (trusted.seal(b"unbound"), RollbackError),
-        (pending[:-1], UnsealError),
-        (b"", UnsealError),
-        (pending[:144] + bytes(8) + pending[152:], RollbackError),  # value 0: before it is -1
-    ):
-        with pytest.raises(error):
-            counter.increment(blob=blob)
-    with pytest.raises(RollbackError, match="another value"):
-        counter.increment(blob=pending, expected=1)
-    assert (counter.read(), other.read()) == (0, 0)
-    # A header that lies about its value commits nothing that opens: the mark covers the value.
-    old = trusted.seal(b"old", counter=counter)
-    trusted.seal(b"new", counter=counter)
-    raised = old[:144] + (3).to_bytes(8, "little") + old[152:]
-    assert counter.increment(blob=raised) == 3
-    with pytest.raises(UnsealError):
-        trusted.unseal(raised)
-    with pytest.raises(RollbackError):
-        trusted.unseal(old)
-
-
-def test_sea_11_a_blob_of_another_or_no_counter_is_refused_where_one_is_named(inside):
-    inside()
-    one, other = trusted.Counter.create(), trusted.Counter.create()
-    unbound = trusted.seal(b"data")
-    bound = trusted.seal(b"data", counter=one)
-    for blob in (unbound, bound):
-        with pytest.raises(RollbackError, match="not bound"):
-            trusted.unseal(blob, counter=other)
-
-
-def test_two_writers_at_once_do_not_both_become_the_newest(inside, monkeypatch):
-    inside()
-    counter = trusted.Counter.create()
-    monkeypatch.setattr(counter, "read", lambda: 0)
-    trusted.seal(b"one", counter=counter)
-    with pytest.raises(RollbackError):
-        trusted.seal(b"two", counter=counter)
-
-
-def test_a_destroyed_counter_opens_nothing(inside):
-    inside()
-    counter = trusted.Counter.create()
-    blob = trusted.seal(b"data", counter=counter)
-    counter.destroy()
-    with pytest.raises(RollbackError):
-        trusted.unseal(blob)
-
-
-def test_a_counter_identity_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="16 bytes"):
-        trusted.Counter(b"short")
-
-
 # ---- reports ----------------------------------------------------------------------------------
 
 
@@ -565,8 +233,8 @@ def test_a_report_for_this_enclave_verifies_and_any_change_is_refused(inside):
 
 
 def test_a_report_for_another_enclave_is_refused(inside):
-    inside()
-    other = TargetInfo.of(report_body(mrenclave=b"\x33" * 32)).to_bytes()
+    platform = inside()
+    other = TargetInfo.of(replace(platform.body, mrenclave=b"\x33" * 32)).to_bytes()
     with pytest.raises(Exception, match="MAC"):
         trusted.verify_report(trusted.report(other, b"hello"))
 
@@ -600,7 +268,11 @@ def test_evidence_binds_nonce_runtime_key_and_user_data(inside):
     inside()
     trusted.set_user_data(b"model 7")
     parts = evidence_format.Evidence.from_bytes(_runtime.current().attest(b"n" * 32))
-    assert (parts.nonce, parts.user_data, parts.record) == (b"n" * 32, b"model 7", RECORD)
+    assert (parts.nonce, parts.user_data, parts.record) == (
+        b"n" * 32,
+        b"model 7",
+        b"a signed record",
+    )
     assert parts.runtime_key == _runtime.current().key.public
     bound = evidence_format.bound_report_data(
         nonce=b"n" * 32, runtime_key=parts.runtime_key, user_data=b"model 7"
@@ -624,33 +296,33 @@ def test_an_endless_nonce_is_refused(inside):
 # ---- provisioning -----------------------------------------------------------------------------
 
 
-def _encrypt(secret: bytes, *, body: ReportBody | None = None, info: bytes = b"") -> bytes:
+def _encrypt(body: ReportBody, secret: bytes, *, info: bytes = b"") -> bytes:
     key = _runtime.current().key.public
     context = evidence_format.provision_info(
-        report_body=(body or report_body()).to_bytes(), runtime_key=key, info=info
+        report_body=body.to_bytes(), runtime_key=key, info=info
     )
     return provision.encrypt(secret, public_key=key, info=context)
 
 
 def test_a_secret_sent_to_this_launch_opens(inside):
-    inside()
-    assert trusted.receive(_encrypt(b"key")) == b"key"
-    assert trusted.receive(_encrypt(b"", info=b"ctx"), info=b"ctx") == b""
+    body = inside().body
+    assert trusted.receive(_encrypt(body, b"key")) == b"key"
+    assert trusted.receive(_encrypt(body, b"", info=b"ctx"), info=b"ctx") == b""
 
 
 def test_a_secret_for_another_launch_identity_or_context_does_not_open(inside):
-    inside()
-    of_the_old_launch = _encrypt(b"key")
+    body = inside().body
+    of_the_old_launch = _encrypt(body, b"key")
     inside()
     candidates = [
         of_the_old_launch,
-        _encrypt(b"key", body=report_body(isv_svn=2)),
-        _encrypt(b"key", body=report_body(debug=True)),
-        _encrypt(b"key", info=b"other"),
-        _encrypt(b"key")[:-1],
+        _encrypt(replace(body, isv_svn=2), b"key"),
+        _encrypt(replace(body, attributes=Attributes(flags=7, xfrm=3)), b"key"),
+        _encrypt(body, b"key", info=b"other"),
+        _encrypt(body, b"key")[:-1],
         b"",
     ]
-    whole = bytearray(_encrypt(b"key"))
+    whole = bytearray(_encrypt(body, b"key"))
     for position in range(0, len(whole), 101):
         changed = bytearray(whole)
         changed[position] ^= 1
@@ -750,9 +422,9 @@ def test_sea_12_a_failed_unseal_has_no_key_in_its_traceback_locals(inside):
 
 
 def test_sea_12_after_stop_the_runtime_key_opens_nothing(inside):
-    inside()
+    body = inside().body
     runtime = _runtime.current()
-    ciphertext = _encrypt(b"key")
+    ciphertext = _encrypt(body, b"key")
     _runtime.stop()
     with pytest.raises(UnsealError, match="wiped"):
         runtime.receive(ciphertext, b"")
