@@ -79,14 +79,23 @@ def _lengths(*parts: bytes | memoryview) -> bytes:
 
 
 def _key_id(
-    secret: bytes, data: memoryview, aad: bytes | None, random: Callable[[int], bytes]
+    secret: bytes,
+    header: bytes,
+    data: memoryview,
+    aad: bytes | None,
+    random: Callable[[int], bytes],
 ) -> bytes:
-    """Return 32 bytes that differ whenever the message differs, whatever *random* gives."""
+    """
+    Return 32 bytes that differ whenever the blob differs, whatever *random* gives.
+
+    The whole header counts, the counter's value in it too: the same message under another value
+    would else get the same key with other additional data, where *random* repeats itself.
+    """
     fresh = random(32)
     mac = hmac.new(secret, _LABEL + b"/keyid", hashlib.sha256)
     extra = aad if aad is not None else b""
-    mac.update(_lengths(fresh, extra, data) + bytes([aad is not None]))
-    for part in (fresh, extra, data):
+    mac.update(_lengths(fresh, header, extra, data) + bytes([aad is not None]))
+    for part in (fresh, header, extra, data):
         mac.update(part)
     return mac.digest()
 
@@ -161,7 +170,7 @@ def seal(
         cpu_svn=identity.cpu_svn,
         attribute_mask=_ATTRIBUTE_MASK,
         misc_mask=_MISC_MASK,
-        key_id=_key_id(secret, view, aad, random),
+        key_id=bytes(32),
         identity=identity.under(policy),
         debug=identity.debug,
         aad_length=None if aad is None else len(aad),
@@ -169,6 +178,7 @@ def seal(
         counter_id=counter.counter_id if counter else None,
         counter_value=counter.value if counter else 0,
     )
+    header = replace(header, key_id=_key_id(secret, header.to_bytes(), view, aad, random))
     cipher_key, commit_key = _expand(key_provider(header.key_request()))
     commitment = _commitment(commit_key, header.to_bytes(), aad)
     head = replace(header, commitment=commitment).to_bytes()

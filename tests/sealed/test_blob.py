@@ -256,6 +256,25 @@ def test_sea_05_a_repeated_random_generator_never_gives_one_key_for_two_messages
     assert seal(b"one", **stuck) == sealed[0]  # the same message: the same blob, nothing is learnt
 
 
+def test_sea_05_nor_for_one_message_under_two_headers():
+    """The header is additional data, so another header needs another key."""
+    requests: set[bytes] = set()
+
+    def watch(request: bytes) -> bytes:
+        requests.add(request[40:72])
+        return platform(identity())(request)
+
+    stuck = {"random": lambda size: b"\xaa" * size, "key_provider": watch}
+    counters = [
+        None,
+        *(blob.CounterBinding(counter_id=bytes(16), value=value) for value in (1, 2, 3)),
+    ]
+    counters.append(blob.CounterBinding(counter_id=b"\x01" * 16, value=1))
+    for counter in counters:
+        seal(b"one", counter=counter, **stuck)
+    assert len(requests) == len(counters)
+
+
 def test_sea_05_the_keyid_is_new_each_time_and_differs_between_launches():
     assert len({fmt.split(seal())[0].key_id for _ in range(64)}) == 64
     stuck = {"random": bytes}
