@@ -2,10 +2,11 @@
  *
  * Form:  foreign architecture -> kill;  x32 -> kill;
  *        calls that are judged by an argument, each with its own return;
- *        one comparison for each call that is always allowed;  everything else -> EPERM.
+ *        a search by halves among the calls that are always allowed;  everything else -> EPERM.
  * For a call that is allowed whatever its arguments, the kernel (5.11 and later) finds that out
- * once, when the filter is set, and does not run the program again. A pointer argument cannot be
- * judged: what it points to can change. */
+ * once, when the filter is set, and does not run the program again. It tries every number there
+ * is, hence the search: 80 comparisons in a row would be the longest part of closing a sandbox.
+ * A pointer argument cannot be judged: what it points to can change. */
 #define _GNU_SOURCE
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
@@ -18,6 +19,8 @@
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -33,6 +36,7 @@
 #define X32_BIT 0x40000000u
 #define MAX_PROGRAM 256
 #define MAX_DENIED 200
+#define SEARCH_LEAF 4 /* calls that are compared one after the other */
 
 /* prctl options, by number where system headers may lack them. */
 #define OPT_GET_DUMPABLE 3u
@@ -198,6 +202,38 @@ static void put_head(program_t *program, uint32_t arch)
 #endif
 }
 
+static int compare_calls(const void *left, const void *right)
+{
+    return (int)*(const uint16_t *)left - (int)*(const uint16_t *)right;
+}
+
+/* Allows the calls of `calls` (ascending) and ends with a return for every other number. */
+static void put_search(program_t *program, const uint16_t *calls, size_t num_calls)
+{
+    const size_t half = num_calls / 2;
+    unsigned short start;
+
+    if (num_calls <= SEARCH_LEAF) {
+        for (size_t i = 0; i < num_calls; i++) {
+            put(program, BPF_JMP | BPF_JEQ | BPF_K, calls[i], (uint8_t)(num_calls - i), 0);
+        }
+        put_return(program, error_action(EPERM));
+        put_return(program, SECCOMP_RET_ALLOW);
+        return;
+    }
+    put(program, BPF_JMP | BPF_JGE | BPF_K, calls[half], 0, 0);
+    start = (unsigned short)(program->len - 1);
+    put_search(program, calls, half);
+    if (program->len - start - 1 > UINT8_MAX) {
+        program->len = MAX_PROGRAM + 1; /* too far for a jump: noticed before it is used */
+        return;
+    }
+    if (start < MAX_PROGRAM) {
+        program->code[start].jt = (uint8_t)(program->len - start - 1);
+    }
+    put_search(program, calls + half, num_calls - half);
+}
+
 static pye_status install(const program_t *program, unsigned int flags)
 {
     struct sock_fprog fprog = {.len = program->len, .filter = NULL};
@@ -232,6 +268,7 @@ pye_status pye_sandbox_seccomp(uint32_t flags)
     static const uint32_t stat_flags[] = {AT_EMPTY_PATH};
     const uint32_t self[] = {(uint32_t)getpid()};
     const uint32_t exec = (flags & PYE_SECCOMP_JIT) != 0 ? 0 : PROT_EXEC;
+    uint16_t calls[sizeof(always) / sizeof(always[0])];
     program_t program;
 
     if ((flags & ~(uint32_t)PYE_SECCOMP_JIT) != 0) {
@@ -249,12 +286,9 @@ pye_status pye_sandbox_seccomp(uint32_t flags)
     allow_values(&program, SYS_tgkill, 0, self, 1); /* raise, abort, pthread_kill */
     put_threads(&program);
     put_limits(&program);
-    for (size_t i = 0; i < sizeof(always) / sizeof(always[0]); i++) {
-        const size_t left = sizeof(always) / sizeof(always[0]) - i;
-        put(&program, BPF_JMP | BPF_JEQ | BPF_K, always[i], (uint8_t)left, 0);
-    }
-    put_return(&program, error_action(EPERM));
-    put_return(&program, SECCOMP_RET_ALLOW);
+    memcpy(calls, always, sizeof(calls));
+    qsort(calls, sizeof(calls) / sizeof(calls[0]), sizeof(calls[0]), compare_calls);
+    put_search(&program, calls, sizeof(calls) / sizeof(calls[0]));
     return install(&program, SECCOMP_FILTER_FLAG_TSYNC);
 #else
     (void)flags;
