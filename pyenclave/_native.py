@@ -27,6 +27,7 @@ __all__ = [
     "drop_capabilities",
     "harden_early",
     "mapping_lines",
+    "mapping_text",
     "mappings",
     "memory_lock_limit",
     "open_mappings",
@@ -366,10 +367,16 @@ def _refused(attempt: Callable[[], object]) -> bool:
     return False
 
 
-def _status_fields(pid: int) -> dict[str, str]:
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        pairs = (line.partition(":") for line in file)
-        return {name: value.strip() for name, _, value in pairs}
+def _status_fields(pid: int) -> dict[bytes, bytes]:
+    fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while piece := os.read(fd, 1 << 14):
+            text += piece
+    finally:
+        os.close(fd)
+    pairs = (line.partition(b":") for line in text.split(b"\n"))
+    return {name: value.strip() for name, _, value in pairs}
 
 
 def probe_outside(pid: int) -> dict[str, bool]:
@@ -404,14 +411,14 @@ def probe_outside(pid: int) -> dict[str, bool]:
         dumpable_off = unreadable and _refused(steal) and _refused(open_memory)
     finally:
         os.close(pidfd)
-    ids = fields.get("NSpid", "").split()
+    ids = fields.get(b"NSpid", b"").split()
     return {
         "dumpable_off": dumpable_off,
-        "untraced": fields.get("TracerPid") == "0",
-        "seccomp": fields.get("Seccomp") == "2",
-        "no_new_privs": fields.get("NoNewPrivs") == "1",
-        "pidns": len(ids) >= 2 and ids[-1] == "1",
-        "locked": fields.get("VmLck", "0 kB").split()[0] != "0",
+        "untraced": fields.get(b"TracerPid") == b"0",
+        "seccomp": fields.get(b"Seccomp") == b"2",
+        "no_new_privs": fields.get(b"NoNewPrivs") == b"1",
+        "pidns": len(ids) >= 2 and ids[-1] == b"1",
+        "locked": fields.get(b"VmLck", b"0 kB").split()[0] != b"0",
     }
 
 
@@ -443,8 +450,8 @@ def mappings(fd: int | None = None) -> list[Mapping]:
     return [parse_mapping(line) for line in mapping_lines(fd)]
 
 
-def mapping_lines(fd: int | None = None) -> list[bytes]:
-    """Return the lines that :func:`mappings` reads; comparing them is cheaper than reading them."""
+def mapping_text(fd: int | None = None) -> bytes:
+    """Return what :func:`mappings` reads, a line a mapping, as the kernel wrote it."""
     own = open_mappings() if fd is None else fd
     try:
         os.lseek(own, 0, os.SEEK_SET)
@@ -456,7 +463,12 @@ def mapping_lines(fd: int | None = None) -> list[bytes]:
             os.close(own)
     # The kernel writes a line feed in a name as "\012", so a line is a mapping. Only "\n" ends
     # one: splitlines() would also break at the other characters that a name may hold.
-    return b"".join(pieces).split(b"\n")[:-1]
+    return b"".join(pieces)
+
+
+def mapping_lines(fd: int | None = None) -> list[bytes]:
+    """Return the lines that :func:`mappings` reads; comparing them is cheaper than reading them."""
+    return _core.new_lines(b"", mapping_text(fd))
 
 
 def parse_mapping(line: bytes) -> Mapping:

@@ -145,6 +145,66 @@ def futex_wake(memory, Py_ssize_t offset) -> None:
         fail(status, "futex wake")
 
 
+cdef extern from "<string.h>" nogil:
+    void *memchr(const void *s, int c, size_t n)
+    int memcmp(const void *a, const void *b, size_t n)
+
+
+cdef uint64_t line_key(const char *line, const char *end) noexcept nogil:
+    """The hexadecimal number that a line begins with; any number if it is none."""
+    cdef uint64_t key = 0
+    cdef char c
+    while line < end:
+        c = line[0]
+        if c >= c'0' and c <= c'9':
+            key = key << 4 | <uint64_t>(c - c'0')
+        elif c >= c'a' and c <= c'f':
+            key = key << 4 | <uint64_t>(c - c'a' + 10)
+        else:
+            break
+        line += 1
+    return key
+
+
+def new_lines(bytes before not None, bytes after not None) -> list:
+    """
+    Lines of ``after`` that are not, byte for byte, lines of ``before``.
+
+    Made for /proc/self/maps: a line of ``before`` is found only if both ascend by the number that
+    each line begins with. What is not found is in the result, so disorder never hides a line.
+    """
+    cdef const char *old = before
+    cdef const char *old_end = old + len(before)
+    cdef const char *new = after
+    cdef const char *new_end = new + len(after)
+    cdef const char *old_stop
+    cdef const char *stop
+    cdef uint64_t key
+    cdef bint known
+    found = []
+    while new < new_end:
+        stop = <const char *>memchr(new, c'\n', <size_t>(new_end - new))
+        if stop == NULL:
+            stop = new_end
+        key = line_key(new, stop)
+        known = False
+        while old < old_end:
+            old_stop = <const char *>memchr(old, c'\n', <size_t>(old_end - old))
+            if old_stop == NULL:
+                old_stop = old_end
+            if old_stop - old == stop - new and memcmp(old, new, <size_t>(stop - new)) == 0:
+                known = True
+            elif line_key(old, old_stop) > key:
+                break
+            old = old_stop + (old_stop < old_end)
+            if known:
+                break
+        if not known:
+            found.append(new[:stop - new])
+        new = stop + (stop < new_end)
+    return found
+
+
 def spawn(uint32_t namespaces, uint32_t flags=0) -> tuple:
     """Make a child in new namespaces; returns in both processes, as os.fork does.
 

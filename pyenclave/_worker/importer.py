@@ -100,6 +100,7 @@ class Locked:
         platform: Pid of the platform, this process's parent.
         locks: The one lock by its digest, once the zygote compared it with the table.
         accepted: Lines of ``/proc/self/maps`` that were judged and found right.
+        snapshot: The whole of it when it was judged last; all its lines are among these.
 
     """
 
@@ -117,6 +118,7 @@ class Locked:
         self.platform = 0
         self.locks: dict[bytes, Lock] = {}
         self.accepted: set[bytes] = set()
+        self.snapshot = b""
         self._next_fd = _FIRST_FD
         for line in table.decode("utf-8").splitlines():
             tag, *fields = line.split("\t")

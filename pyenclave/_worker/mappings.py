@@ -13,7 +13,8 @@ import sys
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from pyenclave._native import mapping_lines, parse_mapping
+from pyenclave._core import new_lines
+from pyenclave._native import mapping_text, parse_mapping
 from pyenclave.errors import RuntimeLockError
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def check_mappings(
         RuntimeLockError: With one line a mapping.
 
     """
-    lines = set(mapping_lines(fd)) - locked.accepted
+    text = mapping_text(fd)
+    lines = set(new_lines(locked.snapshot, text)) - locked.accepted
     wrong = foreign_mappings(sorted(lines), locked, jit=jit, data=data)
     if wrong:
         raise RuntimeLockError(
@@ -125,6 +127,7 @@ def check_mappings(
             files=tuple(wrong),
         )
     locked.accepted |= lines
+    locked.snapshot = text
 
 
 def check_modules(locked: Locked) -> None:
