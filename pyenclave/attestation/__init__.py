@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pyenclave.attestation.appraise import appraise, verify
 from pyenclave.attestation.detect import kind_of
+from pyenclave.attestation.endorsements import Endorsements
 from pyenclave.attestation.policy import AppraisalPolicy
 from pyenclave.attestation.result import AttestationResult, Check
 
-__all__ = ["AppraisalPolicy", "AttestationResult", "Check", "appraise", "kind_of", "verify"]
+__all__ = [
+    "AppraisalPolicy",
+    "AttestationResult",
+    "Check",
+    "Endorsements",
+    "appraise",
+    "kind_of",
+    "verify",
+]

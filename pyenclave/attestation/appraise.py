@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from pyenclave.attestation import verify_pyenclave
-from pyenclave.attestation.chain import Root, load_root
-from pyenclave.attestation.checks import NotReachedError
+from pyenclave.attestation import kinds
 from pyenclave.attestation.detect import kind_of
+from pyenclave.attestation.endorsements import EMPTY, Endorsements
 from pyenclave.attestation.policy import AppraisalPolicy
 from pyenclave.attestation.result import AttestationResult
 from pyenclave.errors import AppraisalError
 from pyenclave.formats.evidence import MAX_NONCE, MAX_USER_DATA
 
-__all__ = ["MIN_NONCE", "appraise", "verify"]
+if TYPE_CHECKING:
+    from cryptography import x509
+
+__all__ = ["MIN_NONCE", "Root", "appraise", "verify"]
 
 MIN_NONCE: Final = 8  # bytes, as the Entity Attestation Token has it (RFC 9711, 4.1)
 Freshness = Literal["required", "not_checked"]
 Buffer = bytes | bytearray | memoryview
+Root: TypeAlias = "x509.Certificate | bytes"
+Given: TypeAlias = Endorsements | Mapping[str, bytes] | str | os.PathLike[str]
 
 
 def _bytes(name: str, value: Buffer | None, low: int, high: int) -> bytes | None:
@@ -39,6 +43,7 @@ def appraise(
     policy: AppraisalPolicy,
     nonce: Buffer | None = None,
     freshness: Freshness = "required",
+    endorsements: Given | None = None,
     roots: Iterable[Root] = (),
     at: datetime | None = None,
     user_data: Buffer | None = None,
@@ -52,7 +57,10 @@ def appraise(
         policy: Reference values and limits.
         nonce: What this relying party sent as its challenge, 8 to 1,024 bytes.
         freshness: ``not_checked`` says that there is no nonce; the result is never `fresh` then.
-        roots: Pinned roots: certificates, or PEM or DER bytes. Nothing in the evidence is one.
+        endorsements: The vendors' files beside the evidence, by their names (see
+            `KNOWN_NAMES`), or the folder that holds them.
+        roots: Pinned roots besides the vendors' own: certificates, or PEM or DER bytes. Nothing
+            in the evidence or the endorsements is one.
         at: When validity is judged; default now.
         user_data: What measured code must have put into the evidence.
         report_data: The exact 64 bytes of report data that are expected.
@@ -61,7 +69,9 @@ def appraise(
         The result, also of evidence that is refused.
 
     Raises:
+        CollateralError: The endorsements are too large.
         EvidenceFormatError: The bytes are no known kind of evidence.
+        OSError: The folder of endorsements cannot be read.
         TypeError: An argument has an impossible type.
         ValueError: No nonce although freshness is required, or an impossible length or time.
 
@@ -81,29 +91,51 @@ def appraise(
     moment = datetime.now(UTC) if at is None else at
     if moment.tzinfo is None:
         raise ValueError("at: a time without a zone is ambiguous")
-    case = verify_pyenclave.Case(
-        data=bytes(evidence),
+    data = bytes(evidence)
+    kind = kinds.load(kind_of(data))
+    case = kind.case(
+        data=data,
+        kind=kind.name,
         policy=policy,
+        endorsements=_endorsements(endorsements),
         nonce=_bytes("nonce", nonce, MIN_NONCE, MAX_NONCE),
         user_data=_bytes("user_data", user_data, 0, MAX_USER_DATA),
         report_data=_bytes("report_data", report_data, 64, 64),
-        roots=tuple(load_root(root) for root in _listed(roots)),
+        roots=_roots(roots),
         at=moment,
     )
-    kind = kind_of(case.data)
-    checks = verify_pyenclave.CHECKS.run(case)
+    checks = kind.checks.run(case)
     runtime_key = report_body = None
-    # The checks say what could not be read; nothing can be encrypted then.
-    with contextlib.suppress(NotReachedError):
-        runtime_key, report_body = case.container.runtime_key, case.body.to_bytes()
+    if kind.name == "pyenclave":
+        runtime_key, report_body = kind.module.runtime_binding(case)
     return AttestationResult(
-        kind=kind,
+        kind=kind.name,
         checks=checks,
-        claims=verify_pyenclave.claims(case),
+        claims=kind.claims(case),
         at=moment,
         _runtime_key=runtime_key,
         _report_body=report_body,
     )
+
+
+def _endorsements(given: Given | None) -> Endorsements:
+    if given is None:
+        return EMPTY
+    if isinstance(given, Endorsements):
+        return given
+    if isinstance(given, Mapping):
+        return Endorsements.of(given)
+    return Endorsements.from_dir(given)
+
+
+def _roots(roots: Iterable[Root]) -> tuple[bytes, ...]:
+    """Return pinned roots in DER; each must be readable as a certificate."""
+    listed = _listed(roots)
+    if not listed:
+        return ()
+    from pyenclave.attestation.chain import der_bytes, load_root
+
+    return tuple(der_bytes(load_root(root)) for root in listed)
 
 
 def _listed(roots: Iterable[Root]) -> list[Root]:
@@ -118,6 +150,7 @@ def verify(
     policy: AppraisalPolicy,
     nonce: Buffer | None = None,
     freshness: Freshness = "required",
+    endorsements: Given | None = None,
     roots: Iterable[Root] = (),
     at: datetime | None = None,
     user_data: Buffer | None = None,
@@ -142,6 +175,7 @@ def verify(
         at=at,
         user_data=user_data,
         report_data=report_data,
+        endorsements=endorsements,
     )
     if result.accepted:
         return result

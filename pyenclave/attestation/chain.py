@@ -23,7 +23,15 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 from pyenclave.attestation.checks import PASSED, Verdict, failed
 from pyenclave.errors import EvidenceFormatError
 
-__all__ = ["Root", "parse", "public_key_bytes", "raw_public_key", "verify_raw"]
+__all__ = [
+    "Root",
+    "der_bytes",
+    "load_root",
+    "parse",
+    "public_key_bytes",
+    "raw_public_key",
+    "verify_raw",
+]
 
 Root = x509.Certificate | bytes
 
@@ -42,7 +50,7 @@ def parse(pem: bytes) -> tuple[x509.Certificate, ...]:
     """
     try:
         chain = tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion, Warning) as error:  # Warning: under -W error
         raise EvidenceFormatError(f"certificate chain is malformed: {error}") from None
     if len(chain) != _LENGTH:
         raise EvidenceFormatError(
@@ -61,6 +69,11 @@ def parse(pem: bytes) -> tuple[x509.Certificate, ...]:
 def public_key_bytes(certificate: x509.Certificate) -> bytes:
     """Return the SubjectPublicKeyInfo of *certificate* in DER."""
     return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def der_bytes(certificate: x509.Certificate) -> bytes:
+    """Return *certificate* in DER."""
+    return certificate.public_bytes(Encoding.DER)
 
 
 def load_root(root: Root) -> x509.Certificate:
@@ -123,6 +136,13 @@ def check_root(chain: Sequence[x509.Certificate], roots: Iterable[x509.Certifica
     )
 
 
+def _extensions(name: str, certificate: x509.Certificate) -> x509.Extensions:
+    try:
+        return certificate.extensions
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise EvidenceFormatError(f"{name} certificate: its extensions: {error}") from None
+
+
 def check_names(chain: Sequence[x509.Certificate]) -> Verdict:
     """Each certificate names its issuer; the root names itself."""
     for name, child, issuer in _links(chain):
@@ -153,14 +173,18 @@ def check_algorithms(chain: Sequence[x509.Certificate]) -> Verdict:
 def check_constraints(chain: Sequence[x509.Certificate]) -> Verdict:
     """The CA bit and the path length as each place demands; no unknown critical extension."""
     for place, (name, certificate) in enumerate(zip(_NAMES, chain, strict=True)):
-        for extension in certificate.extensions:
+        extensions = _extensions(name, certificate)
+        for extension in extensions:
             if extension.critical and extension.oid not in _KNOWN_CRITICAL:
                 return failed(
                     expected=f"{name}: no unknown critical extension",
                     found=extension.oid.dotted_string,
                 )
-        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
         wanted_ca = place > 0
+        try:
+            found = extensions.get_extension_for_class(x509.BasicConstraints)
+        except x509.ExtensionNotFound:
+            return failed(expected=f"{name}: basic constraints", found=None)
         if found.value.ca is not wanted_ca or not found.critical:
             return failed(expected=f"{name}: critical, CA {wanted_ca}", found=found.value)
         limit = found.value.path_length
@@ -173,7 +197,11 @@ def check_constraints(chain: Sequence[x509.Certificate]) -> Verdict:
 def check_key_usage(chain: Sequence[x509.Certificate]) -> Verdict:
     """CAs may sign certificates; the leaf may sign data and no certificates."""
     for place, (name, certificate) in enumerate(zip(_NAMES, chain, strict=True)):
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+        try:
+            found = _extensions(name, certificate).get_extension_for_class(x509.KeyUsage)
+        except x509.ExtensionNotFound:
+            return failed(expected=f"{name}: key usage", found=None)
+        usage = found.value
         is_ca = place > 0
         if usage.key_cert_sign is not is_ca or (not is_ca and not usage.digital_signature):
             wanted = "keyCertSign" if is_ca else "digitalSignature without keyCertSign"

@@ -1,23 +1,52 @@
 """
 The machinery of checks: registered by name, run in order, deny by default.
 
-A check is a function of a *case* (evidence and what it is judged by) that returns a `Verdict`. An
-exception inside a check is a failure of that check. A check whose input could not be read is not
-reached, and what is not reached refuses.
+A check is a function of a *case* (evidence and what it is judged by) that returns a `Verdict`. What
+hostile bytes make a check raise is a failure of that check. A check whose input could not be read
+is not reached, and what is not reached refuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from pyenclave.attestation.result import Check, Outcome, Part
 from pyenclave.errors import EnclaveError
 
-__all__ = ["PASSED", "NotReachedError", "Registry", "Verdict", "failed", "not_asked", "shown"]
+if TYPE_CHECKING:
+    from pyenclave.attestation.case import CaseBase
 
-_MAX_TEXT = 300
+__all__ = [
+    "BREAKS",
+    "PASSED",
+    "NotReachedError",
+    "Registry",
+    "Verdict",
+    "absent",
+    "failed",
+    "not_asked",
+    "shown",
+]
+
+_MAX_TEXT: Final = 300
+
+# What hostile bytes make Python's own functions and the cryptography package raise. It becomes a
+# failed check. Everything else (MemoryError, RecursionError, a slip of our own) leaves `appraise`
+# as it is: no result, so nothing is accepted.
+BREAKS: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +73,11 @@ def not_asked(advice: str, *, found: object = None) -> Verdict:
     return Verdict(outcome="skipped", found=found, advice=advice, asked=False)
 
 
+def absent(what: str, *, advice: str) -> Verdict:
+    """Return the failure of a check whose endorsement was not given."""
+    return Verdict(outcome="failed", expected=what, found="absent", advice=advice)
+
+
 class NotReachedError(Exception):
     """The input of a check is not there, because check *name* failed."""
 
@@ -67,7 +101,12 @@ def shown(value: object) -> str | None:
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 
 
-Case = TypeVar("Case")
+class _NotHereError(Exception):
+    """The evidence has no such optional inner part; its checks do not occur in the result."""
+
+
+Case = TypeVar("Case", bound="CaseBase")
+Inner = TypeVar("Inner", bound="CaseBase")
 CheckFunction = Callable[[Case], Verdict]
 
 
@@ -98,13 +137,63 @@ class Registry(Generic[Case]):
 
         return register
 
+    def include(
+        self,
+        prefix: str,
+        registry: Registry[Inner],
+        inner: Callable[[Case], Inner | None],
+        *,
+        without: Collection[str] = ("nonce", "report_data", "user_data"),
+        optional: bool = False,
+    ) -> None:
+        """
+        Register the checks of *registry* as ``prefix.name``: evidence inside evidence.
+
+        Checks of policy come along, because what the hardware says of debug or code counts
+        wherever it stands.
+
+        Args:
+            prefix: Dotted name in front of the inner names.
+            registry: The inner kind's checks.
+            inner: Makes the inner case; called once a case. If it raises an EnclaveError or
+                NotReachedError, the inner checks are not reached and refuse.
+            without: Inner checks that are left out: freshness is judged by the outer kind.
+            optional: *inner* may return None: not that kind inside. The inner checks are then
+                absent from the result, so another check must demand that something is there.
+
+        """
+
+        def case_of(case: Case) -> Inner:
+            try:
+                found = case._part(f"inner:{prefix}", lambda: (inner(case),))[0]  # noqa: SLF001
+            except EnclaveError:
+                raise NotReachedError(prefix) from None
+            if found is not None:
+                return found
+            if optional:
+                raise _NotHereError
+            raise NotReachedError(prefix)
+
+        def included(function: CheckFunction[Inner]) -> CheckFunction[Case]:
+            return lambda case: function(case_of(case))
+
+        unknown = set(without) - set(registry.functions) - {"nonce", "report_data", "user_data"}
+        if unknown:
+            raise ValueError(f"{prefix}: no inner check is called {', '.join(sorted(unknown))}")
+        for name, function in registry.functions.items():
+            if name not in without:
+                self._register(f"{prefix}.{name}", registry.parts[name])(included(function))
+
     def run(self, case: Case) -> tuple[Check, ...]:
         """Run every check on *case*."""
         return tuple(self._run(case))
 
     def _run(self, case: Case) -> Iterable[Check]:
         for name, function in self.functions.items():
-            verdict = self._judge(function, case)
+            try:
+                verdict = self._judge(function, case)
+            except _NotHereError:
+                continue
             yield Check(
                 name=name,
                 part=self.parts[name],
@@ -128,7 +217,7 @@ class Registry(Generic[Case]):
                 found=error.message if error.found is None else f"{error.message}: {error.found}",
                 advice=error.advice,
             )
-        except Exception as error:  # noqa: BLE001,RUF100 - whatever breaks a check refuses
+        except BREAKS as error:
             return failed(
                 expected="a check that can be completed",
                 found=f"{type(error).__name__}: {error}",

@@ -5,15 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 from pyenclave.errors import AppraisalError
 from pyenclave.formats.evidence import provision_info
 
-__all__ = ["AttestationResult", "Check"]
+__all__ = ["IDENTITIES", "AttestationResult", "Check"]
 
 Outcome = Literal["passed", "failed", "skipped"]
 Part = Literal["evidence", "policy"]
+
+# Checks ``code.X`` whose passing says which code runs. Product and version numbers alone do not,
+# nor does a run-time register without the measurement that it starts from. Evidence inside
+# evidence has a prefix before ``code``.
+IDENTITIES: Final = frozenset(
+    {
+        "author_key_digest",
+        "container_image",
+        "id_key_digest",
+        "launch_digest",
+        "mrenclave",
+        "mrsigner",
+        "mrtd",
+        "pcrs",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +86,10 @@ class AttestationResult:
     _runtime_key: bytes | None = field(default=None, repr=False)
     _report_body: bytes | None = field(default=None, repr=False)
 
-    def _outcome(self, *names: str) -> bool:
-        return any(check.name in names and check.outcome == "passed" for check in self.checks)
+    def _named_code(self) -> list[tuple[Check, str]]:
+        """Return the checks of code with what they compare: ``snp.code.launch_digest``."""
+        split = ((check, *f".{check.name}".rpartition(".code.")) for check in self.checks)
+        return [(check, what) for check, _, code, what in split if code]
 
     @property
     def genuine(self) -> bool:
@@ -87,13 +105,19 @@ class AttestationResult:
     @property
     def identified(self) -> bool:
         """Genuine, and a measurement or signer was demanded and matched."""
-        failed = any(c.name.startswith("code.") and not c.holds for c in self.checks)
-        return self.genuine and not failed and self._outcome("code.mrenclave", "code.mrsigner")
+        code = self._named_code()
+        return (
+            self.genuine
+            and all(check.holds for check, _ in code)
+            and any(check.outcome == "passed" and what in IDENTITIES for check, what in code)
+        )
 
     @property
     def fresh(self) -> bool:
         """Genuine, and made for the nonce that was given."""
-        return self.genuine and self._outcome("nonce")
+        return self.genuine and any(
+            check.name == "nonce" and check.outcome == "passed" for check in self.checks
+        )
 
     @property
     def refused_by(self) -> tuple[str, ...]:
@@ -126,9 +150,10 @@ class AttestationResult:
         """
         Encrypt *secret* so that only the attested launch of this enclave can open it.
 
-        HPKE with ML-KEM-768 + X25519 to the runtime key; the enclave's whole identity is bound.
-        Inside, ``trusted.receive(ciphertext, info=…)`` opens it. The message carries no counter:
-        an enclave that must not take it twice says so in *info*.
+        Evidence of kind ``pyenclave`` only. HPKE with ML-KEM-768 + X25519 to the runtime key; the
+        enclave's whole identity is bound. Inside, ``trusted.receive(ciphertext, info=…)`` opens
+        it. The message carries no counter: an enclave that must not take it twice says so in
+        *info*.
 
         Args:
             secret: What to send.
@@ -151,6 +176,12 @@ class AttestationResult:
         ):
             if not holds:
                 raise AppraisalError(f"no secret is sent: the evidence is not {what}", result=self)
+        if self.kind != "pyenclave":
+            raise AppraisalError(
+                f"no secret is sent: evidence of kind {self.kind} binds no runtime key",
+                result=self,
+                advice="Bind a key of your own into the report data, or use a pyenclave enclave.",
+            )
         if self._runtime_key is None or self._report_body is None:
             raise AppraisalError(
                 "no secret is sent: the evidence binds no runtime key",

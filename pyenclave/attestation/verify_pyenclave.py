@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyenclave.attestation import chain as x
+from pyenclave.attestation.case import CaseBase
 from pyenclave.attestation.checks import (
+    BREAKS,
     PASSED,
     NotReachedError,
     Registry,
@@ -27,53 +28,21 @@ from pyenclave.attestation.checks import (
     failed,
     not_asked,
 )
-from pyenclave.attestation.policy import LEVELS, AppraisalPolicy
+from pyenclave.attestation.policy import LEVELS
 from pyenclave.errors import EnclaveError, EvidenceFormatError
 from pyenclave.formats import dcap, sgx
 from pyenclave.formats.evidence import Evidence, bound_report_data
 from pyenclave.formats.record import QE_MRENCLAVE, QE_MRSIGNER, QE_VENDOR_ID, ProtectionRecord
 
-__all__ = ["CHECKS", "Case", "claims"]
+__all__ = ["CHECKS", "Case", "claims", "runtime_binding"]
 
-T = TypeVar("T")
 _KNOWN_FLAGS: Final = sgx.FLAG_INITTED | sgx.FLAG_DEBUG | sgx.FLAG_MODE64BIT | sgx.FLAG_KSS
 _NEEDED_FLAGS: Final = sgx.FLAG_INITTED | sgx.FLAG_MODE64BIT
 
 
 @dataclass(slots=True, kw_only=True)
-class Case:
-    """Evidence, and what it is judged by. Its parts are read once, when they are first needed."""
-
-    data: bytes
-    policy: AppraisalPolicy
-    nonce: bytes | None
-    user_data: bytes | None
-    report_data: bytes | None
-    roots: tuple[x509.Certificate, ...]
-    at: datetime
-    _read: dict[str, object] = field(default_factory=dict)
-
-    def _part(self, name: str, read: Callable[[], T]) -> T:
-        if name not in self._read:
-            try:
-                self._read[name] = read()
-            except EnclaveError as error:
-                self._read[name] = error
-            except Exception as error:  # noqa: BLE001,RUF100 - whatever a parser throws refuses
-                self._read[name] = EvidenceFormatError(
-                    f"{name} is malformed: {type(error).__name__}: {error}"
-                )
-        value = self._read[name]
-        if isinstance(value, EnclaveError):
-            raise value
-        return value  # type: ignore[return-value]
-
-    def need(self, name: str, part: Callable[[], T]) -> T:
-        """Return a part; if it cannot be read, check *name* has said so and others stop here."""
-        try:
-            return part()
-        except EnclaveError:
-            raise NotReachedError(name) from None
+class Case(CaseBase):
+    """Evidence of our own kind."""
 
     def read_container(self) -> Evidence:
         """Read the container."""
@@ -170,7 +139,7 @@ def _chain(case: Case) -> Verdict:
 
 @CHECKS.evidence("chain.root")
 def _root(case: Case) -> Verdict:
-    return x.check_root(case.chain, case.roots)
+    return x.check_root(case.chain, [x.load_root(root) for root in case.roots])
 
 
 @CHECKS.evidence("chain.names")
@@ -468,9 +437,17 @@ def claims(case: Case) -> Mapping[str, Any]:
     for part in (_quote_claims, _record_claims, _container_claims, _chain_claims):
         try:
             found |= part(case)
-        except Exception:  # noqa: BLE001,S112,RUF100 - the checks say what is wrong with it
+        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
             continue
     return found
+
+
+def runtime_binding(case: Case) -> tuple[bytes | None, bytes | None]:
+    """Return runtime key and report body, for `AttestationResult.encrypt`."""
+    try:
+        return case.container.runtime_key, case.body.to_bytes()
+    except NotReachedError:  # the checks say what could not be read
+        return None, None
 
 
 def _quote_claims(case: Case) -> dict[str, Any]:

@@ -234,13 +234,23 @@ def test_a_structural_check_that_is_removed_still_ends_in_a_refusal(check, issue
 @pytest.mark.parametrize("check", list(CHECKS.functions))
 def test_att_35_a_check_that_breaks_refuses(check, issuer, monkeypatch):
     def broken(_: object) -> None:
-        raise RuntimeError("out of luck")
+        raise ValueError("out of luck")
 
     monkeypatch.setitem(CHECKS.functions, check, broken)
     result = issuer.appraise(issuer.evidence())
     assert not result.accepted
     assert result.refused_by == (check,)
     assert "out of luck" in next(c for c in result.checks if c.name == check).found
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RecursionError, RuntimeError, KeyboardInterrupt])
+def test_att_35_what_is_no_fault_of_the_evidence_leaves_without_a_result(kind, issuer, monkeypatch):
+    def broken(_: object) -> None:
+        raise kind
+
+    monkeypatch.setitem(CHECKS.functions, "quote.signature", broken)
+    with pytest.raises(kind):
+        issuer.appraise(issuer.evidence())
 
 
 def test_genuine_evidence_of_the_wanted_enclave_passes_every_check(issuer):

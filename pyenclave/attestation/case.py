@@ -1,0 +1,134 @@
+"""What every kind's case has in common: evidence, what it is judged by, and parts read once."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pyenclave.attestation.checks import (
+    BREAKS,
+    PASSED,
+    NotReachedError,
+    Verdict,
+    failed,
+    not_asked,
+)
+from pyenclave.attestation.endorsements import EMPTY, Endorsements
+from pyenclave.errors import EnclaveError, EvidenceFormatError
+
+if TYPE_CHECKING:
+    from pyenclave.attestation.policy import AppraisalPolicy
+
+__all__ = ["CaseBase", "judge_nonce", "judge_report_data"]
+
+T = TypeVar("T")
+C = TypeVar("C", bound="CaseBase")
+
+
+@dataclass(slots=True, kw_only=True)
+class CaseBase:
+    """
+    Evidence, and what it is judged by. Its parts are read once, when they are first needed.
+
+    Attributes:
+        data: The evidence.
+        policy: What the relying party wants.
+        at: When validity is judged.
+        kind: The kind of the evidence, for modules that verify several.
+        endorsements: Files beside the evidence.
+        nonce: The challenge that was sent, if there was one.
+        user_data: What measured code must have said; our own kind only.
+        report_data: The 64 bytes of report data that are expected.
+        roots: The caller's pinned roots, DER; see `anchors`.
+    """
+
+    data: bytes
+    policy: AppraisalPolicy
+    at: datetime
+    kind: str = ""
+    endorsements: Endorsements = EMPTY
+    nonce: bytes | None = None
+    user_data: bytes | None = None
+    report_data: bytes | None = None
+    roots: tuple[bytes, ...] = ()
+    _read: dict[str, object] = field(default_factory=dict)
+
+    def _part(self, name: str, read: Callable[[], T]) -> T:
+        """Return what *read* gives; it runs once, and its error is raised each time."""
+        if name not in self._read:
+            try:
+                self._read[name] = read()
+            except EnclaveError as error:
+                self._read[name] = error
+            except BREAKS as error:
+                self._read[name] = EvidenceFormatError(
+                    f"{name} is malformed: {type(error).__name__}: {error}"
+                )
+        value = self._read[name]
+        if isinstance(value, EnclaveError):
+            raise value
+        return value  # type: ignore[return-value]
+
+    def need(self, name: str, part: Callable[[], T]) -> T:
+        """Return a part; if it cannot be read, check *name* has said so and others stop here."""
+        try:
+            return part()
+        except EnclaveError:
+            raise NotReachedError(name) from None
+
+    def derive(self, cls: type[C], data: bytes, **changes: Any) -> C:
+        """Return a case of another kind for *data* inside this evidence, judged by the same."""
+        values: dict[str, Any] = {
+            "data": data,
+            "policy": self.policy,
+            "at": self.at,
+            "endorsements": self.endorsements,
+            "nonce": self.nonce,
+            "user_data": self.user_data,
+            "report_data": self.report_data,
+            "roots": self.roots,
+        }
+        return cls(**(values | changes))
+
+    def anchors(self, *vendors: str) -> tuple[Any, ...]:
+        """Return the pinned roots of *vendors* (names of `roots.VENDORS`) and the caller's own."""
+        from pyenclave.attestation import roots
+
+        pinned = tuple(root for vendor in vendors for root in roots.for_kind(vendor))
+        return pinned + tuple(roots.certificate(der) for der in self.roots)
+
+
+def judge_report_data(case: CaseBase, found: bytes) -> Verdict:
+    """Compare the report data that the caller expects with *found*: check ``report_data``."""
+    if case.report_data is None:
+        return not_asked("give the expected report data to have it compared", found=found)
+    if hmac.compare_digest(case.report_data, found):
+        return PASSED
+    return failed(expected=case.report_data, found=found, advice="It speaks of something else.")
+
+
+def judge_nonce(case: CaseBase, found: bytes) -> Verdict:
+    """
+    Judge freshness of hardware evidence by its report data *found*: check ``nonce``.
+
+    The nonce itself, padded with zeros, is the report data; or the caller says by ``report_data``
+    what it becomes (a hash over nonce and more), and that is what counts.
+    """
+    if case.nonce is None:
+        return not_asked("give the nonce that was sent, or the evidence may be an old one")
+    if case.report_data is not None:
+        if hmac.compare_digest(case.report_data, found):
+            return PASSED
+        return failed(expected=case.report_data, found=found, advice="Replayed, or another's.")
+    if len(case.nonce) <= len(found) and hmac.compare_digest(
+        case.nonce.ljust(len(found), b"\0"), found
+    ):
+        return PASSED
+    return failed(
+        expected=case.nonce,
+        found=found,
+        advice="Replayed, or the nonce is hashed into the report data: then give report_data too.",
+    )

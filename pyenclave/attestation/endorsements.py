@@ -1,0 +1,185 @@
+"""
+Endorsements: what vendors say about their hardware, and the other files beside a piece of evidence.
+
+Nothing here is believed because it was given: the checks verify each file up to a pinned root. A
+root among the files is no anchor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Self
+
+from pyenclave.errors import CollateralError
+
+__all__ = ["EMPTY", "KNOWN_NAMES", "MAX_FILE", "MAX_TOTAL", "Endorsements"]
+
+MAX_FILE: Final = 4 << 20  # bytes; the largest seen is an Intel CRL of a few hundred KiB
+MAX_TOTAL: Final = 64 << 20
+_MAX_ENTRIES: Final = 10_000  # of a folder
+
+# Name → what it is. The names are those of the command line's --endorsements.
+KNOWN_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # Intel
+        "tcb-info.json": "TCB info as the PCS answers it",
+        "qe-identity.json": "identity of the quoting enclave, as the PCS answers it",
+        "pck-crl.der": "revocation list of the PCK CA",
+        "root-ca-crl.der": "revocation list of Intel's root CA",
+        "pck-chain.pem": "PCK certificate and its CA, where the quote has none",
+        "issuer-chain.pem": "issuer chain of TCB info and QE identity",
+        # AMD
+        "vek.der": "VCEK or VLEK",
+        "ask.pem": "ASK, or ASVK for a VLEK",
+        "ark.pem": "ARK; compared with the pinned one",
+        "crl.der": "AMD's revocation list",
+        # Azure
+        "td-quote.bin": "TD quote beside an HCL report",
+        "runtime-data.json": "runtime data of an HCL report",
+        "tpm-quote.msg": "TPMS_ATTEST",
+        "tpm-quote.sig": "its signature",
+        "tpm-pcrs.json": "PCR values",
+        "tpm-eventlog.bin": "TCG event log of the vTPM",
+        "ak-cert.pem": "certificate of the vTPM's attestation key, and its issuers",
+        "ak-cert-nv.der": "the same, as read from the vTPM",
+        # tokens
+        "jwks.json": "keys of a token's issuer",
+        # event logs
+        "quote.bin": "the quote that an event log or certificate belongs to",
+    }
+)
+_PATTERNS: Final = ("*-issuer-chain.pem",)
+
+
+def _is_known(name: str) -> bool:
+    return name in KNOWN_NAMES or any(fnmatchcase(name, pattern) for pattern in _PATTERNS)
+
+
+def _size_error(name: str, size: int) -> CollateralError:
+    return CollateralError(
+        f"endorsement {name} is too large",
+        expected=f"at most {MAX_FILE} bytes",
+        found=f"{size} bytes",
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    """Read a regular file up to the limit; None if it is something else."""
+    # O_NONBLOCK: opening a FIFO that stands under a known name must not wait for its writer.
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        if found.st_size > MAX_FILE:
+            raise _size_error(path.name, found.st_size)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise _size_error(path.name, len(data))
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsements:
+    """
+    Endorsements by file name.
+
+    Attributes:
+        files: Name → bytes; only names of `KNOWN_NAMES` and ``*-issuer-chain.pem``.
+        ignored: Names in the folder that mean nothing here.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        copied: dict[str, bytes] = {}
+        total = 0
+        for name, data in self.files.items():
+            if not isinstance(name, str):
+                raise TypeError(f"the name of an endorsement is text, not {type(name).__name__}")
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(f"endorsement {name} is bytes, not {type(data).__name__}")
+            if not _is_known(name):
+                near = difflib.get_close_matches(name, KNOWN_NAMES, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"no endorsement is called {name!r}{hint}")
+            if len(data) > MAX_FILE:
+                raise _size_error(name, len(data))
+            total += len(data)
+            if total > MAX_TOTAL:
+                raise CollateralError("endorsements are too large", expected=f"{MAX_TOTAL} bytes")
+            copied[name] = bytes(data)
+        object.__setattr__(self, "files", MappingProxyType(copied))
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> Self:
+        """
+        Return the endorsements in *files*, by the names of `KNOWN_NAMES`.
+
+        Raises:
+            CollateralError: Too large.
+            ValueError: An unknown name: a misspelt one would silently skip its checks.
+
+        """
+        if not isinstance(files, Mapping):
+            raise TypeError(f"endorsements are a mapping, not {type(files).__name__}")
+        return cls(files)
+
+    @classmethod
+    def from_dir(cls, path: str | os.PathLike[str]) -> Self:
+        """
+        Read the regular files with known names in folder *path*.
+
+        Raises:
+            CollateralError: A known file, or all of them, too large; or far too many files.
+            OSError: The folder or a known file cannot be read.
+
+        """
+        files: dict[str, bytes] = {}
+        ignored: list[str] = []
+        total = 0
+        names = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) > _MAX_ENTRIES:
+                    raise CollateralError(
+                        "the folder of endorsements has too many files", expected=_MAX_ENTRIES
+                    )
+        for name in sorted(names):
+            data = _read(Path(path, name)) if _is_known(name) else None
+            if data is None:
+                ignored.append(name)
+                continue
+            files[name] = data
+            total += len(data)
+            if total > MAX_TOTAL:
+                raise CollateralError("endorsements are too large", expected=f"{MAX_TOTAL} bytes")
+        return cls(files, tuple(ignored))
+
+    def get(self, name: str) -> bytes | None:
+        """Return the bytes of *name*, or None if it was not given."""
+        return self.files.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+EMPTY: Final = Endorsements()
