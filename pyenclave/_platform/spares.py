@@ -13,6 +13,7 @@ import collections
 import contextlib
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from pyenclave.errors import EnclaveError
+from pyenclave.errors import EnclaveError, LaunchError
 
 __all__ = ["MAX_SPARES", "Spare", "Spares", "readable"]
 
@@ -29,7 +30,8 @@ MAX_SPARES: Final = 4
 # A launch that was just asked for, and the calls after it, have the processor to themselves: so
 # long nothing is forked, in seconds, while there is a spare left and while there is none.
 _QUIET: Final = (0.02, 0.005)
-_RETRY: Final = 1.0  # seconds, after a fork that failed
+_RETRY: Final = 1.0  # seconds, after a fork that failed or a spare that ended unasked
+_BEGIN_SECONDS: Final = 10.0  # for a spare that is just forked and a machine that is busy
 _LARGEST_IMAGE: Final = 64 << 20  # bytes; a larger one is not held on to
 
 
@@ -61,16 +63,33 @@ class Spare:
     image: bytes
 
     def begin(self, fds: list[int], *, image: bytes) -> bool:
-        """Hand over image, ring and channel; False if the process is gone."""
-        if readable(self.pidfd, 0):
-            return False
+        """
+        Hand over image, ring and channel, and wait until the process has taken them.
+
+        A process that was killed may look alive for a moment, and what is sent to it is lost.
+
+        Args:
+            fds: Descriptors of the three; they stay the caller's.
+            image: SHA-256 of the image; empty: it is not one to prepare for.
+
+        Returns:
+            False if the process ended before it took them: nobody has or had them.
+
+        Raises:
+            LaunchError: It does neither; it is killed.
+
+        """
         with self.sock:
             kind = b"A" if image and image == self.image else b"S"
             try:
                 socket.send_fds(self.sock, [kind], fds)
+                if readable(self.sock.fileno(), _BEGIN_SECONDS):
+                    return self.sock.recv(1) == b"B"
             except OSError:
                 return False
-        return True
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        raise LaunchError(f"a worker did not begin within {_BEGIN_SECONDS:.0f} s")
 
     def close(self) -> None:
         """End the process, which sees its socket close."""
@@ -84,14 +103,27 @@ class Spares:
 
     Args:
         fork: Has the zygote fork one, for the image of a descriptor and its digest, or for none.
+        zygote: The zygote's pidfd; stays the caller's, open until :meth:`close` has returned.
+        ended: Called once, in a thread of this object, when the zygote ends by itself; it must
+            call :meth:`close`.
         name: For the thread that keeps them up.
 
     """
 
-    def __init__(self, fork: Callable[[int | None, bytes], Spare], *, name: str) -> None:
+    def __init__(
+        self,
+        fork: Callable[[int | None, bytes], Spare],
+        *,
+        zygote: int,
+        ended: Callable[[], None],
+        name: str,
+    ) -> None:
         self._fork = fork
+        self._zygote = zygote
+        self._ended = ended
         self._name = name
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake = -1  # an eventfd while there is a thread to wake
         self._waiting: collections.deque[Spare] = collections.deque()
         self._wanted = 1
         self._image: tuple[int | None, bytes] = (None, b"")
@@ -100,9 +132,14 @@ class Spares:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to keep spares."""
-        self._thread = threading.Thread(target=self._keep, name=self._name, daemon=True)
-        self._thread.start()
+        """Begin to keep spares. Raises LaunchError if there can be no thread for it."""
+        thread = threading.Thread(target=self._keep, name=self._name, daemon=True)
+        try:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            thread.start()
+        except (OSError, RuntimeError) as error:
+            raise LaunchError(f"cannot keep a zygote: {error}") from None
+        self._thread = thread
 
     def take(self, image_fd: int, image: bytes) -> Spare | None:
         """
@@ -113,14 +150,20 @@ class Spares:
             image: Its SHA-256, over bytes that cannot change any more; empty: do not prepare.
 
         """
-        with self._condition:
+        with self._lock:
+            if self._closed:
+                return None
             self._remember(image_fd, image)
             found = self._pick(image)
             if found is None and self._thread is not None:
                 self._wanted = min(2 * self._wanted, MAX_SPARES)
             self._not_before = time.monotonic() + _QUIET[not self._waiting]
-            self._condition.notify()
+            self._notify()
         return found
+
+    def _notify(self) -> None:
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _pick(self, image: bytes) -> Spare | None:
         rank = {image: 0, b"": 1}
@@ -135,47 +178,71 @@ class Spares:
             return
         fd = None
         if image and os.fstat(image_fd).st_size <= _LARGEST_IMAGE:
-            fd = os.dup(image_fd)
+            with contextlib.suppress(OSError):  # out of descriptors
+                fd = os.dup(image_fd)
         self._image = (fd, image if fd is not None else b"")
         if held is not None:
             os.close(held)
 
     def _keep(self) -> None:
-        while True:
-            with self._condition:
-                while not self._closed and not self._due():
-                    self._condition.wait(self._patience())
-                if self._closed:
-                    return
-                fd, image = self._image
-                fd = None if fd is None else os.dup(fd)
-            try:
-                spare = self._fork(fd, image)
-            except (EnclaveError, OSError):
-                # Who launches next sees the error, or that it was none for long.
-                with self._condition:
-                    self._not_before = time.monotonic() + _RETRY
-                continue
-            finally:
-                if fd is not None:
-                    os.close(fd)
-            self._put(spare)
+        while (ready := self._watch()) is not None:
+            if self._zygote in ready:
+                self._ended()
+                return
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            self._fork_one()
 
-    def _due(self) -> bool:
-        """Whether to fork one now; drops those that ended."""
-        for spare in list(self._waiting):
-            if readable(spare.pidfd, 0):
-                self._waiting.remove(spare)
-                spare.close()
-        return len(self._waiting) < self._wanted and time.monotonic() >= self._not_before
+    def _watch(self) -> set[int] | None:
+        """Wait for something to do; drop spares that ended. None: this object is closed."""
+        with self._lock:
+            if self._closed:
+                return None
+            watched = {spare.pidfd: spare for spare in self._waiting}
+            seconds = self._patience()
+        # Who takes a spare may close its pidfd meanwhile; so only those that still wait count.
+        poll = select.poll()
+        for fd in (self._wake, self._zygote, *watched):
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+        with self._lock:
+            for fd in ready & watched.keys():
+                if watched[fd] in self._waiting:
+                    self._waiting.remove(watched[fd])
+                    watched[fd].close()
+                    # Whatever ends them must not have us fork without pause.
+                    self._not_before = time.monotonic() + _RETRY
+        return ready
 
     def _patience(self) -> float | None:
+        """How long to fork none, in seconds; None: none is needed."""
         if len(self._waiting) >= self._wanted:
             return None
         return max(0.0, self._not_before - time.monotonic())
 
+    def _fork_one(self) -> None:
+        with self._lock:
+            if self._closed or self._patience() != 0:
+                return
+            fd, image = self._image
+            try:
+                fd = None if fd is None else os.dup(fd)
+            except OSError:
+                fd, image = None, b""
+        try:
+            spare = self._fork(fd, image)
+        except (EnclaveError, OSError):
+            # Who launches next sees the error, or that it was none for long.
+            with self._lock:
+                self._not_before = time.monotonic() + _RETRY
+            return
+        finally:
+            if fd is not None:
+                os.close(fd)
+        self._put(spare)
+
     def _put(self, spare: Spare) -> None:
-        with self._condition:
+        with self._lock:
             if not self._closed:
                 self._waiting.append(spare)
                 return
@@ -183,17 +250,21 @@ class Spares:
 
     def close(self) -> None:
         """End every spare. May be called twice; the zygote has ended or is about to."""
-        with self._condition:
+        with self._lock:
             self._closed = True
             waiting = list(self._waiting)
             self._waiting.clear()
             held, _ = self._image
             self._image = (None, b"")
-            self._condition.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._notify()
         if held is not None:
             os.close(held)
         for spare in waiting:
             with contextlib.suppress(OSError):
                 spare.close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._lock:
+            wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)

@@ -45,6 +45,7 @@ _SPAWN_SECONDS = 10.0
 _SLICE = 0.1
 _MAX_PACKET = 64 * 1024
 MAX_ZYGOTES = 16  # at a time; each lock list of an image is one, in debug and in production
+_FRESH = 2  # tries of a launch with a process of its own, after the spares
 _FILES = 4096  # descriptors that a zygote may number; one for each shared object
 
 
@@ -85,16 +86,19 @@ class Zygote:
         self._mutex = threading.Lock()
         self._spawning = 0
         self._workers: list[int] = []  # pidfds of our own, of workers that may have ended
-        self._spares = Spares(self._fork, name=f"spares-{process.pid}")
         self.debug = debug
         self.pid = process.pid
         self.pidfd = os.pidfd_open(process.pid)
         self.seconds = (0.0, 0.0)
+        self._spares = Spares(
+            self._fork, zygote=self.pidfd, ended=self.close, name=f"spares-{process.pid}"
+        )
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return not self._ended and not readable(self.pidfd, 0)
+        with self._mutex:
+            return not self._ended and not readable(self.pidfd, 0)
 
     def idle(self) -> bool:
         """Whether none of its workers lives, and none is being started."""
@@ -145,6 +149,9 @@ class Zygote:
             with self._mutex:
                 self._prune()
                 self._workers.append(own)
+                if self._ended:  # and the worker with it, which its channel will say
+                    close_all(self._workers)
+                    self._workers = []
         finally:
             with self._mutex:
                 self._spawning -= 1
@@ -152,16 +159,20 @@ class Zygote:
 
     def _begin(self, fds: list[int], image: bytes) -> Spare:
         """Return a process that has what it needs to become a worker."""
-        while True:
+        fresh = 0
+        while fresh < _FRESH:
             spare = self._spares.take(fds[0], image)
-            new = spare is None
             if spare is None:
                 spare = self._fork(None, b"")
-            if spare.begin(fds, image=image):
-                return spare
+                fresh += 1
+            try:
+                if spare.begin(fds, image=image):
+                    return spare
+            except LaunchError:
+                spare.close()
+                raise
             spare.close()
-            if new:
-                raise LaunchError("the worker ended at once")
+        raise LaunchError("the worker ended at once")
 
     def keep_spares(self) -> None:
         """Fork processes ahead of time from now on."""
@@ -195,7 +206,8 @@ class Zygote:
         while not readable(self._sock.fileno(), _SLICE):
             if time.monotonic() > deadline:
                 # Its next answer would be taken for that of another request.
-                self.close()
+                self._process.kill()
+                self._process.wait()
                 raise LaunchError(f"the zygote did not answer within {seconds:.0f} s")
         try:
             data, fds, flags, _ = socket.recv_fds(
@@ -219,17 +231,27 @@ class Zygote:
             self.seconds = (read, imported)
 
     def close(self) -> None:
-        """End the process, and with it its workers. May be called twice."""
-        if self._ended:
+        """
+        End the process, and with it its workers. May be called twice.
+
+        Called without delay when the process ends by itself: its spares, its image and its
+        sockets are not kept until the next launch.
+        """
+        with self._mutex:
+            first, self._ended = not self._ended, True
+        if not first:
+            self._spares.close()  # waits for the thread, which may be in here
             return
-        self._ended = True
         self._process.kill()
         self._process.wait()
         self._spares.close()
-        self._sock.close()
-        os.close(self.pidfd)
-        close_all(self._workers)
-        self._workers = []
+        # A descriptor is closed when nobody waits for it any more: its number is used again.
+        with self._lock:
+            self._sock.close()
+        with self._mutex:
+            os.close(self.pidfd)
+            close_all(self._workers)
+            self._workers = []
 
 
 class Zygotes:
@@ -381,7 +403,13 @@ def _start(
         except OSError as error:
             ours.close()
             raise LaunchError(f"cannot start a zygote: {error}") from None
-    zygote = Zygote(ours, process, debug=debug)
+    try:
+        zygote = Zygote(ours, process, debug=debug)
+    except BaseException:
+        process.kill()
+        process.wait()
+        ours.close()
+        raise
     try:
         hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
         files = max(_FILES, 2 * max(kit.fds))
@@ -389,12 +417,12 @@ def _start(
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
         began(process)
         zygote.wait_ready()
+        zygote.keep_spares()
     except BaseException:
         began(None)
         zygote.close()
         raise
     began(None)
-    zygote.keep_spares()
     return zygote
 
 

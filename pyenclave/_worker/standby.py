@@ -73,8 +73,10 @@ def stand_by(sock_fd: int, image_fd: int | None, *, locked: Locked, rehearsal: b
         start.error = error  # whoever launches this worker hears of it
     with socket.socket(fileno=sock_fd) as sock:
         data, fds, _, _ = socket.recv_fds(sock, 1, _LAUNCH_FDS, socket.MSG_CMSG_CLOEXEC)
-    if data not in (b"S", b"A") or len(fds) != _LAUNCH_FDS:
-        os._exit(0)  # the platform ended
+        if data not in (b"S", b"A") or len(fds) != _LAUNCH_FDS:
+            os._exit(0)  # the platform ended
+        # From here on this process is the worker; without a word, the launch takes another one.
+        sock.send(b"B")
     if data == b"A":
         start.prepared = prepared
     prepared = None  # if another image came, this unmaps what was read

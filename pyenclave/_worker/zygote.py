@@ -19,6 +19,7 @@ an enclave, gives it through its socket what a launch needs, without asking the 
 ====== =============================================== =========================
 host   ``S``                                           image, ring, worker's channel
 host   ``A``: the image is the one prepared for        image, ring, worker's channel
+spare  ``B``: it has them and begins                   none
 ====== =============================================== =========================
 """
 

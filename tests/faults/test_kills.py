@@ -142,12 +142,33 @@ def test_a_spare_worker_killed_while_it_waits_is_replaced(
                     2,
                     "the spare ends",
                 )
-            try:
-                with Enclave(images.signed, quiet=True) as other:
-                    assert other.call("double", 4) == 8
-            except LaunchError:
-                assert number % 2 == 0, "a spare that was dead already was chosen"
+            with Enclave(images.signed, quiet=True) as other:
+                assert other.call("double", 4) == 8
         assert helpers.zygotes(platform.hello.pid) == [zygote]
+
+
+def test_a_zygote_killed_at_rest_leaves_its_platform_nothing_to_hold(
+    platform: PlatformClient, images: Any, helpers: Any
+) -> None:
+    """No launch is needed for that; only the image stays, which is the connection's."""
+    pid = platform.hello.pid
+    try:
+        before = helpers.fds(pid), helpers.threads(pid)
+    except PermissionError:
+        pytest.skip("an ordinary user may not look")
+    # Launches at a time make the zygote keep several spares.
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(Enclave(images.signed, quiet=True))
+        zygotes = helpers.zygotes(pid)
+        for zygote in zygotes:
+            os.kill(zygote, signal.SIGKILL)
+    assert len(zygotes) == 1
+
+    def now() -> bool:
+        return helpers.fds(pid) <= before[0] + 1 and helpers.threads(pid) <= before[1]
+
+    helpers.until(now, 1, "all of the zygote is given back")
 
 
 def test_hosts_that_come_and_go_do_not_end_a_launch_of_another(

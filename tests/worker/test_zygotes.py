@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from pyenclave._platform import spares as spares_module
 from pyenclave._platform import zygotes as zygotes_module
 from pyenclave._platform.spares import MAX_SPARES
-from pyenclave._platform.zygotes import Zygotes
+from pyenclave._platform.zygotes import Zygote, Zygotes
 from pyenclave.errors import (
     BusyError,
     EnclaveError,
@@ -391,6 +392,113 @@ def test_a_spare_that_was_killed_costs_nobody_a_launch(launching, base) -> None:
         os.close(spare)
         with launching.Launched(zygotes, launching.make(base, "")) as worker:
             worker.run()
+
+
+@contextlib.contextmanager
+def stopped_spare(zygote: Zygote) -> Iterator[int]:
+    """The pidfd of the spare, which is there, looks alive and does nothing."""
+    assert wait_for(lambda: len(zygote._spares._waiting) == 1)
+    spare = os.pidfd_open(zygote._spares._waiting[0].pid)
+    try:
+        signal.pidfd_send_signal(spare, signal.SIGSTOP)
+        yield spare
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(spare, signal.SIGKILL)
+        os.close(spare)
+
+
+def test_a_spare_that_dies_when_it_was_chosen_costs_nobody_a_launch(launching, base) -> None:
+    """It was alive when it was taken and got all that it needs; another one starts instead."""
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        with stopped_spare(zygote) as spare:
+            dead = zygote._spares._waiting[0].pid
+
+            def kill_it() -> None:
+                assert wait_for(lambda: not zygote._spares._waiting)
+                time.sleep(0.05)  # image, ring and channel are on their way
+                signal.pidfd_send_signal(spare, signal.SIGKILL)
+
+            thread = threading.Thread(target=kill_it)
+            thread.start()
+            with launching.Launched(zygotes, launching.make(base, "")) as worker:
+                thread.join()
+                assert worker.pid != dead
+                worker.run()
+
+
+def test_a_spare_that_does_not_begin_is_a_typed_error(launching, base, monkeypatch) -> None:
+    """And it is killed: what it was given reaches nobody later."""
+    monkeypatch.setattr(spares_module, "_BEGIN_SECONDS", 0.2)
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        with stopped_spare(zygote) as spare:
+            fd = launching.sealed_memfd("x", b"x")
+            with pytest.raises(LaunchError, match="did not begin"):
+                zygote.spawn(image_fd=fd, ring_fd=fd, channel_fd=fd, debug=True)
+            os.close(fd)
+            assert launching.ended(spare, 1.0)
+
+
+def test_a_zygote_that_ends_by_itself_gives_everything_back_at_once(launching, base) -> None:
+    """Spares, image, sockets and thread go without another launch."""
+
+    def counts() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    image = launching.make(base, "")
+    with own() as zygotes:
+        before = counts()
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        zygote._spares._wanted = 3
+        image_fd, ring_fd = launching.sealed_memfd("x", image), launching.ring.create(1)
+        ours, theirs = launching.Channel.pair()
+        with ours, theirs:
+            fds = {"image_fd": image_fd, "ring_fd": ring_fd, "channel_fd": theirs.fileno()}
+            digest = hashlib.sha256(image).digest()
+            spawned = zygote.spawn(**fds, debug=True, image=digest)
+        assert wait_for(lambda: len(zygote._spares._waiting) >= 3)
+        os.close(spawned.pidfd)
+        os.close(image_fd)
+        os.close(ring_fd)
+        assert counts()[0] > before[0]
+        os.kill(zygote.pid, signal.SIGKILL)
+        assert wait_for(lambda: counts() == before, 1.0), (before, counts())
+        assert not zygote.alive
+        assert zygotes.get(base.to_bytes(), debug=True).pid != zygote.pid
+
+
+@pytest.mark.parametrize("end", ["kill", "close"])
+def test_a_zygote_that_ends_while_it_is_asked_is_a_typed_error(launching, base, end: str) -> None:
+    """Whoever waits for its answer hears of it, and no descriptor is used after its end."""
+    with own() as zygotes:
+        before = len(os.listdir("/proc/self/fd"))
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        assert wait_for(lambda: len(zygote._spares._waiting) == 1)
+        os.kill(zygote.pid, signal.SIGSTOP)
+        zygote._spares._waiting[0].close()
+        zygote._spares._waiting.clear()
+        got: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                zygote.spawn(image_fd=0, ring_fd=0, channel_fd=0, debug=True)
+            except BaseException as error:
+                got.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert wait_for(lambda: zygote._spawning == 3)
+        if end == "kill":
+            os.kill(zygote.pid, signal.SIGKILL)
+        else:
+            zygote.close()
+        for thread in threads:
+            thread.join(2)
+        assert [type(error) for error in got] == [LaunchError] * 3, got
+        assert wait_for(lambda: len(os.listdir("/proc/self/fd")) == before, 1.0)
 
 
 def test_no_process_descriptor_or_file_is_left_behind(launching, base) -> None:
