@@ -1,0 +1,67 @@
+"""A client with a cache: what all sources fetch through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pyenclave.collateral.cache import Cache
+from pyenclave.collateral.http import Client, Response
+from pyenclave.errors import CollateralError
+
+__all__ = ["Fetcher"]
+
+_DAY = 86_400.0
+
+
+@dataclass(slots=True)
+class Fetcher:
+    """
+    Fetches through a cache.
+
+    Attributes:
+        client: How to ask the network.
+        cache: Where answers are kept; None keeps none.
+        offline: Ask the cache only.
+        keep: Seconds for which an answer is used again. Vendors' collateral changes about once a
+            month; a day is what their own clients take.
+        allow_older: Take collateral that is older than what was seen before.
+    """
+
+    client: Client = field(default_factory=Client)
+    cache: Cache | None = None
+    offline: bool = False
+    keep: float = _DAY
+    allow_older: bool = False
+
+    async def get(
+        self,
+        url: str,
+        *,
+        max_size: int,
+        headers: Mapping[str, str] | None = None,
+        keep: float | None = None,
+    ) -> Response:
+        """
+        Get *url* from the cache or the network.
+
+        Raises:
+            CollateralError: It is not to be had.
+
+        """
+        if self.cache is not None and (kept := self.cache.get(url)) is not None:
+            return kept
+        if self.offline:
+            raise CollateralError(
+                f"{url.partition('?')[0]}: not in the cache, and the network is not asked",
+                advice="Fetch once with the network.",
+            )
+        answer = await self.client.get(url, max_size=max_size, headers=headers)
+        if self.cache is not None:
+            self.cache.put(url, answer, seconds=self.keep if keep is None else keep)
+        return answer
+
+    def check_not_older(self, family: str, number: int) -> None:
+        """Refuse what is older than what was seen, where there is a cache that remembers it."""
+        if self.cache is not None and not self.allow_older:
+            self.cache.check_not_older(family, number)
