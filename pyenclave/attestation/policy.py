@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 __all__ = ["LEVELS", "AppraisalPolicy"]
@@ -49,6 +50,30 @@ def _names(name: str, values: object) -> tuple[str, ...]:
     return tuple(values)
 
 
+def _registers(name: str, values: object) -> Mapping[int, tuple[bytes, ...]] | None:
+    """Return registers with their accepted values, each one or several digests of one size."""
+    if values is None:
+        return None
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} is a mapping of index to digest, not {type(values).__name__}")
+    found: dict[int, tuple[bytes, ...]] = {}
+    for index, value in values.items():
+        if type(index) is not int or not 0 <= index <= 31:
+            raise ValueError(f"{name}: {index!r} is no index between 0 and 31")
+        listed = (value,) if isinstance(value, bytes) else tuple(value)
+        for item in listed:
+            if not isinstance(item, bytes):
+                raise TypeError(f"{name}[{index}]: {type(item).__name__} is not bytes")
+            if len(item) not in (20, 32, 48, 64):
+                raise ValueError(f"{name}[{index}]: no digest has {len(item)} bytes")
+        if not listed:
+            raise ValueError(f"{name}[{index}]: an empty list would accept nothing")
+        found[index] = listed
+    if not found:
+        raise ValueError(f"{name}: an empty mapping compares nothing; leave it out instead")
+    return MappingProxyType(found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppraisalPolicy:
     """
@@ -65,6 +90,10 @@ class AppraisalPolicy:
         min_level: ``embedded`` or ``service``.
         required_bits: Protection bits that must have held at launch.
         min_platform_svn: Lowest accepted security version of the platform.
+        pcrs: Accepted values of registers by index (Nitro, vTPM); each one digest or several.
+        issuers: Accepted issuers of tokens (``iss``), compared whole.
+        audience: The audience (``aud``) that a token must name: this relying party.
+        claims: Demanded claims of tokens: dotted name (``submods.gce.project_id``) to value.
         allow_debug: Accept debug enclaves: whoever runs the machine reads their memory.
         allow_jit: Accept images that may make written memory executable.
         dangerous_allow_software: Accept a platform without TEE hardware: whoever controls the
@@ -79,6 +108,10 @@ class AppraisalPolicy:
     min_level: str = "embedded"
     required_bits: tuple[str, ...] = ()
     min_platform_svn: int = 0
+    pcrs: Mapping[int, Any] | None = None
+    issuers: tuple[str, ...] = ()
+    audience: str | None = None
+    claims: Mapping[str, Any] | None = None
     allow_debug: bool = False
     allow_jit: bool = True
     dangerous_allow_software: bool = False
@@ -96,14 +129,23 @@ class AppraisalPolicy:
         if self.min_level not in LEVELS:
             raise ValueError(f"min_level: {self.min_level!r} is none of {', '.join(LEVELS)}")
         set_field(self, "required_bits", _names("required_bits", self.required_bits))
-        named = self.mrenclave is not None or self.mrsigner is not None
+        set_field(self, "pcrs", _registers("pcrs", self.pcrs))
+        set_field(self, "issuers", _names("issuers", self.issuers))
+        if self.audience is not None:
+            _names("audience", (self.audience,))
+        if self.claims is not None:
+            _names("claims", tuple(self.claims))
+            set_field(self, "claims", MappingProxyType(dict(self.claims)))
+        named = any(
+            value is not None for value in (self.mrenclave, self.mrsigner, self.pcrs, self.claims)
+        )
         if not named and not self.accept_any_code:
             raise ValueError(
-                "a policy names mrenclave or mrsigner; "
+                "a policy names mrenclave, mrsigner, pcrs or claims; "
                 "AppraisalPolicy.any_code() accepts whatever runs"
             )
         if named and self.accept_any_code:
-            raise ValueError("accept_any_code contradicts mrenclave and mrsigner")
+            raise ValueError("accept_any_code contradicts mrenclave, mrsigner, pcrs and claims")
         if self.mrenclave is None and self.mrsigner is not None and self.product_id is None:
             raise ValueError("mrsigner needs product_id: a signer may sign other products too")
 
@@ -212,8 +254,14 @@ class AppraisalPolicy:
         for name in ("mrenclave", "mrsigner"):
             if name in values:
                 values[name] = _from_hex(name, values[name])
-        if isinstance(values.get("required_bits"), list):
-            values["required_bits"] = tuple(values["required_bits"])
+        if isinstance(values.get("pcrs"), dict):
+            values["pcrs"] = {
+                _index(name): _registers_from_hex(name, value)
+                for name, value in values["pcrs"].items()
+            }
+        for name in ("required_bits", "issuers"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         try:
             return cls(**values)
         except TypeError as error:
@@ -243,4 +291,17 @@ def _from_hex(name: str, value: Any) -> tuple[bytes, ...]:
     for item in listed:
         if len(item) != 64:
             raise ValueError(f"policy: {name} has 64 hexadecimal digits, not {len(item)}")
+    return tuple(bytes.fromhex(item) for item in listed)
+
+
+def _index(name: str) -> int:
+    if not name.isascii() or not name.isdecimal() or len(name) > 2:
+        raise ValueError(f"policy: {name!r} is no index of a register")
+    return int(name)
+
+
+def _registers_from_hex(name: str, value: Any) -> tuple[bytes, ...]:
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise ValueError(f"policy: register {name} is one digest or a list, in hexadecimal digits")
     return tuple(bytes.fromhex(item) for item in listed)

@@ -110,3 +110,41 @@ def test_policy_files_are_read_as_json_and_toml(tmp_path):
     )
     assert AppraisalPolicy.from_file(tmp_path / "p.json") == want
     assert AppraisalPolicy.from_file(tmp_path / "p.toml") == want
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {-1: bytes(48)},
+        {32: bytes(48)},
+        {True: bytes(48)},
+        {"0": bytes(48)},
+        {0: bytes(47)},
+        {0: b""},
+        {0: ()},
+    ],
+)
+def test_registers_have_an_index_and_whole_digests(values: Any) -> None:
+    with pytest.raises(ValueError, match="pcrs"):
+        AppraisalPolicy(pcrs=values)
+
+
+def test_registers_are_one_digest_or_several() -> None:
+    policy = AppraisalPolicy(pcrs={0: bytes(48), 8: (bytes(48), b"\1" * 48)})
+    assert policy.pcrs == {0: (bytes(48),), 8: (bytes(48), b"\1" * 48)}
+    text = '{"pcrs": {"0": "' + "00" * 48 + '", "8": ["' + "00" * 48 + '", "' + "01" * 48 + '"]}}'
+    assert AppraisalPolicy.from_text(text, form="json").pcrs == policy.pcrs
+    for wrong in ('{"pcrs": {"x": "00"}}', '{"pcrs": {"0": 5}}', '{"pcrs": {"0": "zz"}}'):
+        with pytest.raises(ValueError, match=r"policy|hexadecimal"):
+            AppraisalPolicy.from_text(wrong, form="json")
+
+
+def test_what_tokens_must_say_is_part_of_a_policy() -> None:
+    policy = AppraisalPolicy.any_code(issuers=["https://a"], audience="me")
+    assert policy.issuers == ("https://a",)
+    with pytest.raises(TypeError):
+        AppraisalPolicy.any_code(issuers="https://a")
+    with pytest.raises(TypeError):
+        AppraisalPolicy.any_code(audience="")
+    assert AppraisalPolicy(claims={"swname": "X"}).claims == {"swname": "X"}
