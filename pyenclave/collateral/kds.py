@@ -28,7 +28,7 @@ _MAX_CRL: Final = 4 << 20
 _MONTH: Final = 30 * 86_400.0
 # In the order of the query; Turin has the FMC before them.
 _COMPONENTS: Final = (
-    ("blSPL", "boot_loader"),
+    ("blSPL", "bootloader"),
     ("teeSPL", "tee"),
     ("snpSPL", "snp"),
     ("ucodeSPL", "microcode"),
@@ -49,7 +49,7 @@ def vcek_path(product: Product, chip_id: bytes, tcb: Mapping[str, int]) -> str:
     Args:
         product: Line of processors.
         chip_id: CHIP_ID of the report, 64 bytes; Turin's first 8 are used.
-        tcb: REPORTED_TCB by component: boot_loader, tee, snp, microcode, and Turin's fmc.
+        tcb: REPORTED_TCB by component: bootloader, tee, snp, microcode, and Turin's fmc.
 
     Raises:
         CollateralError: The chip id is masked, so that no certificate can be asked for.

@@ -184,7 +184,7 @@ def test_the_record_of_what_was_seen_is_not_lost_by_damage(tmp_path: Path) -> No
 
 
 def test_paths_of_certificates_are_those_of_the_service() -> None:
-    tcb = {"boot_loader": 4, "tee": 0, "snp": 24, "microcode": 219, "fmc": 1}
+    tcb = {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219, "fmc": 1}
     chip = bytes(range(64))
     assert vcek_path("Milan", chip, tcb) == (
         f"/vcek/v1/Milan/{chip.hex()}?blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219"
@@ -200,7 +200,7 @@ def test_amd_and_azure_services_give_certificates(double: Any, answer: Any, vect
     case = vectors / "attestation" / "snp-v2-milan-vcek-coco"
     vek, ask, ark = ((case / n).read_bytes() for n in ("vek.der", "ask.pem", "ark.pem"))
     genuine = next((vectors / "attestation").glob("*/pck-crl.der")).read_bytes()  # any CRL reads
-    tcb = {"boot_loader": 1, "tee": 2, "snp": 3, "microcode": 4}
+    tcb = {"bootloader": 1, "tee": 2, "snp": 3, "microcode": 4}
     double.answers |= {
         "/vcek/v1/Milan/cert_chain": answer(ask + ark),
         "/vcek/v1/Milan/crl": answer(genuine),
