@@ -16,7 +16,51 @@ __all__ = ["LEVELS", "AppraisalPolicy"]
 LEVELS: Final = ("embedded", "service")  # weakest first
 
 
+# Fields of several accepted values: their size in bytes, and whether zero may be one. Zero is the
+# measurement of nothing and the digest of no key, but a common host data or image identity.
+_SIZED: Final[Mapping[str, tuple[int, bool]]] = MappingProxyType(
+    {
+        "mrenclave": (32, False),
+        "mrsigner": (32, False),
+        "launch_digest": (48, False),
+        "id_key_digest": (48, False),
+        "author_key_digest": (48, False),
+        "host_data": (32, True),
+        "family_id": (16, True),
+        "image_id": (16, True),
+    }
+)
+# Numbers that are not compared when they are None, and the largest that evidence can have.
+_NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "product_id": 0xFFFF,
+        "min_security_version": 0xFFFF,
+        "min_platform_svn": 0xFFFF,
+        "max_vmpl": 3,
+        "min_guest_svn": 0xFFFF_FFFF,
+    }
+)
+_SWITCHES: Final = (
+    "allow_debug",
+    "allow_jit",
+    "allow_migration_agent",
+    "allow_masked_chip_id",
+    "dangerous_allow_software",
+    "accept_any_code",
+)
+_NAME_LISTS: Final = (
+    "required_bits",
+    "issuers",
+    "required_policy_bits",
+    "forbidden_policy_bits",
+    "required_platform_bits",
+)
+#: Fields that say which code is meant: a policy has one of them, or accepts any code.
+_IDENTITIES: Final = ("mrenclave", "mrsigner", "launch_digest", "id_key_digest", "pcrs", "claims")
+
+
 def _digests(name: str, values: Iterable[bytes] | bytes | None) -> tuple[bytes, ...] | None:
+    size, zero_too = _SIZED[name]
     if values is None:
         return None
     listed = (values,) if isinstance(values, bytes) else tuple(values)
@@ -25,9 +69,9 @@ def _digests(name: str, values: Iterable[bytes] | bytes | None) -> tuple[bytes, 
     for value in listed:
         if not isinstance(value, bytes):
             raise TypeError(f"{name}: {type(value).__name__} is not bytes")
-        if len(value) != 32:
-            raise ValueError(f"{name}: a digest has 32 bytes, not {len(value)}")
-        if not any(value):
+        if len(value) != size:
+            raise ValueError(f"{name}: a digest has {size} bytes, not {len(value)}")
+        if not any(value) and not zero_too:
             raise ValueError(f"{name}: zero is nobody's identity")
     return listed
 
@@ -37,8 +81,8 @@ def _number(name: str, value: int | None) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: {type(value).__name__} is not int")
-    if not 0 <= value <= 0xFFFF:
-        raise ValueError(f"{name}: {value} is not between 0 and 65535")
+    if not 0 <= value <= _NUMBERS[name]:
+        raise ValueError(f"{name}: {value} is not between 0 and {_NUMBERS[name]}")
 
 
 def _names(name: str, values: object) -> tuple[str, ...]:
@@ -48,6 +92,35 @@ def _names(name: str, values: object) -> tuple[str, ...]:
         if not isinstance(value, str) or not value:
             raise TypeError(f"{name}: {value!r} is not a name")
     return tuple(values)
+
+
+def _levels(name: str, values: object) -> Mapping[str, int] | None:
+    """Return security levels by component."""
+    if values is None:
+        return None
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} is a mapping of component to level, not {type(values).__name__}")
+    for component, level in values.items():
+        if component not in _TCB_COMPONENTS:
+            raise ValueError(f"{name}: {component!r} is none of {', '.join(_TCB_COMPONENTS)}")
+        if type(level) is not int or not 0 <= level <= 255:
+            raise ValueError(f"{name}: {component} is a number from 0 to 255, not {level!r}")
+    return MappingProxyType(dict(values))
+
+
+def _bits(name: str, values: tuple[str, ...]) -> None:
+    """Refuse bits that SEV-SNP does not have: a misspelt one would never be compared."""
+    if not values:
+        return
+    from pyenclave.formats.snp import PLATFORM_BITS, POLICY_BITS
+
+    known = PLATFORM_BITS if "platform" in name else POLICY_BITS
+    for value in values:
+        if value not in known:
+            raise ValueError(f"{name}: {value!r} is none of {', '.join(known)}")
+
+
+_TCB_COMPONENTS: Final = ("fmc", "bootloader", "tee", "snp", "microcode")
 
 
 def _registers(name: str, values: object) -> Mapping[int, tuple[bytes, ...]] | None:
@@ -79,8 +152,8 @@ class AppraisalPolicy:
     """
     Reference values and limits. What is None is not compared; what weakens is off.
 
-    A policy names code identity (``mrenclave``, or ``mrsigner`` with ``product_id``) or is
-    `any_code`.
+    A policy names code identity (``mrenclave``, ``mrsigner`` with ``product_id``, or what other
+    kinds of evidence have) or is `any_code`.
 
     Attributes:
         mrenclave: Accepted measurements, 32 bytes each (one or several).
@@ -90,11 +163,27 @@ class AppraisalPolicy:
         min_level: ``embedded`` or ``service``.
         required_bits: Protection bits that must have held at launch.
         min_platform_svn: Lowest accepted security version of the platform.
+        launch_digest: Accepted MEASUREMENTs of SEV-SNP guests, 48 bytes each (one or several).
+        id_key_digest: Accepted digests of the key that signed the guest's ID block.
+        author_key_digest: Accepted digests of the key that signed that key.
+        family_id: Accepted FAMILY_IDs of the ID block, 16 bytes each.
+        image_id: Accepted IMAGE_IDs of the ID block, 16 bytes each.
+        host_data: Accepted HOST_DATA, 32 bytes each.
+        min_guest_svn: Lowest accepted GUEST_SVN of the ID block.
+        max_vmpl: Highest accepted VMPL: 0 is the most privileged level.
+        min_tcb: Lowest accepted TCB of SEV-SNP: component (fmc, bootloader, tee, snp, microcode)
+            to level; each is compared by itself.
+        required_policy_bits: Bits that an SEV-SNP guest policy must have, such as ``rapl_dis``.
+        forbidden_policy_bits: Bits that it must not have, such as ``smt``.
+        required_platform_bits: Bits of PLATFORM_INFO that must be set, such as
+            ``alias_check_complete``.
         pcrs: Accepted values of registers by index (Nitro, vTPM); each one digest or several.
         issuers: Accepted issuers of tokens (``iss``), compared whole.
         audience: The audience (``aud``) that a token must name: this relying party.
         claims: Demanded claims of tokens: dotted name (``submods.gce.project_id``) to value.
         allow_debug: Accept debug enclaves: whoever runs the machine reads their memory.
+        allow_migration_agent: Accept guests that may be handed to a migration agent.
+        allow_masked_chip_id: Accept SEV-SNP reports of a VCEK that do not name their chip.
         allow_jit: Accept images that may make written memory executable.
         dangerous_allow_software: Accept a platform without TEE hardware: whoever controls the
             machine can forge its evidence.
@@ -108,44 +197,60 @@ class AppraisalPolicy:
     min_level: str = "embedded"
     required_bits: tuple[str, ...] = ()
     min_platform_svn: int = 0
+    launch_digest: tuple[bytes, ...] | bytes | None = None
+    id_key_digest: tuple[bytes, ...] | bytes | None = None
+    author_key_digest: tuple[bytes, ...] | bytes | None = None
+    family_id: tuple[bytes, ...] | bytes | None = None
+    image_id: tuple[bytes, ...] | bytes | None = None
+    host_data: tuple[bytes, ...] | bytes | None = None
+    min_guest_svn: int | None = None
+    max_vmpl: int | None = None
+    min_tcb: Mapping[str, int] | None = None
+    required_policy_bits: tuple[str, ...] = ()
+    forbidden_policy_bits: tuple[str, ...] = ()
+    required_platform_bits: tuple[str, ...] = ()
     pcrs: Mapping[int, Any] | None = None
     issuers: tuple[str, ...] = ()
     audience: str | None = None
     claims: Mapping[str, Any] | None = None
     allow_debug: bool = False
     allow_jit: bool = True
+    allow_migration_agent: bool = False
+    allow_masked_chip_id: bool = False
     dangerous_allow_software: bool = False
     accept_any_code: bool = False
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
-        set_field(self, "mrenclave", _digests("mrenclave", self.mrenclave))
-        set_field(self, "mrsigner", _digests("mrsigner", self.mrsigner))
-        for name in ("product_id", "min_security_version", "min_platform_svn"):
+        for name in _SIZED:
+            set_field(self, name, _digests(name, getattr(self, name)))
+        for name in _NUMBERS:
             _number(name, getattr(self, name))
-        for name in ("allow_debug", "allow_jit", "dangerous_allow_software", "accept_any_code"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is True or False")
         if self.min_level not in LEVELS:
             raise ValueError(f"min_level: {self.min_level!r} is none of {', '.join(LEVELS)}")
-        set_field(self, "required_bits", _names("required_bits", self.required_bits))
+        for name in _NAME_LISTS:
+            set_field(self, name, _names(name, getattr(self, name)))
+        _bits("required_policy_bits", self.required_policy_bits)
+        _bits("forbidden_policy_bits", self.forbidden_policy_bits)
+        _bits("required_platform_bits", self.required_platform_bits)
+        set_field(self, "min_tcb", _levels("min_tcb", self.min_tcb))
         set_field(self, "pcrs", _registers("pcrs", self.pcrs))
-        set_field(self, "issuers", _names("issuers", self.issuers))
         if self.audience is not None:
             _names("audience", (self.audience,))
         if self.claims is not None:
             _names("claims", tuple(self.claims))
             set_field(self, "claims", MappingProxyType(dict(self.claims)))
-        named = any(
-            value is not None for value in (self.mrenclave, self.mrsigner, self.pcrs, self.claims)
-        )
+        named = any(getattr(self, name) is not None for name in _IDENTITIES)
         if not named and not self.accept_any_code:
             raise ValueError(
-                "a policy names mrenclave, mrsigner, pcrs or claims; "
+                f"a policy names code by one of {', '.join(_IDENTITIES)}; "
                 "AppraisalPolicy.any_code() accepts whatever runs"
             )
         if named and self.accept_any_code:
-            raise ValueError("accept_any_code contradicts mrenclave, mrsigner, pcrs and claims")
+            raise ValueError(f"accept_any_code contradicts {', '.join(_IDENTITIES)}")
         if self.mrenclave is None and self.mrsigner is not None and self.product_id is None:
             raise ValueError("mrsigner needs product_id: a signer may sign other products too")
 
@@ -158,6 +263,10 @@ class AppraisalPolicy:
     def signers(self) -> tuple[bytes, ...]:
         """The accepted signers; empty if not compared."""
         return tuple(self.mrsigner or ())  # type: ignore[arg-type]
+
+    def accepted(self, name: str) -> tuple[bytes, ...]:
+        """Return the accepted values of field *name*; empty if it is not compared."""
+        return tuple(getattr(self, name) or ())
 
     @classmethod
     def any_code(cls, **options: Any) -> Self:
@@ -172,7 +281,12 @@ class AppraisalPolicy:
     @classmethod
     def permissive(cls) -> Self:
         """Genuine is enough."""
-        return cls.any_code(allow_debug=True, dangerous_allow_software=True)
+        return cls.any_code(
+            allow_debug=True,
+            allow_migration_agent=True,
+            allow_masked_chip_id=True,
+            dangerous_allow_software=True,
+        )
 
     @classmethod
     def from_image(
@@ -251,7 +365,7 @@ class AppraisalPolicy:
         for name in values:
             if name not in known:
                 raise ValueError(f"policy: unknown field {name!r}")
-        for name in ("mrenclave", "mrsigner"):
+        for name in _SIZED:
             if name in values:
                 values[name] = _from_hex(name, values[name])
         if isinstance(values.get("pcrs"), dict):
@@ -259,7 +373,7 @@ class AppraisalPolicy:
                 _index(name): _registers_from_hex(name, value)
                 for name, value in values["pcrs"].items()
             }
-        for name in ("required_bits", "issuers"):
+        for name in _NAME_LISTS:
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         try:
@@ -289,8 +403,9 @@ def _from_hex(name: str, value: Any) -> tuple[bytes, ...]:
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise ValueError(f"policy: {name} is one digest or a list, in hexadecimal digits")
     for item in listed:
-        if len(item) != 64:
-            raise ValueError(f"policy: {name} has 64 hexadecimal digits, not {len(item)}")
+        digits = 2 * _SIZED[name][0]
+        if len(item) != digits:
+            raise ValueError(f"policy: {name} has {digits} hexadecimal digits, not {len(item)}")
     return tuple(bytes.fromhex(item) for item in listed)
 
 

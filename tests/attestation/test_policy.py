@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,22 @@ M, S = b"\x11" * 32, b"\x22" * 32
         ({"mrenclave": M, "required_bits": (1,)}, TypeError),
         ({"mrenclave": M, "required_bits": ("",)}, TypeError),
         ({"mrenclave": M, "allow_debug": 1}, TypeError),
+        ({"launch_digest": M}, ValueError),
+        ({"launch_digest": bytes(48)}, ValueError),
+        ({"launch_digest": ()}, ValueError),
+        ({"host_data": M}, ValueError),
+        ({"mrenclave": M, "family_id": M}, ValueError),
+        ({"mrenclave": M, "host_data": ()}, ValueError),
+        ({"mrenclave": M, "max_vmpl": 4}, ValueError),
+        ({"mrenclave": M, "min_guest_svn": 1 << 32}, ValueError),
+        ({"mrenclave": M, "min_tcb": {"fpga": 1}}, ValueError),
+        ({"mrenclave": M, "min_tcb": {"snp": 256}}, ValueError),
+        ({"mrenclave": M, "min_tcb": {"snp": True}}, ValueError),
+        ({"mrenclave": M, "min_tcb": 7}, TypeError),
+        ({"mrenclave": M, "required_policy_bits": ("alias_check_complete",)}, ValueError),
+        ({"mrenclave": M, "forbidden_policy_bits": ("SMT",)}, ValueError),
+        ({"mrenclave": M, "required_platform_bits": "ecc_en"}, TypeError),
+        ({"mrenclave": M, "allow_migration_agent": 1}, TypeError),
         ({"mrenclave": M, "dangerous_allow_software": "yes"}, TypeError),
     ],
 )
@@ -50,6 +68,24 @@ def test_what_weakens_is_off():
         assert not policy.allow_debug
         assert not policy.dangerous_allow_software
     assert not AppraisalPolicy(mrenclave=M).accept_any_code
+
+
+def test_sev_snp_fields_are_read_from_text():
+    fields = {
+        "launch_digest": ["5a" * 48],
+        "host_data": "00" * 32,
+        "min_tcb": {"snp": 24},
+        "max_vmpl": 0,
+        "forbidden_policy_bits": ["smt"],
+        "min_guest_svn": 65547,
+    }
+    policy = AppraisalPolicy.from_text(json.dumps(fields), form="json")
+    assert policy.accepted("launch_digest") == (b"\x5a" * 48,)
+    assert policy.accepted("host_data") == (bytes(32),)
+    assert policy.accepted("image_id") == ()
+    assert policy.min_tcb == {"snp": 24}
+    assert policy.forbidden_policy_bits == ("smt",)
+    assert not policy.accept_any_code
 
 
 def test_one_digest_or_several_are_taken():
