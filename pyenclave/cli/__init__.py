@@ -27,6 +27,7 @@ _COMMANDS = {
     "inspect": "images",
     "diff": "images",
     "run": "run",
+    "measure": "measure",
     "evidence": "evidence",
     "verify": "evidence",
     "seal": "sealing",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pyenclave._core import SgxMeasurement
 from pyenclave.errors import SignatureError
 from pyenclave.formats.image import Image
 from pyenclave.formats.sgx import (
@@ -20,6 +19,7 @@ from pyenclave.formats.sgx import (
     Attributes,
     Sigstruct,
 )
+from pyenclave.measurement._records import begin
 from pyenclave.measurement.sgx import mrsigner, verify_sigstruct
 
 __all__ = ["DEFAULT_DATE", "SignedIdentity", "draft_sigstruct", "measure_image", "verify_image"]
@@ -68,7 +68,7 @@ def measure_image(image: Image) -> bytes:
         The 32 bytes.
 
     """
-    measurement = SgxMeasurement(image.size, image.ssa_frame_size)
+    measurement = begin(image.size, image.ssa_frame_size)
     for offset, flags, pages in image.runs():
         measurement.add_pages(pages, offset, flags, True)
     return measurement.digest()

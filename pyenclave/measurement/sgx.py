@@ -10,9 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from pyenclave import _core
 from pyenclave.errors import EnclaveStateError, MeasurementError, SignatureError
 from pyenclave.formats._binary import shorten
+from pyenclave.measurement._records import PAGE_SIZE, begin, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,8 +32,6 @@ __all__ = [
     "signature_valid",
     "verify_sigstruct",
 ]
-
-PAGE_SIZE = 4096
 
 _RSA_SIZE = 384
 # DigestInfo of SHA-256 (RFC 8017, 9.2, note 1).
@@ -93,7 +91,7 @@ def measure_pages(
     taken = _Taken()
     before = 0
     try:
-        measurement = _core.SgxMeasurement(size, ssa_frame_size)
+        measurement = begin(size, ssa_frame_size)
         for offset, flags, content in pages:
             if content is None:
                 measurement.add_unmeasured(1, offset, flags)
@@ -119,7 +117,7 @@ def mrsigner(modulus: Buffer) -> bytes:
         modulus: 384 bytes, little-endian.
     """
     _integer(modulus, "modulus")
-    return _core.sha256(modulus)
+    return sha256(modulus)
 
 
 def sign_message(sigstruct: Sigstruct) -> bytes:
@@ -159,7 +157,7 @@ def signature_valid(sigstruct: Sigstruct) -> bool:
     # An even or a short modulus is no RSA-3072 key; with S >= N one signature has several forms.
     if sigstruct.exponent != 3 or n.bit_length() != 8 * _RSA_SIZE or n % 2 == 0 or s >= n:
         return False
-    tail = _DIGEST_INFO + _core.sha256(sigstruct.signed_bytes)
+    tail = _DIGEST_INFO + sha256(sigstruct.signed_bytes)
     wanted = b"\x00\x01" + b"\xff" * (_RSA_SIZE - 3 - len(tail)) + b"\x00" + tail
     return pow(s, 3, n) == int.from_bytes(wanted, "big")
 
