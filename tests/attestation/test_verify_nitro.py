@@ -1,0 +1,336 @@
+"""Hostile Nitro documents, made under roots of our own so that every flaw is reachable."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from pyenclave.attestation import AppraisalPolicy, AttestationResult, appraise
+from pyenclave.errors import EvidenceFormatError
+from pyenclave.formats import cbor
+from pyenclave.formats.cose import Sign1
+from pyenclave.formats.nitro import NitroPayload
+
+AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
+NONCE = bytes(range(20))
+PCR0 = b"\x11" * 48
+PLACES = ("leaf", "instance", "region", "root")
+
+
+def key_of(name: str, curve: ec.EllipticCurve | None = None) -> ec.EllipticCurvePrivateKey:
+    secret = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
+    return ec.derive_private_key(secret >> 8, curve or ec.SECP384R1())
+
+
+def name_of(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+class Issuer:
+    """Makes documents as the hypervisor does; every part can be replaced by name."""
+
+    def certificate(self, place: str, **changes: Any) -> x509.Certificate:
+        """Return the certificate of *place*; options: ca, start, end, issuer, signer, key, usage,
+        hash, path_length, critical."""
+        index = PLACES.index(place)
+        above = PLACES[min(index + 1, 3)]
+        ca = changes.get("ca", index > 0)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name_of(place))
+            .issuer_name(name_of(changes.get("issuer", above)))
+            .public_key(changes.get("key", key_of(place)).public_key())
+            .serial_number(index + 1)
+            .not_valid_before(changes.get("start", AT - timedelta(hours=1)))
+            .not_valid_after(changes.get("end", AT + timedelta(hours=2)))
+            .add_extension(
+                x509.BasicConstraints(ca=ca, path_length=changes.get("path_length")),
+                critical=changes.get("critical", True),
+            )
+        )
+        signs = changes.get("cert_sign", index > 0)
+        builder = builder.add_extension(
+            x509.KeyUsage(
+                digital_signature=not signs,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=signs,
+                crl_sign=False,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+        if "extension" in changes:
+            builder = builder.add_extension(changes["extension"], critical=True)
+        signer = changes.get("signer", key_of(above))
+        return builder.sign(signer, changes.get("hash", hashes.SHA384()))
+
+    def document(self, **changes: Any) -> bytes:
+        """Return a document; options: names of the payload's fields, ``leaf`` … ``root`` as
+        options of certificates, ``chain``, ``key``, ``algorithm``, ``message``, ``fields``."""
+        made = {
+            place: self.certificate(place, **changes.get(place, {})).public_bytes(Encoding.DER)
+            for place in PLACES
+        }
+        payload = NitroPayload(
+            module_id=changes.get("module_id", "i-1-enc2"),
+            digest=changes.get("digest", "SHA384"),
+            timestamp=changes.get("timestamp", int(AT.timestamp() * 1000) - 5000),
+            pcrs=changes.get("pcrs", {0: PCR0} | {index: bytes(48) for index in range(1, 16)}),
+            certificate=changes.get("certificate", made["leaf"]),
+            cabundle=changes.get("cabundle", (made["root"], made["region"], made["instance"])),
+            public_key=changes.get("public_key", b"key"),
+            user_data=changes.get("user_data", b"data"),
+            nonce=changes.get("nonce", NONCE),
+        )
+        message = Sign1.sign(
+            payload.to_bytes(),
+            key=changes.get("key", key_of("leaf")),
+            algorithm=changes.get("algorithm", "ES384"),
+        )
+        return replace(message, **changes.get("message", {})).to_bytes()
+
+    def root(self) -> bytes:
+        return self.certificate("root").public_bytes(Encoding.DER)
+
+
+ISSUER = Issuer()
+
+
+def judge(data: bytes, **changes: Any) -> AttestationResult:
+    options: dict[str, Any] = {
+        "policy": AppraisalPolicy(pcrs={0: PCR0}),
+        "nonce": NONCE,
+        "roots": [ISSUER.root()],
+        "at": AT,
+    }
+    return appraise(data, **(options | changes))
+
+
+def test_a_document_of_a_pinned_root_is_accepted_identified_and_fresh() -> None:
+    result = judge(ISSUER.document(), user_data=b"data")
+    assert result.refused_by == ()
+    assert result.accepted
+    assert result.identified
+    assert result.fresh
+    assert result.claims["public_key"] == b"key".hex()
+
+
+def test_att_02_a_root_of_the_same_name_is_no_anchor() -> None:
+    forged = key_of("forged")
+    data = ISSUER.document(root={"key": forged, "signer": forged}, region={"signer": forged})
+    result = judge(data)
+    assert result.refused_by == ("chain.root",)
+    assert not result.genuine
+    assert "chain.root" in judge(ISSUER.document(), roots=[]).refused_by
+
+
+CHAIN_FLAWS: dict[str, tuple[dict[str, Any], str]] = {
+    "a leaf that is a CA": ({"leaf": {"ca": True}}, "chain.constraints"),
+    "an issuer that is no CA": ({"instance": {"ca": False}}, "chain.constraints"),
+    "constraints that are not critical": ({"region": {"critical": False}}, "chain.constraints"),
+    "a path that is too long": ({"region": {"path_length": 0}}, "chain.constraints"),
+    "an unknown critical extension": (
+        {"leaf": {"extension": x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"")}},
+        "chain.constraints",
+    ),
+    "a leaf that may sign certificates": ({"leaf": {"cert_sign": True}}, "chain.key_usage"),
+    "an issuer that may not": ({"instance": {"cert_sign": False}}, "chain.key_usage"),
+    "another issuer's name": ({"leaf": {"issuer": "other"}}, "chain.names"),
+    "an expired leaf": ({"leaf": {"end": AT - timedelta(seconds=1)}}, "chain.validity"),
+    "an expired issuer": ({"region": {"end": AT - timedelta(seconds=1)}}, "chain.validity"),
+    "a leaf of tomorrow": ({"leaf": {"start": AT + timedelta(minutes=1)}}, "chain.validity"),
+    "a leaf signed by another": ({"leaf": {"signer": key_of("forged")}}, "chain.signatures"),
+    "an issuer signed by another": ({"region": {"signer": key_of("forged")}}, "chain.signatures"),
+    "SHA-256 in the chain": ({"instance": {"hash": hashes.SHA256()}}, "chain.algorithms"),
+    "P-256 in the chain": (
+        {
+            "instance": {"key": key_of("small", ec.SECP256R1())},
+            "leaf": {"signer": key_of("small", ec.SECP256R1()), "hash": hashes.SHA256()},
+        },
+        "chain.algorithms",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAIN_FLAWS)
+def test_att_03_04_each_flaw_of_a_chain_is_found_by_its_check(name: str) -> None:
+    changes, check = CHAIN_FLAWS[name]
+    result = judge(ISSUER.document(**changes))
+    assert check in result.refused_by
+    assert not result.genuine
+
+
+def test_att_03_the_order_of_the_bundle_counts() -> None:
+    made = [ISSUER.certificate(place).public_bytes(Encoding.DER) for place in PLACES]
+    for bundle in ((made[2], made[3], made[1]), (made[1], made[2], made[3]), (made[3], made[1])):
+        result = judge(ISSUER.document(cabundle=bundle))
+        assert {"chain.names", "chain.root"} & set(result.refused_by)
+        assert not result.genuine
+
+
+SIGNATURE_FLAWS: dict[str, dict[str, Any]] = {
+    "another key": {"key": key_of("forged")},
+    "no signature": {"message": {"signature": b""}},
+    "a signature of zeros": {"message": {"signature": bytes(96)}},
+    "a byte more": {"message": {"signature": bytes(97)}},
+    "another algorithm": {
+        "message": {"protected": cbor.dumps({1: -7})},
+    },
+    "no algorithm of COSE": {"message": {"protected": cbor.dumps({1: -257})}},
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURE_FLAWS)
+def test_att_20_each_flaw_of_the_signature_is_found(name: str) -> None:
+    result = judge(ISSUER.document(**SIGNATURE_FLAWS[name]))
+    assert "document.signature" in result.refused_by
+    assert not result.genuine
+
+
+def test_a_leaf_of_another_curve_signs_nothing() -> None:
+    key = key_of("small", ec.SECP256R1())
+    result = judge(ISSUER.document(leaf={"key": key}, key=key, algorithm="ES256"))
+    assert {"chain.algorithms", "document.signature"} <= set(result.refused_by)
+
+
+def test_att_22_each_byte_of_a_document_counts() -> None:
+    data = ISSUER.document()
+    policy = AppraisalPolicy.permissive()
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        try:
+            result = judge(bytes(changed), policy=policy, nonce=None, freshness="not_checked")
+        except EvidenceFormatError:
+            continue
+        assert not result.genuine, place
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 20, 100])
+def test_att_22_a_document_that_is_cut_or_longer_is_refused(size: int) -> None:
+    data = ISSUER.document()
+    for changed in (data[: len(data) - 1 - size], data + bytes(size + 1)):
+        result = judge(changed)
+        assert "document.format" in result.refused_by
+        assert not result.genuine
+
+
+@pytest.mark.parametrize(
+    ("pcrs", "check"),
+    [
+        ({0: PCR0}, "document.pcrs"),
+        ({0: PCR0, 2: bytes(48)}, "document.pcrs"),
+        ({1: bytes(48), 2: bytes(48)}, "document.pcrs"),
+        ({4: bytes(48)}, "debug"),
+    ],
+)
+def test_registers_of_the_image_must_be_there(pcrs: dict[int, bytes], check: str) -> None:
+    result = judge(ISSUER.document(pcrs=pcrs))
+    assert check in result.refused_by
+    assert not result.genuine
+
+
+@pytest.mark.parametrize(("digest", "size"), [("SHA256", 32), ("SHA512", 64)])
+def test_only_sha384_is_taken(digest: str, size: int) -> None:
+    pcrs = {index: bytes([index + 1]) * size for index in range(16)}
+    result = judge(ISSUER.document(digest=digest, pcrs=pcrs))
+    assert "document.digest" in result.refused_by
+    assert not result.genuine
+
+
+@pytest.mark.parametrize(
+    ("shift", "genuine"),
+    [
+        (timedelta(), True),
+        (timedelta(minutes=4), True),
+        (timedelta(minutes=6), False),
+        (timedelta(minutes=-59), True),
+        (timedelta(minutes=-66), False),
+        (timedelta(days=-400), False),
+    ],
+)
+def test_the_time_in_the_document_fits_the_certificate_and_now(
+    shift: timedelta, genuine: bool
+) -> None:
+    result = judge(ISSUER.document(timestamp=int((AT + shift).timestamp() * 1000)))
+    assert result.genuine is genuine
+    assert result.refused_by == (() if genuine else ("document.time",))
+
+
+def test_att_01_a_zero_image_register_is_debug_on_every_path() -> None:
+    zero = {index: bytes(48) for index in range(16)}
+    policy = AppraisalPolicy.any_code()
+    result = judge(ISSUER.document(pcrs=zero), policy=policy)
+    assert result.genuine
+    assert result.refused_by == ("debug",)
+    # Not only if all three registers are zero: an image always has a measurement.
+    others = zero | {1: b"\1" * 48, 2: b"\2" * 48}
+    assert judge(ISSUER.document(pcrs=others), policy=policy).refused_by == ("debug",)
+    assert judge(ISSUER.document(pcrs=zero), policy=AppraisalPolicy.permissive()).accepted
+
+
+@pytest.mark.parametrize("nonce", [None, b"", NONCE[:-1], NONCE + b"\0", NONCE.swapcase() + b"x"])
+def test_att_13_another_nonce_is_refused(nonce: bytes | None) -> None:
+    result = judge(ISSUER.document(nonce=nonce))
+    assert result.refused_by == ("nonce",)
+    assert not result.fresh
+
+
+def test_att_12_each_byte_of_the_nonce_counts() -> None:
+    for place in range(len(NONCE)):
+        changed = bytearray(NONCE)
+        changed[place] ^= 1
+        assert judge(ISSUER.document(), nonce=bytes(changed)).refused_by == ("nonce",)
+
+
+def test_user_data_is_compared_when_it_is_given() -> None:
+    for wanted in (b"", b"dat", b"data\0", b"Data"):
+        assert judge(ISSUER.document(), user_data=wanted).refused_by == ("user_data",)
+    assert judge(ISSUER.document(user_data=None), user_data=b"").refused_by == ("user_data",)
+    assert judge(ISSUER.document(), report_data=bytes(64)).refused_by == ("report_data",)
+
+
+@pytest.mark.parametrize(
+    ("pcrs", "accepted"),
+    [
+        ({0: PCR0}, True),
+        ({0: (b"\x22" * 48, PCR0)}, True),
+        ({0: PCR0, 8: bytes(48)}, True),
+        ({0: b"\x22" * 48}, False),
+        ({0: PCR0, 8: b"\x22" * 48}, False),
+        ({0: PCR0[:32]}, False),
+        ({31: bytes(48)}, False),
+    ],
+)
+def test_att_31_registers_are_compared_whole(pcrs: Any, accepted: bool) -> None:
+    result = judge(ISSUER.document(), policy=AppraisalPolicy(pcrs=pcrs))
+    assert result.accepted is accepted
+    assert result.refused_by == (() if accepted else ("code.pcrs",))
+
+
+def test_without_reference_values_code_is_not_identified() -> None:
+    result = judge(ISSUER.document(), policy=AppraisalPolicy.any_code())
+    assert result.accepted
+    assert not result.identified
+
+
+@pytest.mark.parametrize("certificate", [b"x", b"\x30\x00", bytes(1024)])
+def test_att_35_certificates_that_cannot_be_read_refuse(certificate: bytes) -> None:
+    result = judge(ISSUER.document(certificate=certificate))
+    assert "chain.format" in result.refused_by
+    assert not result.genuine
+    result = judge(ISSUER.document(cabundle=(certificate,)))
+    assert not result.genuine
