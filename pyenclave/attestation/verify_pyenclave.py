@@ -53,7 +53,7 @@ class Case(CaseBase):
         raw = self.container.quote
 
         def read() -> dcap.Quote:
-            quote = dcap.Quote.from_bytes(raw)
+            quote = dcap.Quote.from_bytes(raw, versions=(3,))
             if quote.to_bytes() != raw:
                 raise EvidenceFormatError("the quote is not in its canonical form")
             if quote.certification_type != dcap.CERTIFICATION_PCK_CHAIN:
