@@ -190,7 +190,11 @@ class IntelPlatform:
             "tcbEvaluationDataNumber": 17,
         }
         if tee == "tdx":
-            module = {"mrsigner": zero48, "attributes": zero8, "attributesMask": "F" * 16}
+            module: dict[str, Any] = {
+                "mrsigner": zero48,
+                "attributes": zero8,
+                "attributesMask": "F" * 16,
+            }
             level = {
                 "tcb": {"isvsvn": 4},
                 "tcbDate": "2024-03-13T00:00:00Z",
@@ -248,7 +252,7 @@ class IntelPlatform:
             "this_update": self.now - timedelta(days=1),
             "next_update": self.now + timedelta(days=29),
         }
-        return crl(**(values | changes))
+        return crl(**(values | dict(changes)))
 
     def endorsements(
         self,
