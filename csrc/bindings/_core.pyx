@@ -13,6 +13,7 @@ include "page.pxi"
 # -- hashing and measuring ---------------------------------------------------------------------
 include "hash.pxi"
 include "measure.pxi"
+include "launch.pxi"
 
 # -- calls -------------------------------------------------------------------------------------
 include "frame.pxi"

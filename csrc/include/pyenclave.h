@@ -17,6 +17,7 @@
 #include "pyenclave/hash.h"
 #include "pyenclave/page.h"
 #include "pyenclave/measure.h"
+#include "pyenclave/launch.h"
 #include "pyenclave/call.h"
 #include "pyenclave/linux.h"
 

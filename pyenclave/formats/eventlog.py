@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALGORITHMS",
+    "DSTACK_EVENT",
     "EVENT_NAMES",
     "EV_NO_ACTION",
     "MAX_LOG_SIZE",
@@ -98,7 +99,7 @@ EVENT_NAMES = {
     0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
 }
 # dstack numbers its own events thus (0x08000001), on RTMR3 only.
-_DSTACK_EVENT = 0x08000001
+DSTACK_EVENT = 0x08000001
 
 _SPEC_ID = b"Spec ID Event03\0"
 _LOCALITY = b"StartupLocality\0"
@@ -106,7 +107,7 @@ _LOCALITY = b"StartupLocality\0"
 
 def event_name(event_type: int) -> str:
     """Return the TCG name of an event type, or its number in hex."""
-    if event_type == _DSTACK_EVENT:
+    if event_type == DSTACK_EVENT:
         return "DSTACK_EVENT"
     return EVENT_NAMES.get(event_type, f"{event_type:#010x}")
 
@@ -489,7 +490,7 @@ def _json_event(number: int, row: object) -> Event:
     digest = hexadecimal("digest")
     # The agent's own events, all on RTMR3, may leave their digest out. Where one is given it
     # must be theirs: otherwise the name and payload shown would not be what was measured.
-    own = imr == 3 and event_type == _DSTACK_EVENT
+    own = imr == 3 and event_type == DSTACK_EVENT
     if own or (imr == 3 and not digest):
         computed = dstack_digest(event_type, label, payload)
         if digest and digest != computed:

@@ -1,5 +1,5 @@
 /* sha512.c - SHA-384 and SHA-512 in plain C (FIPS 180-4, 4.1.3, 6.4 and 6.5). */
-#include "pyenclave/hash.h"
+#include "crypto/sha512_lanes.h"
 
 #include <string.h>
 
@@ -9,7 +9,7 @@
 #endif
 
 /* First 64 bits of the fractional parts of the cube roots of the first 80 primes (4.2.3). */
-static const uint64_t k512[80] __attribute__((aligned(64))) = {
+const uint64_t pye_sha512_k[80] __attribute__((aligned(64))) = {
     0x428a2f98d728ae22, 0x7137449123ef65cd, 0xb5c0fbcfec4d3b2f, 0xe9b5dba58189dbbc,
     0x3956c25bf348b538, 0x59f111f1b605d019, 0x923f82a4af194f9b, 0xab1c5ed5da6d8118,
     0xd807aa98a3030242, 0x12835b0145706fbe, 0x243185be4ee4b28c, 0x550c7dc3d5ffb4e2,
@@ -32,7 +32,7 @@ static const uint64_t k512[80] __attribute__((aligned(64))) = {
     0x4cc5d4becb3e42b6, 0x597f299cfc657e2a, 0x5fcb6fab3ad6faec, 0x6c44198c4a475817,
 };
 
-static const uint64_t initial384[8] = {
+const uint64_t pye_sha384_initial[8] = {
     0xcbbb9d5dc1059ed8, 0x629a292a367cd507, 0x9159015a3070dd17, 0x152fecd8f70e5939,
     0x67332667ffc00b31, 0x8eb44a8768581511, 0xdb0c2e0d64f98fa7, 0x47b5481dbefa4fa4,
 };
@@ -76,7 +76,7 @@ static inline uint64_t small1(uint64_t x)
         if (r != 0) {                                                                              \
             w[i] += small0(w[((i) + 1) & 15]) + w[((i) + 9) & 15] + small1(w[((i) + 14) & 15]);    \
         }                                                                                          \
-        t = h + k512[r + (i)] + w[i];                                                              \
+        t = h + pye_sha512_k[r + (i)] + w[i];                                                              \
         t += ((f ^ g) & e) ^ g;                                                                    \
         t += rotate(e, 14) ^ rotate(e, 18) ^ rotate(e, 41);                                        \
         d += t;                                                                                    \
@@ -138,7 +138,7 @@ static void init(pye_sha512_ctx *ctx, const uint64_t h[8], uint32_t size)
 
 void pye_sha384_init(pye_sha512_ctx *ctx)
 {
-    init(ctx, initial384, PYE_SHA384_SIZE);
+    init(ctx, pye_sha384_initial, PYE_SHA384_SIZE);
 }
 
 void pye_sha512_init(pye_sha512_ctx *ctx)
