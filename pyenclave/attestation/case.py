@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,13 @@ from pyenclave.errors import EnclaveError, EvidenceFormatError
 if TYPE_CHECKING:
     from pyenclave.attestation.policy import AppraisalPolicy
 
-__all__ = ["CaseBase", "judge_nonce", "judge_report_data"]
+__all__ = [
+    "CaseBase",
+    "judge_nonce",
+    "judge_reference",
+    "judge_registers",
+    "judge_report_data",
+]
 
 T = TypeVar("T")
 C = TypeVar("C", bound="CaseBase")
@@ -131,4 +137,74 @@ def judge_nonce(case: CaseBase, found: bytes) -> Verdict:
         expected=case.nonce,
         found=found,
         advice="Replayed, or the nonce is hashed into the report data: then give report_data too.",
+    )
+
+
+def judge_reference(
+    case: CaseBase,
+    name: str,
+    found: bytes,
+    *,
+    advice: str | None = None,
+    unnamed: str | None = None,
+) -> Verdict:
+    """
+    Compare *found* with the reference values of the policy's field *name*.
+
+    Args:
+        case: The case; its time decides which values hold.
+        name: Field of the policy, such as ``mrtd``.
+        found: What the evidence has.
+        advice: What to do if it is another value.
+        unnamed: What to say if the policy does not name the field.
+
+    """
+    wanted = case.policy.reference(name)
+    if not wanted:
+        return not_asked(unnamed or f"name {name} in the policy to have it compared", found=found)
+    same = [item for item in wanted if hmac.compare_digest(item.value, found)]
+    if any(item.holds_at(case.at) for item in same):
+        return PASSED
+    if same:
+        return failed(
+            expected=wanted,
+            found=f"{found.hex()} at {case.at.isoformat()}",
+            advice="The policy accepts this value at another time.",
+        )
+    return failed(expected=wanted, found=found, advice=advice)
+
+
+def judge_registers(
+    case: CaseBase,
+    name: str,
+    found: Mapping[int, bytes],
+    *,
+    advice: str = "pyenclave measure eventlog explains what was measured.",
+    unnamed: str | None = None,
+) -> Verdict:
+    """
+    Compare registers *found* with the policy's table *name*; all that it names must match.
+
+    The arguments are those of `judge_reference`.
+
+    """
+    wanted = case.policy.registers(name)
+    if not wanted:
+        advice = unnamed or f"name {name} in the policy to have registers compared"
+        return not_asked(advice, found=found.get(0))
+    wrong = []
+    for index, values in wanted.items():
+        value = found.get(index)
+        if value is None or not any(
+            hmac.compare_digest(item.value, value) and item.holds_at(case.at) for item in values
+        ):
+            wrong.append(index)
+    if not wrong:
+        return PASSED
+    first = wrong[0]
+    value = found.get(first)
+    return failed(
+        expected=f"{first}: {', '.join(str(item) for item in wanted[first])}",
+        found=f"{first}: {'absent' if value is None else value.hex()}",
+        advice=f"Registers that differ: {', '.join(str(index) for index in wrong)}. {advice}",
     )

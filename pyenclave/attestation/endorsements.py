@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from pyenclave.errors import CollateralError
 
@@ -121,6 +121,10 @@ class Endorsements:
                 raise CollateralError("endorsements are too large", expected=f"{MAX_TOTAL} bytes")
             copied[name] = bytes(data)
         object.__setattr__(self, "files", MappingProxyType(copied))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let other processes have it: the view of the files does not pickle."""
+        return type(self), (dict(self.files), self.ignored)
 
     @classmethod
     def of(cls, files: Mapping[str, bytes]) -> Self:

@@ -1,149 +1,192 @@
-"""Appraisal policies: which enclaves a relying party accepts."""
+"""Appraisal policies: which evidence a relying party accepts."""
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-__all__ = ["LEVELS", "AppraisalPolicy"]
+from pyenclave.attestation.references import (
+    GivenReferences,
+    GivenRegisters,
+    Reference,
+    references,
+    registers,
+)
+
+__all__ = ["ANY", "LEVELS", "TCB_STATUSES", "AppraisalPolicy"]
 
 LEVELS: Final = ("embedded", "service")  # weakest first
+ANY: Final = "any"  # in accepted_advisories
+MAX_FILE: Final = 1 << 20  # bytes of a policy file
 
+# Best first. Revoked, and a platform that matches no level, are never genuine.
+TCB_STATUSES: Final = (
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+)
+TCB_COMPONENTS: Final = ("bootloader", "tee", "snp", "microcode", "fmc")
+_SNP_PLATFORM_BITS: Final = (
+    "smt_en",
+    "tsme_en",
+    "ecc_en",
+    "rapl_dis",
+    "ciphertext_hiding_dram_en",
+    "alias_check_complete",
+    "sev_tio_en",
+)
+_SNP_POLICY_BITS: Final = (
+    "smt",
+    "migrate_ma",
+    "debug",
+    "single_socket",
+    "cxl_allow",
+    "mem_aes_256_xts",
+    "rapl_dis",
+    "ciphertext_hiding_dram",
+    "page_swap_disable",
+)
 
-# Fields of several accepted values: their size in bytes, and whether zero may be one. Zero is the
-# measurement of nothing and the digest of no key, but a common host data or image identity.
-_SIZED: Final[Mapping[str, tuple[int, bool]]] = MappingProxyType(
+# Reference values: field → sizes in bytes, and whether zero can be meant.
+REFERENCES: Final[Mapping[str, tuple[tuple[int, ...], bool]]] = MappingProxyType(
     {
-        "mrenclave": (32, False),
-        "mrsigner": (32, False),
-        "launch_digest": (48, False),
-        "id_key_digest": (48, False),
-        "author_key_digest": (48, False),
-        "host_data": (32, True),
-        "family_id": (16, True),
-        "image_id": (16, True),
+        "mrenclave": ((32,), False),
+        "mrsigner": ((32,), False),
+        "mrtd": ((48,), False),
+        "launch_digest": ((48,), False),
+        "id_key_digest": ((48,), False),
+        "author_key_digest": ((48,), False),
+        "mr_seam": ((48,), False),
+        "mr_config_id": ((48,), True),
+        "mr_owner": ((48,), True),
+        "mr_owner_config": ((48,), True),
+        "config_id": ((64,), True),
+        "isv_ext_prod_id": ((16,), True),
+        "isv_family_id": ((16,), True),
+        "host_data": ((32,), True),
+        "family_id": ((16,), True),
+        "image_id": ((16,), True),
     }
 )
-# Numbers that are not compared when they are None, and the largest that evidence can have.
-_NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
+# Tables of registers: field → sizes, highest number, and those that are zero only in a debug or
+# unmeasured launch.
+REGISTERS: Final[Mapping[str, tuple[tuple[int, ...], int, tuple[int, ...]]]] = MappingProxyType(
+    {
+        "rtmrs": ((48,), 3, ()),
+        "pcrs": ((32, 48, 64), 31, (0, 1, 2)),
+    }
+)
+# Limits: field → largest value.
+NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
     {
         "product_id": 0xFFFF,
         "min_security_version": 0xFFFF,
         "min_platform_svn": 0xFFFF,
         "max_vmpl": 3,
-        "min_guest_svn": 0xFFFF_FFFF,
+        "min_guest_svn": 0xFFFFFFFF,
+        "min_tcb_evaluation_number": 0xFFFFFFFF,
+        "max_age": 100 * 366 * 86400,
     }
 )
-_SWITCHES: Final = (
+SWITCHES: Final = (
     "allow_debug",
     "allow_jit",
     "allow_migration_agent",
     "allow_masked_chip_id",
     "dangerous_allow_software",
     "accept_any_code",
+    "require_collateral",
 )
-_NAME_LISTS: Final = (
-    "required_bits",
-    "issuers",
-    "required_policy_bits",
-    "forbidden_policy_bits",
-    "required_platform_bits",
+# Lists of words: field → the words there are; None: any text.
+WORDS: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
+    {
+        "required_bits": None,
+        "tcb_statuses": TCB_STATUSES,
+        "accepted_advisories": None,
+        "required_policy_bits": _SNP_POLICY_BITS,
+        "forbidden_policy_bits": _SNP_POLICY_BITS,
+        "required_platform_bits": _SNP_PLATFORM_BITS,
+        "issuers": None,
+    }
 )
-#: Fields that say which code is meant: a policy has one of them, or accepts any code.
-_IDENTITIES: Final = ("mrenclave", "mrsigner", "launch_digest", "id_key_digest", "pcrs", "claims")
+_IDENTITIES: Final = (
+    "mrenclave",
+    "mrsigner",
+    "mrtd",
+    "launch_digest",
+    "id_key_digest",
+    "author_key_digest",
+    "pcrs",
+    "claims",
+)
 
 
-def _digests(name: str, values: Iterable[bytes] | bytes | None) -> tuple[bytes, ...] | None:
-    size, zero_too = _SIZED[name]
-    if values is None:
-        return None
-    listed = (values,) if isinstance(values, bytes) else tuple(values)
-    if not listed:
-        raise ValueError(f"{name}: an empty list would accept nothing; leave it out instead")
-    for value in listed:
-        if not isinstance(value, bytes):
-            raise TypeError(f"{name}: {type(value).__name__} is not bytes")
-        if len(value) != size:
-            raise ValueError(f"{name}: a digest has {size} bytes, not {len(value)}")
-        if not any(value) and not zero_too:
-            raise ValueError(f"{name}: zero is nobody's identity")
-    return listed
-
-
-def _number(name: str, value: int | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: {type(value).__name__} is not int")
-    if not 0 <= value <= _NUMBERS[name]:
-        raise ValueError(f"{name}: {value} is not between 0 and {_NUMBERS[name]}")
-
-
-def _names(name: str, values: object) -> tuple[str, ...]:
+def _words(name: str, values: Any, known: tuple[str, ...] | None) -> tuple[str, ...]:
     if not isinstance(values, list | tuple | set | frozenset):
         raise TypeError(f"{name} is a sequence of names, not {type(values).__name__}")
     for value in values:
         if not isinstance(value, str) or not value:
             raise TypeError(f"{name}: {value!r} is not a name")
+        if known is not None and value not in known:
+            raise ValueError(f"{name}: {value!r} is none of {', '.join(known)}")
     return tuple(values)
 
 
-def _levels(name: str, values: object) -> Mapping[str, int] | None:
-    """Return security levels by component."""
-    if values is None:
-        return None
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{name} is a mapping of component to level, not {type(values).__name__}")
-    for component, level in values.items():
-        if component not in _TCB_COMPONENTS:
-            raise ValueError(f"{name}: {component!r} is none of {', '.join(_TCB_COMPONENTS)}")
-        if type(level) is not int or not 0 <= level <= 255:
-            raise ValueError(f"{name}: {component} is a number from 0 to 255, not {level!r}")
-    return MappingProxyType(dict(values))
-
-
-def _bits(name: str, values: tuple[str, ...]) -> None:
-    """Refuse bits that SEV-SNP does not have: a misspelt one would never be compared."""
-    if not values:
+def _number(name: str, value: int | None, largest: int) -> None:
+    if value is None:
         return
-    from pyenclave.formats.snp import PLATFORM_BITS, POLICY_BITS
-
-    known = PLATFORM_BITS if "platform" in name else POLICY_BITS
-    for value in values:
-        if value not in known:
-            raise ValueError(f"{name}: {value!r} is none of {', '.join(known)}")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: {type(value).__name__} is not int")
+    if not 0 <= value <= largest:
+        raise ValueError(f"{name}: {value} is not between 0 and {largest}")
 
 
-_TCB_COMPONENTS: Final = ("fmc", "bootloader", "tee", "snp", "microcode")
-
-
-def _registers(name: str, values: object) -> Mapping[int, tuple[bytes, ...]] | None:
-    """Return registers with their accepted values, each one or several digests of one size."""
-    if values is None:
+def _tcb(given: Any) -> Mapping[str, int] | None:
+    if given is None:
         return None
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{name} is a mapping of index to digest, not {type(values).__name__}")
-    found: dict[int, tuple[bytes, ...]] = {}
-    for index, value in values.items():
-        if type(index) is not int or not 0 <= index <= 31:
-            raise ValueError(f"{name}: {index!r} is no index between 0 and 31")
-        listed = (value,) if isinstance(value, bytes) else tuple(value)
-        for item in listed:
-            if not isinstance(item, bytes):
-                raise TypeError(f"{name}[{index}]: {type(item).__name__} is not bytes")
-            if len(item) not in (20, 32, 48, 64):
-                raise ValueError(f"{name}[{index}]: no digest has {len(item)} bytes")
+    if not isinstance(given, Mapping):
+        raise TypeError(f"min_tcb maps components to numbers; {type(given).__name__} does not")
+    if not given:
+        raise ValueError("min_tcb: an empty table demands nothing; leave it out instead")
+    for name, value in given.items():
+        if name not in TCB_COMPONENTS:
+            raise ValueError(f"min_tcb: {name!r} is none of {', '.join(TCB_COMPONENTS)}")
+        if value is None:
+            raise TypeError(f"min_tcb.{name}: None is not int")
+        _number(f"min_tcb.{name}", value, 255)
+    return MappingProxyType(dict(given))
+
+
+def _claims(given: Any) -> Mapping[str, tuple[str | int | bool, ...]] | None:
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise TypeError(f"claims maps names to values; {type(given).__name__} does not")
+    if not given:
+        raise ValueError("claims: an empty table demands nothing; leave it out instead")
+    found: dict[str, tuple[str | int | bool, ...]] = {}
+    for name, value in given.items():
+        if not isinstance(name, str) or not all(name.split(".")):
+            raise ValueError(f"claims: {name!r} is no dotted name")
+        listed = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not listed:
-            raise ValueError(f"{name}[{index}]: an empty list would accept nothing")
-        found[index] = listed
-    if not found:
-        raise ValueError(f"{name}: an empty mapping compares nothing; leave it out instead")
+            raise ValueError(f"claims.{name}: an empty list would accept nothing")
+        for item in listed:
+            if not isinstance(item, str | int):
+                raise TypeError(
+                    f"claims.{name}: {type(item).__name__} is no text, number, true or false"
+                )
+        found[name] = listed
     return MappingProxyType(found)
 
 
@@ -152,121 +195,194 @@ class AppraisalPolicy:
     """
     Reference values and limits. What is None is not compared; what weakens is off.
 
-    A policy names code identity (``mrenclave``, ``mrsigner`` with ``product_id``, or what other
-    kinds of evidence have) or is `any_code`.
+    A policy names code identity, or is `any_code`. A reference value is bytes, a `Reference`
+    (bytes with a validity window), or several of them: one must match.
 
     Attributes:
-        mrenclave: Accepted measurements, 32 bytes each (one or several).
-        mrsigner: Accepted signers, 32 bytes each (one or several).
+        mrenclave: SGX and pyenclave: accepted measurements, 32 bytes each.
+        mrsigner: SGX and pyenclave: accepted signers, 32 bytes each; needs ``product_id``.
         product_id: Demanded ISVPRODID.
         min_security_version: Lowest accepted ISVSVN.
-        min_level: ``embedded`` or ``service``.
-        required_bits: Protection bits that must have held at launch.
-        min_platform_svn: Lowest accepted security version of the platform.
-        launch_digest: Accepted MEASUREMENTs of SEV-SNP guests, 48 bytes each (one or several).
-        id_key_digest: Accepted digests of the key that signed the guest's ID block.
-        author_key_digest: Accepted digests of the key that signed that key.
-        family_id: Accepted FAMILY_IDs of the ID block, 16 bytes each.
-        image_id: Accepted IMAGE_IDs of the ID block, 16 bytes each.
-        host_data: Accepted HOST_DATA, 32 bytes each.
-        min_guest_svn: Lowest accepted GUEST_SVN of the ID block.
-        max_vmpl: Highest accepted VMPL: 0 is the most privileged level.
-        min_tcb: Lowest accepted TCB of SEV-SNP: component (fmc, bootloader, tee, snp, microcode)
-            to level; each is compared by itself.
-        required_policy_bits: Bits that an SEV-SNP guest policy must have, such as ``rapl_dis``.
-        forbidden_policy_bits: Bits that it must not have, such as ``smt``.
-        required_platform_bits: Bits of PLATFORM_INFO that must be set, such as
-            ``alias_check_complete``.
-        pcrs: Accepted values of registers by index (Nitro, vTPM); each one digest or several.
-        issuers: Accepted issuers of tokens (``iss``), compared whole.
-        audience: The audience (``aud``) that a token must name: this relying party.
-        claims: Demanded claims of tokens: dotted name (``submods.gce.project_id``) to value.
-        allow_debug: Accept debug enclaves: whoever runs the machine reads their memory.
-        allow_migration_agent: Accept guests that may be handed to a migration agent.
-        allow_masked_chip_id: Accept SEV-SNP reports of a VCEK that do not name their chip.
-        allow_jit: Accept images that may make written memory executable.
+        config_id: SGX: CONFIGID, 64 bytes.
+        isv_ext_prod_id: SGX: ISVEXTPRODID, 16 bytes.
+        isv_family_id: SGX: ISVFAMILYID, 16 bytes.
+        mrtd: TDX: measurement of the firmware, 48 bytes.
+        rtmrs: TDX: run-time register 0 to 3 → 48 bytes.
+        mr_seam: TDX: measurement of the TDX module, 48 bytes.
+        mr_config_id: TDX: MRCONFIGID, 48 bytes.
+        mr_owner: TDX: MROWNER, 48 bytes.
+        mr_owner_config: TDX: MROWNERCONFIG, 48 bytes.
+        sept_ve_disable: TDX: demanded value of the attribute SEPT_VE_DISABLE.
+        launch_digest: SEV-SNP: MEASUREMENT, 48 bytes.
+        host_data: SEV-SNP: HOST_DATA, 32 bytes.
+        id_key_digest: SEV-SNP: digest of the key that signed the ID block, 48 bytes.
+        author_key_digest: SEV-SNP: digest of the author key, 48 bytes.
+        family_id: SEV-SNP: FAMILY_ID, 16 bytes.
+        image_id: SEV-SNP: IMAGE_ID, 16 bytes.
+        max_vmpl: SEV-SNP: highest (weakest) privilege level that may have asked.
+        min_guest_svn: SEV-SNP: lowest accepted GUEST_SVN.
+        min_tcb: SEV-SNP: component (bootloader, tee, snp, microcode, fmc) → lowest version.
+        required_policy_bits: SEV-SNP: bits of the guest policy that must be set.
+        forbidden_policy_bits: SEV-SNP: bits that must not be.
+        required_platform_bits: SEV-SNP: bits of PLATFORM_INFO that must be set.
+        allow_migration_agent: SEV-SNP: accept guests that may be handed to a migration agent.
+        allow_masked_chip_id: SEV-SNP: accept reports of a VCEK that do not name their chip.
+        pcrs: Nitro and vTPM: register → 32, 48 or 64 bytes.
+        tcb_statuses: Intel: accepted statuses of the TCB.
+        accepted_advisories: Intel: with a status other than UpToDate, the platform's advisories
+            must be among these; ``("any",)`` accepts all.
+        min_tcb_evaluation_number: Intel: lowest tcbEvaluationDataNumber of the collateral.
+        require_collateral: Intel: all of the collateral must have been given.
+        issuers: Tokens: accepted issuers, compared exactly.
+        audience: Tokens: the audience that a token must name: this relying party.
+        claims: Tokens: dotted name → accepted value or values.
+        max_age: Tokens, documents: largest age in seconds.
+        min_level: pyenclave: ``embedded`` or ``service``.
+        required_bits: pyenclave: protection bits that must have held at launch.
+        min_platform_svn: pyenclave: lowest accepted security version of the platform.
+        allow_debug: Accept debug enclaves and VMs: whoever runs the machine reads their memory.
+        allow_jit: pyenclave: accept images that may make written memory executable.
         dangerous_allow_software: Accept a platform without TEE hardware: whoever controls the
             machine can forge its evidence.
         accept_any_code: Do not compare code identity; set by `any_code`.
     """
 
-    mrenclave: tuple[bytes, ...] | bytes | None = None
-    mrsigner: tuple[bytes, ...] | bytes | None = None
+    mrenclave: GivenReferences = None
+    mrsigner: GivenReferences = None
     product_id: int | None = None
     min_security_version: int | None = None
-    min_level: str = "embedded"
-    required_bits: tuple[str, ...] = ()
-    min_platform_svn: int = 0
-    launch_digest: tuple[bytes, ...] | bytes | None = None
-    id_key_digest: tuple[bytes, ...] | bytes | None = None
-    author_key_digest: tuple[bytes, ...] | bytes | None = None
-    family_id: tuple[bytes, ...] | bytes | None = None
-    image_id: tuple[bytes, ...] | bytes | None = None
-    host_data: tuple[bytes, ...] | bytes | None = None
-    min_guest_svn: int | None = None
+    config_id: GivenReferences = None
+    isv_ext_prod_id: GivenReferences = None
+    isv_family_id: GivenReferences = None
+    mrtd: GivenReferences = None
+    rtmrs: GivenRegisters = field(default=None, hash=False)
+    mr_seam: GivenReferences = None
+    mr_config_id: GivenReferences = None
+    mr_owner: GivenReferences = None
+    mr_owner_config: GivenReferences = None
+    sept_ve_disable: bool | None = None
+    launch_digest: GivenReferences = None
+    host_data: GivenReferences = None
+    id_key_digest: GivenReferences = None
+    author_key_digest: GivenReferences = None
+    family_id: GivenReferences = None
+    image_id: GivenReferences = None
     max_vmpl: int | None = None
-    min_tcb: Mapping[str, int] | None = None
+    min_guest_svn: int | None = None
+    min_tcb: Mapping[str, int] | None = field(default=None, hash=False)
     required_policy_bits: tuple[str, ...] = ()
     forbidden_policy_bits: tuple[str, ...] = ()
     required_platform_bits: tuple[str, ...] = ()
-    pcrs: Mapping[int, Any] | None = None
-    issuers: tuple[str, ...] = ()
-    audience: str | None = None
-    claims: Mapping[str, Any] | None = None
-    allow_debug: bool = False
-    allow_jit: bool = True
     allow_migration_agent: bool = False
     allow_masked_chip_id: bool = False
+    pcrs: GivenRegisters = field(default=None, hash=False)
+    tcb_statuses: tuple[str, ...] = ("UpToDate",)
+    accepted_advisories: tuple[str, ...] = ()
+    min_tcb_evaluation_number: int | None = None
+    require_collateral: bool = True
+    issuers: tuple[str, ...] = ()
+    audience: str | None = None
+    claims: Mapping[str, Any] | None = field(default=None, hash=False)
+    max_age: int | None = None
+    min_level: str = "embedded"
+    required_bits: tuple[str, ...] = ()
+    min_platform_svn: int = 0
+    allow_debug: bool = False
+    allow_jit: bool = True
     dangerous_allow_software: bool = False
     accept_any_code: bool = False
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__
-        for name in _SIZED:
-            set_field(self, name, _digests(name, getattr(self, name)))
-        for name in _NUMBERS:
-            _number(name, getattr(self, name))
-        for name in _SWITCHES:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name, (sizes, zero) in REFERENCES.items():
+            put(name, references(name, getattr(self, name), sizes, allow_zero=zero))
+        for name, (sizes, highest, never) in REGISTERS.items():
+            given = getattr(self, name)
+            put(name, registers(name, given, sizes, highest=highest, never_zero=never))
+        for name, largest in NUMBERS.items():
+            _number(name, getattr(self, name), largest)
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is True or False")
+        if self.sept_ve_disable is not None and not isinstance(self.sept_ve_disable, bool):
+            raise TypeError("sept_ve_disable is True, False or None")
+        for name, known in WORDS.items():
+            put(name, _words(name, getattr(self, name), known))
+        if self.audience is not None:
+            _words("audience", (self.audience,), None)
+        put("min_tcb", _tcb(self.min_tcb))
+        put("claims", _claims(self.claims))
+        self._check_sense()
+
+    def _check_sense(self) -> None:
+        """Refuse what contradicts itself or accepts more than it says."""
         if self.min_level not in LEVELS:
             raise ValueError(f"min_level: {self.min_level!r} is none of {', '.join(LEVELS)}")
-        for name in _NAME_LISTS:
-            set_field(self, name, _names(name, getattr(self, name)))
-        _bits("required_policy_bits", self.required_policy_bits)
-        _bits("forbidden_policy_bits", self.forbidden_policy_bits)
-        _bits("required_platform_bits", self.required_platform_bits)
-        set_field(self, "min_tcb", _levels("min_tcb", self.min_tcb))
-        set_field(self, "pcrs", _registers("pcrs", self.pcrs))
-        if self.audience is not None:
-            _names("audience", (self.audience,))
-        if self.claims is not None:
-            _names("claims", tuple(self.claims))
-            set_field(self, "claims", MappingProxyType(dict(self.claims)))
-        named = any(getattr(self, name) is not None for name in _IDENTITIES)
+        if self.min_platform_svn is None:
+            raise TypeError("min_platform_svn: NoneType is not int")
+        if not self.tcb_statuses:
+            raise ValueError("tcb_statuses: an empty list would accept nothing")
+        if ANY in self.accepted_advisories and len(self.accepted_advisories) > 1:
+            raise ValueError(f"accepted_advisories: {ANY!r} stands alone")
+        both = set(self.required_policy_bits) & set(self.forbidden_policy_bits)
+        if both:
+            raise ValueError(f"policy bits {', '.join(sorted(both))} are required and forbidden")
+        if "debug" in self.required_policy_bits and not self.allow_debug:
+            raise ValueError("required_policy_bits: debug contradicts allow_debug = false")
+        if self.pcrs is not None and not any(
+            any(item.value) for values in self.registers("pcrs").values() for item in values
+        ):
+            raise ValueError("pcrs: a register that is not zero says which code is meant")
+        named = [name for name in _IDENTITIES if getattr(self, name) is not None]
         if not named and not self.accept_any_code:
             raise ValueError(
-                f"a policy names code by one of {', '.join(_IDENTITIES)}; "
+                f"a policy names code: one of {', '.join(_IDENTITIES)}; "
                 "AppraisalPolicy.any_code() accepts whatever runs"
             )
         if named and self.accept_any_code:
-            raise ValueError(f"accept_any_code contradicts {', '.join(_IDENTITIES)}")
+            raise ValueError(f"accept_any_code contradicts {', '.join(named)}")
         if self.mrenclave is None and self.mrsigner is not None and self.product_id is None:
             raise ValueError("mrsigner needs product_id: a signer may sign other products too")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let copies and other processes have it: the tables are views, which do not pickle."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain = {n: dict(v) if isinstance(v, Mapping) else v for n, v in values.items()}
+        return _restore, (type(self), plain)
+
+    def reference(self, name: str) -> tuple[Reference, ...]:
+        """Return the reference values of field *name*; empty if it is not compared."""
+        if name not in REFERENCES:
+            raise KeyError(name)
+        return getattr(self, name) or ()
+
+    def accepted(self, name: str, at: datetime) -> tuple[bytes, ...]:
+        """Return the values of field *name* that hold at *at*; empty if none does."""
+        return tuple(item.value for item in self.reference(name) if item.holds_at(at))
+
+    def registers(self, name: str) -> Mapping[int, tuple[Reference, ...]]:
+        """Return the registers of field *name* (rtmrs, pcrs); empty if they are not compared."""
+        if name not in REGISTERS:
+            raise KeyError(name)
+        return getattr(self, name) or MappingProxyType({})
+
+    def unaccepted_advisories(self, advisories: Iterable[str]) -> tuple[str, ...]:
+        """Return those of a platform's *advisories* that are not accepted, sorted."""
+        if ANY in self.accepted_advisories:
+            return ()
+        return tuple(sorted(set(advisories) - set(self.accepted_advisories)))
+
     @property
     def measurements(self) -> tuple[bytes, ...]:
-        """The accepted measurements; empty if not compared."""
-        return tuple(self.mrenclave or ())  # type: ignore[arg-type]
+        """The accepted MRENCLAVEs, whatever their windows; empty if not compared."""
+        return tuple(item.value for item in self.reference("mrenclave"))
 
     @property
     def signers(self) -> tuple[bytes, ...]:
-        """The accepted signers; empty if not compared."""
-        return tuple(self.mrsigner or ())  # type: ignore[arg-type]
-
-    def accepted(self, name: str) -> tuple[bytes, ...]:
-        """Return the accepted values of field *name*; empty if it is not compared."""
-        return tuple(getattr(self, name) or ())
+        """The accepted MRSIGNERs, whatever their windows; empty if not compared."""
+        return tuple(item.value for item in self.reference("mrsigner"))
 
     @classmethod
     def any_code(cls, **options: Any) -> Self:
@@ -275,7 +391,7 @@ class AppraisalPolicy:
 
     @classmethod
     def strict(cls) -> Self:
-        """Genuine, no debug, no software platform; code identity is not compared."""
+        """Genuine, no debug, TCB up to date, no software platform; any code."""
         return cls.any_code()
 
     @classmethod
@@ -286,6 +402,9 @@ class AppraisalPolicy:
             allow_migration_agent=True,
             allow_masked_chip_id=True,
             dangerous_allow_software=True,
+            tcb_statuses=TCB_STATUSES,
+            accepted_advisories=(ANY,),
+            require_collateral=False,
         )
 
     @classmethod
@@ -343,6 +462,9 @@ class AppraisalPolicy:
         """
         Read a policy from JSON or TOML: the fields' names, digests in hexadecimal digits.
 
+        A reference value may also be a table ``{value, not_before, not_after}`` with RFC 3339
+        times.
+
         Args:
             text: The text.
             form: ``json`` or ``toml``.
@@ -351,31 +473,13 @@ class AppraisalPolicy:
             ValueError: Not well-formed, an unknown or doubled field, or a wrong value.
 
         """
-        values: Any
-        try:
-            if form == "toml":
-                values = tomllib.loads(text)
-            else:
-                values = json.loads(text, object_pairs_hook=_no_doubles)
-        except RecursionError:
-            raise ValueError("policy: nested too deeply") from None
-        if not isinstance(values, dict):
-            raise ValueError("policy: not a table of fields")
+        from pyenclave.attestation import policy_text
+
+        values = policy_text.values_of(text, form=form)
         known = {item.name for item in fields(cls)}
         for name in values:
             if name not in known:
-                raise ValueError(f"policy: unknown field {name!r}")
-        for name in _SIZED:
-            if name in values:
-                values[name] = _from_hex(name, values[name])
-        if isinstance(values.get("pcrs"), dict):
-            values["pcrs"] = {
-                _index(name): _registers_from_hex(name, value)
-                for name, value in values["pcrs"].items()
-            }
-        for name in _NAME_LISTS:
-            if isinstance(values.get(name), list):
-                values[name] = tuple(values[name])
+                raise ValueError(f"policy: unknown field {name!r}{policy_text.hint(name, known)}")
         try:
             return cls(**values)
         except TypeError as error:
@@ -383,40 +487,52 @@ class AppraisalPolicy:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a policy file: TOML if its name ends in ``.toml``, else JSON."""
+        """
+        Read a policy file: TOML if its name ends in ``.toml``, else JSON.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is too large, or no policy.
+
+        """
         path = Path(path)
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+        if len(data) > MAX_FILE:
+            raise ValueError(f"policy: more than {MAX_FILE} bytes")
         form = "toml" if path.suffix == ".toml" else "json"
-        return cls.from_text(path.read_text(encoding="utf-8"), form=form)
+        return cls.from_text(data.decode("utf-8"), form=form)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, as `from_text` reads them."""
+        from pyenclave.attestation import policy_text
+
+        return policy_text.plain(self)
+
+    def to_text(self, *, form: str = "toml") -> str:
+        """
+        Return the policy as JSON or TOML, as `from_text` reads it.
+
+        Raises:
+            ValueError: *form* is neither ``json`` nor ``toml``.
+
+        """
+        from pyenclave.attestation import policy_text
+
+        return policy_text.text_of(self, form=form)
+
+    def describe(self, *, at: datetime | None = None) -> tuple[str, ...]:
+        """
+        Say in sentences what is demanded and what is not.
+
+        Args:
+            at: Say of each reference value whether it is accepted at this time.
+
+        """
+        from pyenclave.attestation import policy_words
+
+        return policy_words.describe(self, at=at)
 
 
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in values:
-            raise ValueError(f"policy: field {name!r} occurs twice")
-        values[name] = value
-    return values
-
-
-def _from_hex(name: str, value: Any) -> tuple[bytes, ...]:
-    listed = [value] if isinstance(value, str) else value
-    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-        raise ValueError(f"policy: {name} is one digest or a list, in hexadecimal digits")
-    for item in listed:
-        digits = 2 * _SIZED[name][0]
-        if len(item) != digits:
-            raise ValueError(f"policy: {name} has {digits} hexadecimal digits, not {len(item)}")
-    return tuple(bytes.fromhex(item) for item in listed)
-
-
-def _index(name: str) -> int:
-    if not name.isascii() or not name.isdecimal() or len(name) > 2:
-        raise ValueError(f"policy: {name!r} is no index of a register")
-    return int(name)
-
-
-def _registers_from_hex(name: str, value: Any) -> tuple[bytes, ...]:
-    listed = [value] if isinstance(value, str) else value
-    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-        raise ValueError(f"policy: register {name} is one digest or a list, in hexadecimal digits")
-    return tuple(bytes.fromhex(item) for item in listed)
+def _restore(cls: type[AppraisalPolicy], values: dict[str, Any]) -> AppraisalPolicy:
+    return cls(**values)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from pyenclave.attestation import pki
 from pyenclave.attestation.cache import known
-from pyenclave.attestation.case import CaseBase
+from pyenclave.attestation.case import CaseBase, judge_registers
 from pyenclave.attestation.checks import (
     BREAKS,
     PASSED,
@@ -242,22 +242,13 @@ def _debug(case: Case) -> Verdict:
 
 @CHECKS.policy("code.pcrs")
 def _code(case: Case) -> Verdict:
-    wanted = case.policy.pcrs
-    if not wanted:
-        return not_asked(
-            "name pcrs (0 is the image, 8 its signer), or any code is accepted",
-            found=case.payload.pcrs.get(0),
-        )
-    for index, values in sorted(wanted.items()):
-        found = case.payload.pcrs.get(index)
-        if found is None or found not in values:
-            return failed(
-                expected=f"PCR{index}: {' or '.join(value.hex() for value in values)}",
-                found=found.hex() if found is not None else "none",
-                advice="Other code runs there. nitro-cli describe-eif, or pyenclave measure eif, "
-                "tells the PCRs of an image.",
-            )
-    return PASSED
+    return judge_registers(
+        case,
+        "pcrs",
+        case.payload.pcrs,
+        advice="nitro-cli describe-eif, or pyenclave measure eif, tells the PCRs of an image.",
+        unnamed="name pcrs (0 is the image, 8 its signer), or any code is accepted",
+    )
 
 
 # ---- what it says -----------------------------------------------------------------------------

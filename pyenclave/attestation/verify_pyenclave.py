@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyenclave.attestation import chain as x
-from pyenclave.attestation.case import CaseBase
+from pyenclave.attestation.case import CaseBase, judge_reference
 from pyenclave.attestation.checks import (
     BREAKS,
     PASSED,
@@ -384,26 +384,24 @@ _NO_CODE: Final = "name mrenclave or mrsigner, or any code is accepted"
 
 @CHECKS.policy("code.mrenclave")
 def _mrenclave(case: Case) -> Verdict:
-    wanted = case.policy.measurements
-    if not wanted:
-        return not_asked(_NO_CODE, found=case.body.mrenclave)
-    if case.body.mrenclave in wanted:
-        return PASSED
-    return failed(
-        expected=wanted,
-        found=case.body.mrenclave,
+    return judge_reference(
+        case,
+        "mrenclave",
+        case.body.mrenclave,
         advice="Other code runs there. pyenclave diff explains how two images differ.",
+        unnamed=_NO_CODE,
     )
 
 
 @CHECKS.policy("code.mrsigner")
 def _mrsigner(case: Case) -> Verdict:
-    wanted = case.policy.signers
-    if not wanted:
-        return not_asked(_NO_CODE, found=case.body.mrsigner)
-    if case.body.mrsigner in wanted:
-        return PASSED
-    return failed(expected=wanted, found=case.body.mrsigner, advice="Somebody else signed it.")
+    return judge_reference(
+        case,
+        "mrsigner",
+        case.body.mrsigner,
+        advice="Somebody else signed it.",
+        unnamed=_NO_CODE,
+    )
 
 
 @CHECKS.policy("code.product_id")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from pyenclave.attestation import AppraisalPolicy
+from pyenclave.attestation.references import Reference
 
+NOW = datetime.now(UTC)
 M, S = b"\x11" * 32, b"\x22" * 32
 
 
@@ -49,7 +52,7 @@ M, S = b"\x11" * 32, b"\x22" * 32
         ({"mrenclave": M, "min_guest_svn": 1 << 32}, ValueError),
         ({"mrenclave": M, "min_tcb": {"fpga": 1}}, ValueError),
         ({"mrenclave": M, "min_tcb": {"snp": 256}}, ValueError),
-        ({"mrenclave": M, "min_tcb": {"snp": True}}, ValueError),
+        ({"mrenclave": M, "min_tcb": {"snp": True}}, TypeError),
         ({"mrenclave": M, "min_tcb": 7}, TypeError),
         ({"mrenclave": M, "required_policy_bits": ("alias_check_complete",)}, ValueError),
         ({"mrenclave": M, "forbidden_policy_bits": ("SMT",)}, ValueError),
@@ -80,9 +83,9 @@ def test_sev_snp_fields_are_read_from_text():
         "min_guest_svn": 65547,
     }
     policy = AppraisalPolicy.from_text(json.dumps(fields), form="json")
-    assert policy.accepted("launch_digest") == (b"\x5a" * 48,)
-    assert policy.accepted("host_data") == (bytes(32),)
-    assert policy.accepted("image_id") == ()
+    assert policy.accepted("launch_digest", NOW) == (b"\x5a" * 48,)
+    assert policy.accepted("host_data", NOW) == (bytes(32),)
+    assert policy.accepted("image_id", NOW) == ()
     assert policy.min_tcb == {"snp": 24}
     assert policy.forbidden_policy_bits == ("smt",)
     assert not policy.accept_any_code
@@ -154,8 +157,6 @@ def test_policy_files_are_read_as_json_and_toml(tmp_path):
         {},
         {-1: bytes(48)},
         {32: bytes(48)},
-        {True: bytes(48)},
-        {"0": bytes(48)},
         {0: bytes(47)},
         {0: b""},
         {0: ()},
@@ -167,9 +168,13 @@ def test_registers_have_an_index_and_whole_digests(values: Any) -> None:
 
 
 def test_registers_are_one_digest_or_several() -> None:
-    policy = AppraisalPolicy(pcrs={0: bytes(48), 8: (bytes(48), b"\1" * 48)})
-    assert policy.pcrs == {0: (bytes(48),), 8: (bytes(48), b"\1" * 48)}
-    text = '{"pcrs": {"0": "' + "00" * 48 + '", "8": ["' + "00" * 48 + '", "' + "01" * 48 + '"]}}'
+    one, two = b"\1" * 48, b"\2" * 48
+    policy = AppraisalPolicy(pcrs={0: one, 8: (bytes(48), two)})
+    assert policy.registers("pcrs") == {
+        0: (Reference(one),),
+        8: (Reference(bytes(48)), Reference(two)),
+    }
+    text = f'{{"pcrs": {{"0": "{one.hex()}", "8": ["{"00" * 48}", "{two.hex()}"]}}}}'
     assert AppraisalPolicy.from_text(text, form="json").pcrs == policy.pcrs
     for wrong in ('{"pcrs": {"x": "00"}}', '{"pcrs": {"0": 5}}', '{"pcrs": {"0": "zz"}}'):
         with pytest.raises(ValueError, match=r"policy|hexadecimal"):
@@ -183,4 +188,4 @@ def test_what_tokens_must_say_is_part_of_a_policy() -> None:
         AppraisalPolicy.any_code(issuers="https://a")
     with pytest.raises(TypeError):
         AppraisalPolicy.any_code(audience="")
-    assert AppraisalPolicy(claims={"swname": "X"}).claims == {"swname": "X"}
+    assert AppraisalPolicy(claims={"swname": "X"}).claims == {"swname": ("X",)}

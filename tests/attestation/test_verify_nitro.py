@@ -312,7 +312,7 @@ def test_user_data_is_compared_when_it_is_given() -> None:
         ({0: b"\x22" * 48}, False),
         ({0: PCR0, 8: b"\x22" * 48}, False),
         ({0: PCR0[:32]}, False),
-        ({31: bytes(48)}, False),
+        ({0: PCR0, 31: bytes(48)}, False),
     ],
 )
 def test_att_31_registers_are_compared_whole(pcrs: Any, accepted: bool) -> None:
