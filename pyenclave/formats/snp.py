@@ -24,6 +24,7 @@ __all__ = [
     "KEY_NONE",
     "KEY_VCEK",
     "KEY_VLEK",
+    "LINES",
     "PLATFORM_BITS",
     "POLICY_BITS",
     "POLICY_DEBUG",
@@ -87,6 +88,8 @@ _TCB_LAYOUTS: Final[Mapping[str, Mapping[str, int]]] = {
     "turin": _TCB_TURIN,
     "venice": _TCB_TURIN,
 }
+#: Product lines whose TCB versions can be read.
+LINES: Final = tuple(_TCB_LAYOUTS)
 # Family, first and last model, product line (4.4).
 _MODELS: Final = (
     (0x19, 0x00, 0x0F, "milan"),
@@ -202,7 +205,7 @@ class SnpReport:
         report, reserved = _unpack(data)
         _check_numbers(report)
         for name, offset, value in reserved:
-            if value.count(0) != len(value):
+            if any(value):
                 raise EvidenceFormatError(
                     f"{_WHAT}: {name} at offset {offset:#x} is wrong",
                     expected="zero",
@@ -335,18 +338,19 @@ _SIZES: Final = {
     "signature_r": 48,
     "signature_s": 48,
 }
+_ZERO: Final = {size: bytes(size) for size in (4, 21, 24, 152, 368)}
 _Reserved = tuple[tuple[str, int, bytes], ...]
 
 
 def _unpack(data: Buffer) -> tuple[SnpReport, _Reserved]:
-    with memoryview(data) as view:
-        if view.nbytes != REPORT_SIZE:
-            raise EvidenceFormatError(
-                f"{_WHAT}: the size is wrong",
-                expected=f"{REPORT_SIZE} bytes",
-                found=f"{view.nbytes} bytes",
-            )
-        v = _REPORT.unpack(view)
+    size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+    if size != REPORT_SIZE:
+        raise EvidenceFormatError(
+            f"{_WHAT}: the size is wrong",
+            expected=f"{REPORT_SIZE} bytes",
+            found=f"{size} bytes",
+        )
+    v = _REPORT.unpack(data)
     # 0-9 fixed head, 10 reserved, 11-18 identities, 19-21 CPUID, 22 reserved, 23-24 chip, 25-32
     # firmware, 33-35 launch, 36 reserved, 37-41 the signature with its padding.
     report = SnpReport(
@@ -381,16 +385,21 @@ def _unpack(data: Buffer) -> tuple[SnpReport, _Reserved]:
         signature_r=v[37],
         signature_s=v[39],
     )
-    reserved: _Reserved = (
-        ("reserved", 0x4C, v[10]),
-        ("reserved", 0x18B, v[22]),
-        ("reserved", 0x1EB, bytes((v[28],))),
-        ("reserved", 0x1EF, bytes((v[32],))),
-        ("reserved", 0x208, v[36]),
-        ("padding of R", 0x2D0, v[38]),
-        ("padding of S", 0x318, v[40]),
-        ("padding of the signature", 0x330, v[41]),
-    )
+    reserved: _Reserved = ()
+    if v[10] != _ZERO[4] or v[22] != _ZERO[21] or v[28] or v[32] or v[36] != _ZERO[152]:
+        reserved = (
+            ("reserved", 0x4C, v[10]),
+            ("reserved", 0x18B, v[22]),
+            ("reserved", 0x1EB, bytes((v[28],))),
+            ("reserved", 0x1EF, bytes((v[32],))),
+            ("reserved", 0x208, v[36]),
+        )
+    if v[38] != _ZERO[24] or v[40] != _ZERO[24] or v[41] != _ZERO[368]:
+        reserved += (
+            ("padding of R", 0x2D0, v[38]),
+            ("padding of S", 0x318, v[40]),
+            ("padding of the signature", 0x330, v[41]),
+        )
     return report, reserved
 
 
