@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -26,7 +27,6 @@ from pyenclave._platform.wire import raise_failure
 from pyenclave.calls.channel import Channel, close_all
 from pyenclave.errors import (
     EnclaveClosedError,
-    EnclaveError,
     EnclaveLostError,
     EnclaveStateError,
     PlatformUnavailableError,
@@ -189,6 +189,7 @@ class PlatformClient:
         debug: bool | None = None,
         require: tuple[str, ...] = (),
         allow_ephemeral: bool | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> tuple[messages.Launched, int]:
         """
         Start an enclave.
@@ -200,6 +201,8 @@ class PlatformClient:
             require: Protection bits without which the launch is refused.
             allow_ephemeral: Give data sealing keys and counters although the platform's root
                 lives in memory only; None: if ``PYENCLAVE_ALLOW_EPHEMERAL`` is 1.
+            meanwhile: Called once while the platform works. What it raises ends this connection:
+                the platform's answer is then not read.
 
         Returns:
             The platform's answer and the worker's pidfd, which is the caller's.
@@ -221,6 +224,7 @@ class PlatformClient:
             fds=(image_fd, ring_fd),
             timeout=_LAUNCH_TIMEOUT,
             answer_fds=1,
+            meanwhile=meanwhile,
         )
         return launched, fds[0]
 
@@ -252,12 +256,15 @@ class PlatformClient:
         fds: tuple[int, ...] = (),
         timeout: float = _ANSWER_TIMEOUT,
         answer_fds: int = 0,
+        meanwhile: Callable[[], None] | None = None,
     ) -> tuple[_Answer, _Fds]:
         self._check_usable()
         with self._lock:
             self._check_usable()
             try:
                 self._channel.send(request, fds, timeout)
+                if meanwhile is not None:
+                    meanwhile()
                 answer, received = self._channel.receive(timeout)
             except TimeoutError:
                 # The answer may still come and would be taken for that of the next request.
@@ -265,7 +272,8 @@ class PlatformClient:
                 raise PlatformUnavailableError(
                     "the platform does not answer", expected=f"an answer within {timeout:g} s"
                 ) from None
-            except EnclaveError:
+            except BaseException:
+                # Interrupted in between, the answer would be taken for that of the next request.
                 self._drop()
                 raise
         if isinstance(answer, messages.Failure):

@@ -35,7 +35,7 @@ from pyenclave._platform.probe import (
     refuse_unless_held,
 )
 from pyenclave._platform.root import PLATFORM_SVN, PlatformRoot
-from pyenclave._platform.service import Enclave, Facts, kill_and_wait
+from pyenclave._platform.service import Attendant, Enclave, Facts, kill_and_wait
 from pyenclave._platform.state import State
 from pyenclave._platform.wire import raise_failure
 from pyenclave.calls.channel import Channel, close_all
@@ -97,6 +97,9 @@ class ZygoteFactory(Protocol):
     def get(self, lock_bytes: bytes, *, debug: bool) -> WorkerFactory:
         """Return the zygote of a lock list, starting it if need be."""
 
+    def ready(self, lock_bytes: bytes, *, debug: bool) -> bool:
+        """Whether ``get`` and then ``spawn`` return at once, as far as is known."""
+
     def close(self) -> None:
         """End all zygotes."""
 
@@ -136,6 +139,7 @@ class Launcher:
         *,
         host_pid: int,
         wanted: Callable[[], bool],
+        slow: Callable[[], None],
         held: HeldImages,
     ) -> Enclave:
         """
@@ -147,6 +151,7 @@ class Launcher:
             ring_fd: The ring; stays the caller's.
             host_pid: For listings.
             wanted: Whether the host is still there; asked while a worker is waited for.
+            slow: Called before this waits for a zygote without asking *wanted*.
             held: The images that this host launched last.
 
         Raises:
@@ -171,15 +176,31 @@ class Launcher:
         try:
             with worker_end:
                 spawned = self._spawn(
-                    judged.lock_bytes, image_fd, digest, ring_fd, worker_end.fileno(), debug=debug
+                    judged.lock_bytes,
+                    image_fd,
+                    digest,
+                    ring_fd,
+                    worker_end.fileno(),
+                    debug=debug,
+                    slow=slow,
                 )
+            attendant = None
             try:
+                attendant = Attendant()
                 facts = self._introduce(
                     judged, policy, request, platform_end, spawned, debug=debug, wanted=wanted
                 )
                 held.add(image_fd, digest, size)
-                return Enclave(facts, pidfd=spawned.pidfd, channel=platform_end, host_pid=host_pid)
+                return Enclave(
+                    facts,
+                    pidfd=spawned.pidfd,
+                    channel=platform_end,
+                    host_pid=host_pid,
+                    attendant=attendant,
+                )
             except BaseException:
+                if attendant is not None:
+                    attendant.dismiss()
                 kill_and_wait(spawned.pidfd)
                 os.close(spawned.pidfd)
                 raise
@@ -223,8 +244,11 @@ class Launcher:
         channel_fd: int,
         *,
         debug: bool,
+        slow: Callable[[], None],
     ) -> SpawnedWorker:
         for last in (False, True):
+            if not self._zygotes.ready(lock_bytes, debug=debug):
+                slow()
             zygote = self._zygotes.get(lock_bytes, debug=debug)
             try:
                 return zygote.spawn(

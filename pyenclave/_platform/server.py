@@ -324,7 +324,6 @@ class Server:
             if len(self._enclaves) + self._launching >= MAX_ENCLAVES:
                 raise BusyError("the platform has too many enclaves", expected=MAX_ENCLAVES)
             self._launching += 1
-        self._wake()
         try:
             enclave = self._launcher.launch(
                 request,
@@ -332,6 +331,7 @@ class Server:
                 fds[1],
                 host_pid=host.pid,
                 wanted=host.is_there,
+                slow=self._wake,
                 held=host.held,
             )
             with self._mutex:

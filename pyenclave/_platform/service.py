@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import secrets
 import select
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,11 +22,11 @@ from pyenclave._platform.report import make_report, verify_report
 from pyenclave._platform.root import PlatformRoot
 from pyenclave._platform.wire import failure_of
 from pyenclave.calls.channel import Channel, close_all
-from pyenclave.errors import EnclaveError, EnclaveStateError, SealingError
+from pyenclave.errors import EnclaveError, EnclaveStateError, LaunchError, SealingError
 from pyenclave.formats import messages
 from pyenclave.formats.sgx import KeyRequest, Report, ReportBody, TargetInfo
 
-__all__ = ["Enclave", "Facts", "Services", "kill_and_wait"]
+__all__ = ["Attendant", "Enclave", "Facts", "Services", "kill_and_wait"]
 
 _SEND_TIMEOUT: Final = 5.0
 _REAP_TIMEOUT: Final = 5.0
@@ -136,6 +138,41 @@ class Facts:
     started: float
 
 
+class Attendant:
+    """
+    The thread that will serve one worker; it waits until there is an enclave.
+
+    It is made before the worker has an identity, so that a platform without another thread to give
+    refuses the launch, and while the worker starts, so that nobody waits for it.
+
+    Raises:
+        LaunchError: The system gives no more threads.
+
+    """
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._wait, name="enclave", daemon=True)
+        try:
+            self.thread.start()
+        except RuntimeError:
+            raise LaunchError("the platform has no thread for another enclave") from None
+
+    def _wait(self) -> None:
+        work = self._work.get()
+        if work is not None:
+            work()
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Have the thread do *work* and end."""
+        self._work.put(work)
+
+    def dismiss(self) -> None:
+        """End the thread without work."""
+        self._work.put(None)
+        self.thread.join(_REAP_TIMEOUT)
+
+
 class Enclave:
     """
     A running enclave. Owns the worker's pidfd and control channel.
@@ -145,10 +182,19 @@ class Enclave:
         pidfd: The worker's.
         channel: The platform's end of the control channel.
         host_pid: For listings.
+        attendant: The thread that serves it, from :meth:`start` on.
 
     """
 
-    def __init__(self, facts: Facts, *, pidfd: int, channel: Channel, host_pid: int) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        *,
+        pidfd: int,
+        channel: Channel,
+        host_pid: int,
+        attendant: Attendant | None = None,
+    ) -> None:
         self.facts = facts
         self.body = facts.body
         self.pidfd = pidfd
@@ -157,7 +203,7 @@ class Enclave:
         self._mutex = threading.Lock()
         self._state = "running"
         self._reason = ""
-        self._thread: threading.Thread | None = None
+        self._attendant = attendant
 
     @property
     def why(self) -> messages.WhyReply:
@@ -210,12 +256,11 @@ class Enclave:
         return hashlib.sha256(joined).digest()
 
     def start(self, services: Services) -> None:
-        """Serve the worker's requests in a thread of their own until it ends."""
-        name = f"enclave-{self.facts.enclave_id.hex()[:8]}"
-        self._thread = threading.Thread(
-            target=self._serve, args=(services,), name=name, daemon=True
-        )
-        self._thread.start()
+        """Serve the worker's requests in a thread of their own until it ends; cannot fail."""
+        if self._attendant is None:
+            raise EnclaveStateError("the enclave has no thread to serve it")
+        self._attendant.thread.name = f"enclave-{self.facts.enclave_id.hex()[:8]}"
+        self._attendant.begin(lambda: self._serve(services))
 
     def _serve(self, services: Services) -> None:
         try:
@@ -279,8 +324,8 @@ class Enclave:
         """End the worker, wait until its process is gone, and give everything back."""
         self._set("closed", reason)
         kill_and_wait(self.pidfd)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(_REAP_TIMEOUT)
+        if self._attendant is not None and self._attendant.thread is not threading.current_thread():
+            self._attendant.thread.join(_REAP_TIMEOUT)
 
     def release(self) -> None:
         """Close the pidfd; only after :meth:`end`."""

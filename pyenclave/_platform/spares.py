@@ -141,6 +141,11 @@ class Spares:
             raise LaunchError(f"cannot keep a zygote: {error}") from None
         self._thread = thread
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is one to take; it may have ended, which is seen when it is taken."""
+        return bool(self._waiting)
+
     def take(self, image_fd: int, image: bytes) -> Spare | None:
         """
         Return a spare for the caller to use, best one that knows its image; None: there is none.
@@ -158,8 +163,12 @@ class Spares:
             if found is None and self._thread is not None:
                 self._wanted = min(2 * self._wanted, MAX_SPARES)
             self._not_before = time.monotonic() + _QUIET[not self._waiting]
-            self._notify()
         return found
+
+    def used(self) -> None:
+        """Have what was taken replaced; to be called once the launch went on, or failed."""
+        with self._lock:
+            self._notify()
 
     def _notify(self) -> None:
         if self._wake >= 0:

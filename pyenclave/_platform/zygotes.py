@@ -100,6 +100,11 @@ class Zygote:
         with self._mutex:
             return not self._ended and not readable(self.pidfd, 0)
 
+    @property
+    def has_spare(self) -> bool:
+        """Whether a process waits to become a worker, so that none need be forked now."""
+        return self.alive and self._spares.waiting
+
     def idle(self) -> bool:
         """Whether none of its workers lives, and none is being started."""
         with self._mutex:
@@ -160,19 +165,22 @@ class Zygote:
     def _begin(self, fds: list[int], image: bytes) -> Spare:
         """Return a process that has what it needs to become a worker."""
         fresh = 0
-        while fresh < _FRESH:
-            spare = self._spares.take(fds[0], image)
-            if spare is None:
-                spare = self._fork(None, b"")
-                fresh += 1
-            try:
-                if spare.begin(fds, image=image):
-                    return spare
-            except LaunchError:
+        try:
+            while fresh < _FRESH:
+                spare = self._spares.take(fds[0], image)
+                if spare is None:
+                    spare = self._fork(None, b"")
+                    fresh += 1
+                try:
+                    if spare.begin(fds, image=image):
+                        return spare
+                except LaunchError:
+                    spare.close()
+                    raise
                 spare.close()
-                raise
-            spare.close()
-        raise LaunchError("the worker ended at once")
+            raise LaunchError("the worker ended at once")
+        finally:
+            self._spares.used()
 
     def keep_spares(self) -> None:
         """Fork processes ahead of time from now on."""
@@ -276,6 +284,22 @@ class Zygotes:
         self._starter = threading.Thread(target=self._serve, name="zygotes", daemon=True)
         self._starter.start()
 
+    def ready(self, lock_bytes: bytes, *, debug: bool) -> bool:
+        """Whether ``get`` with these arguments, and then ``spawn``, are likely not to wait."""
+        with self._lock:
+            future = self._running.get((self._digest(lock_bytes), debug))
+        if future is None or not future.done() or future.exception() is not None:
+            return False
+        return future.result().has_spare
+
+    def _digest(self, lock_bytes: bytes) -> bytes:
+        # Launches pass the very same object; hashing it takes longer than all else here.
+        known, digest = self._last
+        if known is not lock_bytes:
+            digest = hashlib.sha256(lock_bytes).digest()
+            self._last = (lock_bytes, digest)
+        return digest
+
     def get(self, lock_bytes: bytes, *, debug: bool) -> Zygote:
         """
         Return the zygote of a lock; started if there is none.
@@ -295,12 +319,7 @@ class Zygotes:
 
         """
         with self._lock:
-            # Launches pass the very same object; hashing it takes longer than all else here.
-            known, digest = self._last
-            if known is not lock_bytes:
-                digest = hashlib.sha256(lock_bytes).digest()
-                self._last = (lock_bytes, digest)
-            key = (digest, debug)
+            key = (self._digest(lock_bytes), debug)
             if self._closed:
                 raise LaunchError("the platform is closing")
             future = self._running.get(key)

@@ -7,6 +7,7 @@ function costs a decode, the call and an encode.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ from pyenclave import _core
 from pyenclave._core import NativeLibrary
 from pyenclave.calls import errors as _errors
 from pyenclave.calls import ring
-from pyenclave.calls.signature import Signature, functions_of, is_ecall
+from pyenclave.calls.signature import Signature, trusted_functions
 from pyenclave.errors import ImageError
 from pyenclave.formats.image import ImageInfo
 
@@ -91,14 +92,14 @@ def _native_entry(library: NativeLibrary, signature: Signature) -> tuple[Any, ..
 
 
 def _python_entry(function: Callable[..., Any], signature: Signature) -> tuple[Any, ...]:
-    import inspect
-
-    parameters = list(inspect.signature(function).parameters.values())
-    missing = {
-        place: item.default
-        for place, item in enumerate(parameters)
-        if item.default is not item.empty
-    }
+    missing = {}
+    if signature.optional:
+        parameters = list(inspect.signature(function).parameters.values())
+        missing = {
+            place: item.default
+            for place, item in enumerate(parameters)
+            if item.default is not item.empty
+        }
     keywords = tuple(item.name for item in signature.parameters if item.keyword)
     return (0, function, signature.request_plan, signature.reply_plan, missing, keywords)
 
@@ -121,18 +122,15 @@ def build_table(entry: ModuleType | NativeLibrary, info: ImageInfo) -> Table:
             raise ImageError("the image's table has Python functions, its entry is native")
         entries = tuple(_native_entry(entry, Signature.from_wire(item)) for item in measured)
     else:
-        live = functions_of(entry)
+        functions = trusted_functions(entry)
+        live = [signature.to_wire() for _, signature in functions]
         if _plain(live) != _plain(measured):
             raise ImageError(
                 "the entry's functions differ from the image's table",
                 expected=", ".join(str(item.get("name")) for item in measured),
                 found=", ".join(item["name"] for item in live),
             )
-        functions = {value.__qualname__: value for value in vars(entry).values() if is_ecall(value)}
-        entries = tuple(
-            _python_entry(functions[item["name"]], Signature.of(functions[item["name"]]))
-            for item in live
-        )
+        entries = tuple(_python_entry(*function) for function in functions)
     return Table(_core.FunctionTable(entries), lanes=info.threads, limit=info.message_limit)
 
 

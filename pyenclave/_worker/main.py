@@ -175,6 +175,16 @@ class Worker:
         self.channel.send(
             messages.Closed(inside=inside, secret_memory=_native.secret_memory_kind())
         )
+        self.take_identity(info, start)
+
+    def take_identity(self, info: ImageInfo, start: Start) -> None:
+        """
+        Receive what this worker is, and say that it runs: the last step that can fail.
+
+        Raises:
+            EnclaveError: The platform sent something else, or an identity that is none.
+
+        """
         # While the platform tries this process from outside and signs what held.
         key = RuntimeKey()
         identity, fds = self.channel.receive(_IDENTITY_SECONDS)

@@ -28,6 +28,7 @@ __all__ = [
     "functions_of",
     "is_ecall",
     "native_functions",
+    "trusted_functions",
 ]
 
 MAX_FUNCTIONS = 65536  # an index has 16 bits
@@ -314,6 +315,17 @@ def functions_of(module: ModuleType) -> list[dict[str, Any]]:
         ArgumentError: A function cannot be called from outside as it is written.
 
     """
+    return [signature.to_wire() for _, signature in trusted_functions(module)]
+
+
+def trusted_functions(module: ModuleType) -> list[tuple[Callable[..., Any], Signature]]:
+    """
+    Return the trusted functions of *module* with their signatures, sorted by name.
+
+    Raises:
+        ArgumentError: A function cannot be called from outside as it is written.
+
+    """
     found: dict[str, Any] = {}
     for value in vars(module).values():
         if is_ecall(value):
@@ -323,7 +335,7 @@ def functions_of(module: ModuleType) -> list[dict[str, Any]]:
             found[name] = value
     if len(found) > MAX_FUNCTIONS:
         raise ArgumentError(f"at most {MAX_FUNCTIONS} trusted functions", found=len(found))
-    return [Signature.of(found[name]).to_wire() for name in sorted(found)]
+    return [(found[name], Signature.of(found[name])) for name in sorted(found)]
 
 
 def native_functions(annotations: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -381,30 +382,39 @@ class _Run:
             failed = contextlib.ExitStack()
             with failed:
                 failed.callback(_shared.release, self.client)
+                lanes: Future[_core.HostLanes] = Future()
                 launched, self.pidfd = self.client.launch(
-                    image.fd, ring_fd, debug=debug, require=require
+                    image.fd,
+                    ring_fd,
+                    debug=debug,
+                    require=require,
+                    meanwhile=lambda: _resolve(lanes, lambda: self._make_lanes(ring_fd, queue)),
                 )
                 failed.callback(os.close, self.pidfd)
                 failed.callback(_end, self.client, launched.enclave_id)
                 self.enclave_id = launched.enclave_id
-                run = weakref.ref(self)
-                self.lanes = _core.HostLanes(
-                    ring.map_ring(ring_fd, image.info.threads),
-                    _token(),
-                    image.info.threads,
-                    ring.DEFAULT_SLOT,
-                    image.info.message_limit,
-                    lambda: _guard(run),
-                    lambda check: _broken(run, check),
-                    _call_errors.from_frame,
-                    threading.Condition(),
-                    queue,
-                )
+                self.lanes = lanes.result()
                 self._launched = launched
                 failed.pop_all()
         self.functions = Functions(image.signatures, self.lanes)
         self._finalizer = weakref.finalize(
             self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
+        )
+
+    def _make_lanes(self, ring_fd: int, queue: int) -> _core.HostLanes:
+        info = self._image.info
+        run = weakref.ref(self)
+        return _core.HostLanes(
+            ring.map_ring(ring_fd, info.threads),
+            _token(),
+            info.threads,
+            ring.DEFAULT_SLOT,
+            info.message_limit,
+            lambda: _guard(run),
+            lambda check: _broken(run, check),
+            _call_errors.from_frame,
+            threading.Condition(),
+            queue,
         )
 
     @functools.cached_property
@@ -463,6 +473,14 @@ class _Run:
     def close(self) -> None:
         self._end_as(lambda: EnclaveClosedError("the enclave was closed"))
         self._finalizer()
+
+
+def _resolve(future: Future[_core.HostLanes], make: Callable[[], _core.HostLanes]) -> None:
+    """Keep what *make* returns or raises."""
+    try:
+        future.set_result(make())
+    except (EnclaveError, OSError, ValueError, MemoryError) as error:
+        future.set_exception(error)  # whoever asks for the result hears of it, after the answer
 
 
 def _guard(run: weakref.ref[_Run]) -> None:

@@ -28,8 +28,10 @@ from pyenclave.errors import (
     EnclavePoisonedError,
     EnclaveStateError,
     ImageError,
+    LaunchError,
     UnknownFunctionError,
 )
+from pyenclave.host import enclave as enclave_module
 from pyenclave.host.enclave import Enclave, Options
 
 ENTRY = Path(__file__).with_name("trusted_entry.py")
@@ -136,6 +138,43 @@ def test_a_flipped_byte_is_refused_and_leaves_nothing_open(image, state, shared)
         with pytest.raises(ImageError):
             Enclave(data, state=state).start()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_host_that_cannot_map_its_ring_gets_a_typed_error_and_no_enclave(
+    image, state, shared, monkeypatch
+):
+    """Its own end is made while the platform works; the enclave that came of it is ended."""
+    client = shared._run.client
+    before = client.list()
+
+    def refuse(*rest):
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(enclave_module._core, "HostLanes", refuse)
+        with pytest.raises(LaunchError, match="Cannot allocate memory"):
+            Enclave(image, state=state, quiet=True).start()
+    assert client.list() == before
+    assert shared.call("double", 2) == 4
+    with Enclave(image, state=state, quiet=True) as again:
+        assert again.call("double", 2) == 4
+
+
+def test_an_interrupted_launch_ends_the_connection_and_not_the_next_question(
+    image, tmp_path, monkeypatch
+):
+    """The platform's answer must not be taken for that of another request."""
+
+    def interrupt(*rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(enclave_module._core, "HostLanes", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Enclave(image, state=tmp_path / "state", quiet=True).start()
+    with Enclave(image, state=tmp_path / "state", quiet=True) as again:
+        assert again.call("double", 2) == 4
+        assert [item.enclave_id for item in again._run.client.list()] == [again.info.enclave_id]
 
 
 def test_many_starts_and_ends_leave_no_descriptor_open(image, state, shared):

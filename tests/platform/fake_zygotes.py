@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,9 @@ class FakeZygotes:
             time.sleep(30)
         return FakeZygote(lock_bytes.decode())
 
+    def ready(self, lock_bytes: bytes, *, debug: bool) -> bool:
+        return lock_bytes != b"slow zygote"
+
     def close(self) -> None:
         pass
 
@@ -83,6 +87,8 @@ class FakeZygote:
 
         if self.behaviour == "no worker":
             raise LaunchError("clone: no memory")
+        if self.behaviour == "no thread":
+            _refuse_one_thread()
         child = subprocess.Popen(
             [
                 sys.executable,
@@ -101,6 +107,17 @@ class FakeZygote:
         pidfd = os.pidfd_open(child.pid)
         child.returncode = 0  # reaped by the kernel: SIGCHLD is ignored in install()
         return SimpleNamespace(pid=child.pid, pidfd=pidfd, namespaces=())
+
+
+def _refuse_one_thread() -> None:
+    """Let the next start of a thread in this process fail as it does at a limit."""
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        threading.Thread.start = start  # type: ignore[method-assign]
+        raise RuntimeError("can't start new thread")
+
+    threading.Thread.start = refuse  # type: ignore[method-assign]
 
 
 def install() -> None:

@@ -92,6 +92,7 @@ def memfd(data: bytes, seals: int, *, size: int | None = None) -> int:
         ("many bits", LaunchError, "too many protection bits"),
         ("ending", ImageError, "the entry raised ImportError"),
         ("no worker", LaunchError, "clone: no memory"),
+        ("no thread", LaunchError, "no thread for another enclave"),
         ("other runtime", RuntimeLockError, "the runtime differs"),
     ],
 )

@@ -29,6 +29,7 @@ from pyenclave.image.build import build, build_script
 
 __all__ = [
     "Channel",
+    "Image",
     "Launched",
     "build",
     "ended",

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import pyenclave
+from pyenclave._worker import main as worker_main
 from pyenclave._worker import standby
 from pyenclave._worker.importer import Locked
 from pyenclave.errors import EnclaveStateError, LaunchError
@@ -306,6 +308,47 @@ def test_the_text_of_an_entrys_error_names_its_type(launching, zygotes, base) ->
         ending = worker.first()
         assert launching.ended(worker.spawned.pidfd, 5)
     assert "ZeroDivisionError" in ending.message
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": b"short"}, {"body": bytes(383)}, {"debug": False}], ids=str
+)
+def test_a_worker_that_cannot_take_its_identity_never_says_that_it_runs(
+    launching, zygotes, base, changes: dict[str, object]
+) -> None:
+    """Whatever fails between identity and the first lane still refuses the launch, by its name."""
+    image = launching.make(base, CALL + "    return ''\n")
+    with launching.Launched(zygotes, image) as worker:
+        assert isinstance(worker.first(), messages.Closed)
+        worker.channel.send(launching.replace(launching.identity(debug=True), **changes))
+        ending = worker.first()
+        assert isinstance(ending, messages.Ending), ending
+        assert ending.code == EnclaveStateError.code
+        assert "identity message" in ending.message
+        assert launching.ended(worker.spawned.pidfd, 5)
+
+
+def test_when_a_worker_says_that_it_runs_its_runtime_is_there(
+    launching, zygotes, base, monkeypatch
+) -> None:
+    """Running is the last thing that can fail: in the source, all else of a start is before it."""
+    order: list[str] = []
+    ours, theirs = launching.Channel.pair()
+    image = launching.Image.parse(launching.make(base, CALL + "    return ''\n"))
+    with ours, theirs:
+        worker = worker_main.Worker(theirs, -1, SimpleNamespace(debug=True))
+        send = theirs.send
+        monkeypatch.setattr(worker_main, "reseed_openssl", lambda seed: order.append("reseed"))
+        monkeypatch.setattr(
+            worker_main._runtime, "start", lambda *rest: (order.append("start"), b"key")[1]
+        )
+        monkeypatch.setattr(
+            theirs, "send", lambda message: (order.append(type(message).__name__), send(message))
+        )
+        ours.send(launching.identity(debug=True))
+        worker.take_identity(image.info, SimpleNamespace(memory=None))
+    assert order == ["reseed", "start", "Running"]
+    assert worker.running
 
 
 def test_a_worker_ends_when_its_channel_closes(launching, zygotes, base) -> None:

@@ -501,6 +501,36 @@ def test_a_zygote_that_ends_while_it_is_asked_is_a_typed_error(launching, base, 
         assert wait_for(lambda: len(os.listdir("/proc/self/fd")) == before, 1.0)
 
 
+def test_a_zygote_is_ready_while_it_has_a_spare_and_runs(base) -> None:
+    """Whoever finds it not ready may wait for long, and has to see to it that its host is there."""
+    lock = base.to_bytes()
+    with own() as zygotes:
+        assert not zygotes.ready(lock, debug=True)
+        zygote = zygotes.get(lock, debug=True)
+        assert not zygotes.ready(lock, debug=False)
+        assert not zygotes.ready(lock + b" ", debug=True)
+        assert wait_for(lambda: zygotes.ready(lock, debug=True))
+        os.kill(zygote.pid, signal.SIGKILL)
+        assert wait_for(lambda: not zygotes.ready(lock, debug=True))
+
+
+def test_spares_are_replaced_after_a_launch_that_failed(base, monkeypatch) -> None:
+    """The keeper sleeps until somebody says that one was taken."""
+
+    def refuse(*rest: object) -> None:
+        raise LaunchError("no more")
+
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        assert wait_for(lambda: zygote.has_spare)
+        taken = zygote._spares._waiting.popleft()
+        monkeypatch.setattr(zygote, "_fork", refuse)  # the keeper goes on with the real one
+        with pytest.raises(LaunchError, match="no more"):
+            zygote.spawn(image_fd=0, ring_fd=1, channel_fd=2, debug=True)
+        assert wait_for(lambda: zygote.has_spare)
+        taken.close()
+
+
 def test_no_process_descriptor_or_file_is_left_behind(launching, base) -> None:
     """After close() this process is as it was, and every child is gone."""
 
