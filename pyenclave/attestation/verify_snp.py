@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyenclave.attestation import amd, pki
-from pyenclave.attestation.case import judge_nonce, judge_report_data
+from pyenclave.attestation.case import judge_nonce, judge_reference, judge_report_data
 from pyenclave.attestation.checks import (
     PASSED,
     NotReachedError,
@@ -376,12 +376,9 @@ def _min_tcb(case: Case) -> Verdict:
 
 
 def _one_of(case: Case, name: str, found: bytes, advice: str) -> Verdict:
-    wanted = case.policy.accepted(name)
-    if not wanted:
+    if not case.policy.reference(name):
         return _NAME[name]
-    if found in wanted:
-        return PASSED
-    return failed(expected=wanted, found=found, advice=advice)
+    return judge_reference(case, name, found, advice=advice)
 
 
 @CHECKS.policy("code.launch_digest")
@@ -405,9 +402,10 @@ def _id_key(case: Case) -> Verdict:
 @CHECKS.policy("code.author_key_digest")
 def _author_key(case: Case) -> Verdict:
     report = case.report
-    if case.policy.accepted("author_key_digest") and not report.author_key_en:
+    wanted = case.policy.reference("author_key_digest")
+    if wanted and not report.author_key_en:
         return failed(
-            expected=case.policy.accepted("author_key_digest"),
+            expected=wanted,
             found="no author key at launch",
             advice="Launch the guest with an author key.",
         )
@@ -440,10 +438,11 @@ def _host_data(case: Case) -> Verdict:
 def _code_kind(case: Case) -> Verdict:
     """A policy that names code of other kinds of evidence only is not met by this one."""
     policy = case.policy
-    if policy.accept_any_code or policy.launch_digest or policy.id_key_digest:
+    named = policy.launch_digest or policy.id_key_digest or policy.author_key_digest
+    if policy.accept_any_code or named:
         return _NO_CODE
     return failed(
-        expected="launch_digest or id_key_digest in the policy, or any_code()",
+        expected="launch_digest, id_key_digest or author_key_digest in the policy, or any_code()",
         found="identities of other kinds of evidence",
         advice="Name what an SEV-SNP guest is known by.",
     )
