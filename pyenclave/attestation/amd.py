@@ -280,7 +280,7 @@ def _intermediate(leaf: Certificate) -> Certificate:
     for name in roots.INTERMEDIATES:
         for found in roots.intermediates(name):
             if found.subject == leaf.issuer:
-                return found  # type: ignore[no-any-return]
+                return found
     raise EvidenceFormatError(
         "no intermediate certificate of this name is known",
         expected="SEV-… or SEV-VLEK-… of a known product",

@@ -12,7 +12,7 @@ from pyenclave.attestation.detect import kind_of
 from pyenclave.attestation.endorsements import EMPTY, Endorsements
 from pyenclave.attestation.policy import AppraisalPolicy
 from pyenclave.attestation.result import AttestationResult
-from pyenclave.errors import AppraisalError
+from pyenclave.errors import AppraisalError, EvidenceFormatError
 from pyenclave.formats.evidence import MAX_NONCE, MAX_USER_DATA
 
 if TYPE_CHECKING:
@@ -130,12 +130,23 @@ def _endorsements(given: Given | None) -> Endorsements:
 
 def _roots(roots: Iterable[Root]) -> tuple[bytes, ...]:
     """Return pinned roots in DER; each must be readable as a certificate."""
-    listed = _listed(roots)
-    if not listed:
-        return ()
-    from pyenclave.attestation.chain import der_bytes, load_root
+    return tuple(_root(root) for root in _listed(roots))
 
-    return tuple(der_bytes(load_root(root)) for root in listed)
+
+def _root(root: Root) -> bytes:
+    if isinstance(root, bytes):
+        from pyenclave.formats.x509 import Certificate
+
+        try:
+            return Certificate.from_bytes(root).der
+        except EvidenceFormatError as error:
+            raise ValueError(f"a root is no certificate: {error}") from None
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    if not isinstance(root, x509.Certificate):
+        raise TypeError(f"a root is a certificate or bytes, not {type(root).__name__}")
+    return root.public_bytes(Encoding.DER)
 
 
 def _listed(roots: Iterable[Root]) -> list[Root]:

@@ -21,6 +21,7 @@ from pyenclave.errors import EnclaveError, EvidenceFormatError
 
 if TYPE_CHECKING:
     from pyenclave.attestation.policy import AppraisalPolicy
+    from pyenclave.formats.x509 import Certificate
 
 __all__ = [
     "CaseBase",
@@ -99,7 +100,7 @@ class CaseBase:
         }
         return cls(**(values | changes))
 
-    def anchors(self, *vendors: str) -> tuple[Any, ...]:
+    def anchors(self, *vendors: str) -> tuple[Certificate, ...]:
         """Return the pinned roots of *vendors* (names of `roots.VENDORS`) and the caller's own."""
         from pyenclave.attestation import roots
 

@@ -25,7 +25,6 @@ from pyenclave.errors import EvidenceFormatError
 
 __all__ = [
     "Root",
-    "der_bytes",
     "load_root",
     "parse",
     "public_key_bytes",
@@ -69,11 +68,6 @@ def parse(pem: bytes) -> tuple[x509.Certificate, ...]:
 def public_key_bytes(certificate: x509.Certificate) -> bytes:
     """Return the SubjectPublicKeyInfo of *certificate* in DER."""
     return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def der_bytes(certificate: x509.Certificate) -> bytes:
-    """Return *certificate* in DER."""
-    return certificate.public_bytes(Encoding.DER)
 
 
 def load_root(root: Root) -> x509.Certificate:

@@ -29,7 +29,8 @@ _COMMANDS = {
     "run": "run",
     "measure": "measure",
     "evidence": "evidence",
-    "verify": "evidence",
+    "verify": "verify",
+    "policy": "policy",
     "seal": "sealing",
     "unseal": "sealing",
     "info": "sealing",
@@ -43,6 +44,7 @@ _COMMANDS = {
 _UNREADABLE = (
     errors.ManifestError,
     errors.EvidenceFormatError,
+    errors.CollateralError,
     errors.MeasurementError,
     errors.ArgumentError,
     errors.UnknownFunctionError,

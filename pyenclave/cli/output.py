@@ -13,8 +13,11 @@ from typing import Any, TextIO
 __all__ = [
     "Progress",
     "give_up_stdout",
+    "hex_of",
+    "line",
     "paint",
     "print_json",
+    "printable",
     "ready",
     "report_error",
     "say",
@@ -43,6 +46,27 @@ def printable(text: str) -> str:
 def say(text: str = "") -> None:
     """Print a line for people on stdout."""
     print(text if _coloured(sys.stdout) else printable(text))
+
+
+def line(text: str) -> str:
+    """Escape *text* so that it stays on one line and cannot steer the terminal."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def hex_of(option: str, text: str | None) -> bytes | None:
+    """
+    Return the bytes of an option's hexadecimal digits.
+
+    Raises:
+        ValueError: It has others.
+
+    """
+    if text is None:
+        return None
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ValueError(f"{option}: {text[:80]!r} is not hexadecimal digits") from None
 
 
 def _plain(value: Any) -> Any:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from functools import cache
-from importlib import import_module
+from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pyenclave.errors import CollateralError
+
+if TYPE_CHECKING:
+    from pyenclave.formats.x509 import Certificate
 
 __all__ = ["INTERMEDIATES", "VENDORS", "certificate", "der_of", "for_kind", "intermediates"]
 
@@ -101,14 +103,16 @@ def der_of(name: str) -> bytes:
     return data
 
 
-@cache
-def certificate(der: bytes) -> Any:
-    """Return a root in DER as a `pyenclave.formats.x509.Certificate`."""
-    return import_module("pyenclave.formats.x509").Certificate.from_der(der)
+@lru_cache(maxsize=64)  # callers' roots too, so bounded
+def certificate(der: bytes) -> Certificate:
+    """Return a root in DER as a certificate."""
+    from pyenclave.formats.x509 import Certificate
+
+    return Certificate.from_der(der)
 
 
 @cache
-def for_kind(vendor: str) -> tuple[Any, ...]:
+def for_kind(vendor: str) -> tuple[Certificate, ...]:
     """
     Return the pinned roots of *vendor*, a name of `VENDORS`.
 
@@ -121,7 +125,7 @@ def for_kind(vendor: str) -> tuple[Any, ...]:
 
 
 @cache
-def intermediates(name: str) -> tuple[Any, ...]:
+def intermediates(name: str) -> tuple[Certificate, ...]:
     """
     Return vendors' intermediates (a name of `INTERMEDIATES`); they still have to be verified.
 
