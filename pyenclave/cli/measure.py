@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Modules of pyenclave.cli that add subcommands with ``add_measures(subparsers)``. They are imported
 # whenever ``measure`` is used, so what they need is imported in their functions.
-_FAMILIES = ("measure_sgx",)
+_FAMILIES = ("measure_sgx", "measure_vm")
 
 MAX_FILE = 1 << 30
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pyenclave.errors import MeasurementError
+from pyenclave.measurement.vm_kinds import is_eif, is_event_log, is_firmware
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +79,9 @@ def _is_sgx(data: memoryview) -> bool:
 # The first row that recognises a file has it.
 KINDS: list[FileKind] = [
     FileKind("SGX enclave", "pyenclave.measurement.enclave_diff", _is_sgx),
+    FileKind("Nitro image", "pyenclave.measurement.eif_diff", is_eif),
+    FileKind("firmware", "pyenclave.measurement.firmware_diff", is_firmware),
+    FileKind("event log", "pyenclave.measurement.eventlog_diff", is_event_log),
 ]
 
 
