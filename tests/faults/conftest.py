@@ -453,6 +453,16 @@ class Helpers:
         return len(os.listdir(f"/proc/{pid}/fd"))
 
     @staticmethod
+    def links(pid: int | str = "self") -> list[str]:
+        """What the descriptors of a process are, as far as one may look."""
+        found = []
+        with contextlib.suppress(OSError):
+            for entry in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    found.append(f"{entry}: {os.readlink(f'/proc/{pid}/fd/{entry}')}")
+        return found
+
+    @staticmethod
     def threads(pid: int | str = "self") -> int:
         return len(os.listdir(f"/proc/{pid}/task"))
 

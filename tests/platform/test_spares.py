@@ -132,7 +132,8 @@ def test_a_spare_that_ended_is_replaced_without_a_launch(
 def test_spares_that_end_at_once_are_not_forked_without_pause(world: World) -> None:
     world.short_lived = True
     world.spares.start()
-    time.sleep(0.5)
+    assert until(lambda: world.forked)
+    time.sleep(0.4)
     assert len(world.forked) == 1
 
 

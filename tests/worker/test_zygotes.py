@@ -464,7 +464,8 @@ def test_a_zygote_that_ends_by_itself_gives_everything_back_at_once(launching, b
         os.close(ring_fd)
         assert counts()[0] > before[0]
         os.kill(zygote.pid, signal.SIGKILL)
-        assert wait_for(lambda: counts() == before, 1.0), (before, counts())
+        given_back = wait_for(lambda: counts()[0] <= before[0] and counts()[1] <= before[1], 1.0)
+        assert given_back, (before, counts())
         assert not zygote.alive
         assert zygotes.get(base.to_bytes(), debug=True).pid != zygote.pid
 
@@ -498,7 +499,7 @@ def test_a_zygote_that_ends_while_it_is_asked_is_a_typed_error(launching, base, 
         for thread in threads:
             thread.join(2)
         assert [type(error) for error in got] == [LaunchError] * 3, got
-        assert wait_for(lambda: len(os.listdir("/proc/self/fd")) == before, 1.0)
+        assert wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before, 1.0)
 
 
 def test_a_zygote_is_ready_while_it_has_a_spare_and_runs(base) -> None:
