@@ -105,6 +105,7 @@ def test_the_end_of_the_zygote_is_told_once_and_nothing_is_kept(world: World, im
     before = open_fds()
     world.spares.start()
     spare = world.spares.take(image, b"digest")
+    world.spares.used()
     assert until(world.waiting)
     assert open_fds() > before
     world.zygote.kill()
