@@ -107,6 +107,7 @@ SWITCHES: Final = (
     "accept_any_code",
     "require_collateral",
 )
+EAR_TIERS: Final = ("none", "affirming", "warning", "contraindicated")
 # Lists of words: field → the words there are; None: any text.
 WORDS: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
     {
@@ -117,6 +118,7 @@ WORDS: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
         "forbidden_policy_bits": _SNP_POLICY_BITS,
         "required_platform_bits": _SNP_PLATFORM_BITS,
         "issuers": None,
+        "ear_tiers": EAR_TIERS,
     }
 )
 _IDENTITIES: Final = (
@@ -233,6 +235,7 @@ class AppraisalPolicy:
             must be among these; ``("any",)`` accepts all.
         min_tcb_evaluation_number: Intel: lowest tcbEvaluationDataNumber of the collateral.
         require_collateral: Intel: all of the collateral must have been given.
+        ear_tiers: Attestation results: accepted tiers of every appraisal.
         issuers: Tokens: accepted issuers, compared exactly.
         audience: Tokens: the audience that a token must name: this relying party.
         claims: Tokens: dotted name → accepted value or values.
@@ -280,6 +283,7 @@ class AppraisalPolicy:
     accepted_advisories: tuple[str, ...] = ()
     min_tcb_evaluation_number: int | None = None
     require_collateral: bool = True
+    ear_tiers: tuple[str, ...] = ("affirming",)
     issuers: tuple[str, ...] = ()
     audience: str | None = None
     claims: Mapping[str, Any] | None = field(default=None, hash=False)
@@ -322,8 +326,9 @@ class AppraisalPolicy:
             raise ValueError(f"min_level: {self.min_level!r} is none of {', '.join(LEVELS)}")
         if self.min_platform_svn is None:
             raise TypeError("min_platform_svn: NoneType is not int")
-        if not self.tcb_statuses:
-            raise ValueError("tcb_statuses: an empty list would accept nothing")
+        for name in ("tcb_statuses", "ear_tiers"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: an empty list would accept nothing")
         if ANY in self.accepted_advisories and len(self.accepted_advisories) > 1:
             raise ValueError(f"accepted_advisories: {ANY!r} stands alone")
         both = set(self.required_policy_bits) & set(self.forbidden_policy_bits)
@@ -404,6 +409,7 @@ class AppraisalPolicy:
             dangerous_allow_software=True,
             tcb_statuses=TCB_STATUSES,
             accepted_advisories=(ANY,),
+            ear_tiers=EAR_TIERS,
             require_collateral=False,
         )
 

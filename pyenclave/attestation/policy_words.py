@@ -142,7 +142,7 @@ def _amd(policy: AppraisalPolicy) -> list[str]:
 
 
 def _tokens(policy: AppraisalPolicy) -> list[str]:
-    lines = []
+    lines = [f"Attestation results: each appraisal is {_or(policy.ear_tiers)}."]
     if policy.issuers:
         lines.append(f"Tokens: the issuer is {_or(policy.issuers)}.")
     if policy.audience:

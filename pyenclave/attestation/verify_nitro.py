@@ -229,6 +229,20 @@ def _user_data(case: Case) -> Verdict:
     return _compare("user data", case.user_data, case.payload.user_data)
 
 
+@CHECKS.policy("document.age")
+def _age(case: Case) -> Verdict:
+    limit, made = case.policy.max_age, _moment(case.payload)
+    if limit is None:
+        return not_asked("name max_age to have the document's age compared")
+    if case.at <= made + timedelta(seconds=limit):
+        return PASSED
+    return failed(
+        expected=f"at most {limit} seconds old at {case.at.isoformat()}",
+        found=made.isoformat(),
+        advice="Ask for a new document.",
+    )
+
+
 @CHECKS.policy("debug")
 def _debug(case: Case) -> Verdict:
     if case.debug and not case.policy.allow_debug:

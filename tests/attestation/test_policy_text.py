@@ -289,6 +289,7 @@ def test_the_explanation_names_every_field_that_is_set():
         issuers=("https://issuer",),
         audience="me",
         required_platform_bits=("tsme_en",),
+        ear_tiers=("affirming", "warning"),
         allow_migration_agent=True,
         allow_masked_chip_id=True,
         claims={"a.b": "value"},

@@ -334,3 +334,10 @@ def test_att_35_certificates_that_cannot_be_read_refuse(certificate: bytes) -> N
     assert not result.genuine
     result = judge(ISSUER.document(cabundle=(certificate,)))
     assert not result.genuine
+
+
+def test_the_age_of_a_document_is_compared_when_a_limit_is_given() -> None:
+    data = ISSUER.document(timestamp=int(AT.timestamp() * 1000) - 61_000)
+    assert judge(data, policy=AppraisalPolicy(pcrs={0: PCR0}, max_age=61)).accepted
+    old = judge(data, policy=AppraisalPolicy(pcrs={0: PCR0}, max_age=60))
+    assert old.refused_by == ("document.age",)
