@@ -158,7 +158,11 @@ def metadata_blocks(elf: EnclaveElf) -> tuple[int, tuple[MetadataBlock, ...]]:
     # Unlike other notes this one has no padding after its name.
     found = tuple(_blocks(note[start : start + size]))
     if not found:
-        raise MeasurementError("the metadata note holds no metadata", expected=f"{_MAGIC:#x}")
+        raise MeasurementError(
+            "the metadata note holds no metadata",
+            expected=f"{_MAGIC:#x}",
+            advice="The enclave is not signed yet: give the signed file.",
+        )
     return section.offset + start, found
 
 
