@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,6 +246,26 @@ def test_page_digests_do_not_depend_on_the_cpu(mask: int) -> None:
         _core.cpu_set_mask(0xFFFFFFFF)
     with pytest.raises(ValueError, match="whole pages"):
         _core.snp_page_digests(bytes(100))
+
+
+@pytest.mark.parametrize("mask", [0xFFFFFFFF, 0xFFFFFFDF, 0], ids=["best", "no avx512", "portable"])
+def test_pages_of_padding_among_others_keep_their_digests(mask: int) -> None:
+    """Pages of one repeated word take a short cut; nearly such pages must not."""
+    kinds = [bytes(4096), b"\xff" * 4096, b"8 bytes!" * 512, bytes(4095) + b"\1"]
+    kinds += [b"\1" + bytes(4095), bytes(8) + b"\1" + bytes(4087), bytes(range(256)) * 16]
+    generator = random.Random(13)
+    _core.cpu_set_mask(mask)
+    try:
+        for count in range(1, 150, 7):
+            pages = [generator.choice(kinds) for _ in range(count)]
+            wanted = b"".join(hashlib.sha384(page).digest() for page in pages)
+            assert _core.snp_page_digests(b"".join(pages)) == wanted
+            native, python = _core.SnpMeasurement(), _launch.PurePythonSnp()
+            for chain in (native, python):
+                chain.add_pages(b"".join(pages), 4096)
+            assert native.digest() == python.digest()
+    finally:
+        _core.cpu_set_mask(0xFFFFFFFF)
 
 
 @settings(max_examples=40, deadline=None)

@@ -47,6 +47,8 @@ static uint32_t detect(void)
     found |= (c & (1u << 22)) ? PYE_CPU_RDPID : 0;
     found |= (c & (1u << 4)) ? PYE_CPU_PKU : 0; /* OSPKE: the kernel switched it on */
     found |= (c & (1u << 5)) ? PYE_CPU_WAITPKG : 0;
+    /* BMI1 and BMI2 together: what a compiler takes for one level */
+    found |= (b & (1u << 3)) && (b & (1u << 8)) ? PYE_CPU_BMI2 : 0;
     if (ymm_saved) {
         found |= (b & (1u << 5)) ? PYE_CPU_AVX2 : 0;
         found |= (c & (1u << 9)) ? PYE_CPU_VAES : 0;
@@ -109,6 +111,8 @@ const char *pye_cpu_feature_name(uint32_t feature)
         return "pku";
     case PYE_CPU_WAITPKG:
         return "waitpkg";
+    case PYE_CPU_BMI2:
+        return "bmi2";
     default:
         return NULL;
     }

@@ -3,11 +3,6 @@
 
 #include <string.h>
 
-#if !defined(__clang__)
-/* gcc undoes the order in which a round adds up, which is the one with the shortest chain. */
-#pragma GCC optimize("no-tree-reassoc")
-#endif
-
 /* First 64 bits of the fractional parts of the cube roots of the first 80 primes (4.2.3). */
 const uint64_t pye_sha512_k[80] __attribute__((aligned(64))) = {
     0x428a2f98d728ae22, 0x7137449123ef65cd, 0xb5c0fbcfec4d3b2f, 0xe9b5dba58189dbbc,
@@ -42,91 +37,18 @@ static const uint64_t initial512[8] = {
     0x510e527fade682d1, 0x9b05688c2b3e6c1f, 0x1f83d9abfb41bd6b, 0x5be0cd19137e2179,
 };
 
-static inline uint64_t rotate(uint64_t x, unsigned n)
-{
-    return (x >> n) | (x << (64 - n));
-}
+#define BLOCKS_FUNCTION pye_sha512_blocks_portable
+#include "crypto/sha512_block_impl.h"
 
-static inline uint64_t load64(const uint8_t *p)
+void pye_sha512_blocks(uint64_t h[8], const uint8_t *data, size_t num_blocks)
 {
-    uint64_t x = 0;
-
-    for (size_t i = 0; i < 8; i++) {
-        x = (x << 8) | p[i];
+#if defined(__x86_64__)
+    if (pye_cpu_features() & PYE_CPU_BMI2) {
+        pye_sha512_blocks_bmi2(h, data, num_blocks);
+        return;
     }
-    return x;
-}
-
-static inline uint64_t small0(uint64_t x)
-{
-    return rotate(x, 1) ^ rotate(x, 8) ^ (x >> 7);
-}
-
-static inline uint64_t small1(uint64_t x)
-{
-    return rotate(x, 19) ^ rotate(x, 61) ^ (x >> 6);
-}
-
-/* One round, and before it the message word that it needs. The working variables change places by
- * the order of the arguments; b_xor_c is what this round's majority takes over from the last. */
-#define ROUND(a, b, c, d, e, f, g, h, i)                                                           \
-    do {                                                                                           \
-        uint64_t t;                                                                                \
-                                                                                                   \
-        if (r != 0) {                                                                              \
-            w[i] += small0(w[((i) + 1) & 15]) + w[((i) + 9) & 15] + small1(w[((i) + 14) & 15]);    \
-        }                                                                                          \
-        t = h + pye_sha512_k[r + (i)] + w[i];                                                              \
-        t += ((f ^ g) & e) ^ g;                                                                    \
-        t += rotate(e, 14) ^ rotate(e, 18) ^ rotate(e, 41);                                        \
-        d += t;                                                                                    \
-        const uint64_t a_xor_b = a ^ b;                                                            \
-        h = t + ((a_xor_b & b_xor_c) ^ b);                                                         \
-        h += rotate(a, 28) ^ rotate(a, 34) ^ rotate(a, 39);                                        \
-        b_xor_c = a_xor_b;                                                                         \
-    } while (0)
-
-static void blocks(uint64_t h_out[8], const uint8_t *data, size_t num_blocks)
-{
-    uint64_t w[16];
-
-    while (num_blocks-- != 0) {
-        uint64_t a = h_out[0], b = h_out[1], c = h_out[2], d = h_out[3];
-        uint64_t e = h_out[4], f = h_out[5], g = h_out[6], h = h_out[7];
-        uint64_t b_xor_c = b ^ c;
-
-        for (size_t i = 0; i < 16; i++) {
-            w[i] = load64(data + 8 * i);
-        }
-        for (size_t r = 0; r < 80; r += 16) {
-            ROUND(a, b, c, d, e, f, g, h, 0);
-            ROUND(h, a, b, c, d, e, f, g, 1);
-            ROUND(g, h, a, b, c, d, e, f, 2);
-            ROUND(f, g, h, a, b, c, d, e, 3);
-            ROUND(e, f, g, h, a, b, c, d, 4);
-            ROUND(d, e, f, g, h, a, b, c, 5);
-            ROUND(c, d, e, f, g, h, a, b, 6);
-            ROUND(b, c, d, e, f, g, h, a, 7);
-            ROUND(a, b, c, d, e, f, g, h, 8);
-            ROUND(h, a, b, c, d, e, f, g, 9);
-            ROUND(g, h, a, b, c, d, e, f, 10);
-            ROUND(f, g, h, a, b, c, d, e, 11);
-            ROUND(e, f, g, h, a, b, c, d, 12);
-            ROUND(d, e, f, g, h, a, b, c, 13);
-            ROUND(c, d, e, f, g, h, a, b, 14);
-            ROUND(b, c, d, e, f, g, h, a, 15);
-        }
-        h_out[0] += a;
-        h_out[1] += b;
-        h_out[2] += c;
-        h_out[3] += d;
-        h_out[4] += e;
-        h_out[5] += f;
-        h_out[6] += g;
-        h_out[7] += h;
-        data += PYE_SHA512_BLOCK_SIZE;
-    }
-    pye_wipe(w, sizeof(w));
+#endif
+    pye_sha512_blocks_portable(h, data, num_blocks);
 }
 
 static void init(pye_sha512_ctx *ctx, const uint64_t h[8], uint32_t size)
@@ -167,11 +89,11 @@ void pye_sha512_update(pye_sha512_ctx *ctx, const void *data, size_t len)
         if (ctx->used < sizeof(ctx->block)) {
             return;
         }
-        blocks(ctx->h, ctx->block, 1);
+        pye_sha512_blocks(ctx->h, ctx->block, 1);
         ctx->used = 0;
     }
     if (len >= sizeof(ctx->block)) {
-        blocks(ctx->h, in, len / sizeof(ctx->block));
+        pye_sha512_blocks(ctx->h, in, len / sizeof(ctx->block));
         in += len & ~(sizeof(ctx->block) - 1);
         len &= sizeof(ctx->block) - 1;
     }
@@ -188,7 +110,7 @@ void pye_sha512_final(pye_sha512_ctx *ctx, uint8_t *out)
     ctx->block[ctx->used++] = 0x80;
     memset(ctx->block + ctx->used, 0, sizeof(ctx->block) - ctx->used);
     if (ctx->used > length_at) {
-        blocks(ctx->h, ctx->block, 1);
+        pye_sha512_blocks(ctx->h, ctx->block, 1);
         memset(ctx->block, 0, sizeof(ctx->block));
     }
     /* The length in bits is a 128-bit number, big-endian. */
@@ -196,7 +118,7 @@ void pye_sha512_final(pye_sha512_ctx *ctx, uint8_t *out)
     for (size_t i = 0; i < 8; i++) {
         ctx->block[length_at + 8 + i] = (uint8_t)((ctx->total << 3) >> (56 - 8 * i));
     }
-    blocks(ctx->h, ctx->block, 1);
+    pye_sha512_blocks(ctx->h, ctx->block, 1);
     for (size_t i = 0; i < ctx->size; i++) {
         out[i] = (uint8_t)(ctx->h[i / 8] >> (56 - 8 * (i % 8)));
     }

@@ -49,13 +49,13 @@ static inline word load(const uint8_t *at)
 }
 
 /* Eight words of each of four pages, turned so that word i of all pages stands in w[i]. */
-static inline void load_rows(word w[8], const uint8_t *at)
+static inline void load_rows(word w[8], const uint8_t *const pages[LANES], size_t at)
 {
     for (size_t half = 0; half < 2; half++) {
-        const word r0 = load(at + half * 32);
-        const word r1 = load(at + half * 32 + 4096);
-        const word r2 = load(at + half * 32 + 2 * 4096);
-        const word r3 = load(at + half * 32 + 3 * 4096);
+        const word r0 = load(pages[0] + at + half * 32);
+        const word r1 = load(pages[1] + at + half * 32);
+        const word r2 = load(pages[2] + at + half * 32);
+        const word r3 = load(pages[3] + at + half * 32);
         const word low01 = _mm256_unpacklo_epi64(r0, r1);
         const word high01 = _mm256_unpackhi_epi64(r0, r1);
         const word low23 = _mm256_unpacklo_epi64(r2, r3);

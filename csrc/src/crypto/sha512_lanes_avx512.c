@@ -47,14 +47,14 @@ static inline word swap_bytes(word x)
 }
 
 /* Eight words of each of eight pages, turned so that word i of all pages stands in w[i]. */
-static inline void load_rows(word w[8], const uint8_t *at)
+static inline void load_rows(word w[8], const uint8_t *const pages[LANES], size_t at)
 {
     word row[8];
     word pair[8];
     word quad[8];
 
     for (size_t i = 0; i < 8; i++) {
-        row[i] = swap_bytes(_mm512_loadu_si512(at + i * 4096));
+        row[i] = swap_bytes(_mm512_loadu_si512(pages[i] + at));
     }
     for (size_t i = 0; i < 8; i += 2) {
         pair[i] = _mm512_unpacklo_epi64(row[i], row[i + 1]);

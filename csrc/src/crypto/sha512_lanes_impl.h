@@ -76,7 +76,7 @@ static void compress(word s[8], word w[16])
     s[7] = add(s[7], h);
 }
 
-void PAGES_FUNCTION(uint8_t *out, const uint8_t *pages)
+void PAGES_FUNCTION(uint8_t *const out[LANES], const uint8_t *const pages[LANES])
 {
     word s[8];
     word w[16];
@@ -85,10 +85,10 @@ void PAGES_FUNCTION(uint8_t *out, const uint8_t *pages)
         s[i] = splat(pye_sha384_initial[i]);
     }
     for (size_t block = 0; block < BLOCKS_A_PAGE; block++) {
-        const uint8_t *at = pages + block * PYE_SHA512_BLOCK_SIZE;
+        const size_t at = block * PYE_SHA512_BLOCK_SIZE;
 
-        load_rows(w, at);
-        load_rows(w + 8, at + PYE_SHA512_BLOCK_SIZE / 2);
+        load_rows(w, pages, at);
+        load_rows(w + 8, pages, at + PYE_SHA512_BLOCK_SIZE / 2);
         compress(s, w);
     }
     /* The padding is the same for every page: a one bit, zeros and the length in bits. */
@@ -105,7 +105,7 @@ void PAGES_FUNCTION(uint8_t *out, const uint8_t *pages)
         for (size_t lane = 0; lane < LANES; lane++) {
             uint64_t x = __builtin_bswap64(lanes[lane]);
 
-            memcpy(out + lane * PYE_SHA384_SIZE + 8 * i, &x, sizeof(x));
+            memcpy(out[lane] + 8 * i, &x, sizeof(x));
         }
     }
 }

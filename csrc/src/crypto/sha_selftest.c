@@ -2,6 +2,7 @@
 #include "base/check.h"
 #include "crypto/cmac.h"
 #include "crypto/sha256.h"
+#include "crypto/sha512_lanes.h"
 
 #include <string.h>
 
@@ -54,6 +55,61 @@ static int test_sha384(void)
     return memcmp(out, sha384_want, sizeof(out)) == 0;
 }
 
+typedef void (*blocks_function)(uint64_t h[8], const uint8_t *data, size_t num_blocks);
+
+static int test_sha512_blocks(blocks_function blocks)
+{
+    uint8_t block[PYE_SHA512_BLOCK_SIZE] = {0};
+    uint64_t h[8];
+    int same = 1;
+
+    memcpy(block, message, sizeof(message) - 1);
+    block[sizeof(message) - 1] = 0x80;
+    block[sizeof(block) - 2] = 8 * (sizeof(message) - 1) >> 8;
+    block[sizeof(block) - 1] = 8 * (sizeof(message) - 1) & 0xff;
+    memcpy(h, pye_sha384_initial, sizeof(h));
+    blocks(h, block, 1);
+    for (size_t i = 0; i < PYE_SHA384_SIZE; i++) {
+        same &= sha384_want[i] == (uint8_t)(h[i / 8] >> (56 - 8 * (i % 8)));
+    }
+    return same;
+}
+
+#if defined(__x86_64__)
+/* All lanes hash one page, whose digest one lane's implementation knows too. */
+static int test_lanes(uint32_t features)
+{
+    uint8_t page[PYE_LANES_PAGE];
+    uint8_t want[PYE_SHA384_SIZE];
+    uint8_t digests[8][PYE_SHA384_SIZE];
+    uint8_t *out[8];
+    const uint8_t *pages[8];
+    int same = 1;
+
+    for (size_t i = 0; i < sizeof(page); i++) {
+        page[i] = (uint8_t)(i * 7 + (i >> 8));
+    }
+    for (size_t i = 0; i < 8; i++) {
+        out[i] = digests[i];
+        pages[i] = page;
+    }
+    pye_sha384(want, page, sizeof(page));
+    if (features & PYE_CPU_AVX2) {
+        pye_sha384_pages_x4_avx2(out, pages);
+        for (size_t i = 0; i < 4; i++) {
+            same &= memcmp(digests[i], want, sizeof(want)) == 0;
+        }
+    }
+    if (features & PYE_CPU_AVX512) {
+        pye_sha384_pages_x8_avx512(out, pages);
+        for (size_t i = 0; i < 8; i++) {
+            same &= memcmp(digests[i], want, sizeof(want)) == 0;
+        }
+    }
+    return same;
+}
+#endif
+
 static int test_hkdf(void)
 {
     uint8_t secret[22];
@@ -94,6 +150,13 @@ pye_status pye_hash_self_test(void)
     PYE_REQUIRE(test_sha256(PYE_SHA256_PORTABLE), PYE_E_SELF_TEST);
     PYE_REQUIRE(test_sha256(pye_sha256_select()), PYE_E_SELF_TEST);
     PYE_REQUIRE(test_sha384(), PYE_E_SELF_TEST);
+    PYE_REQUIRE(test_sha512_blocks(pye_sha512_blocks_portable), PYE_E_SELF_TEST);
+#if defined(__x86_64__)
+    if ((pye_cpu_features() & PYE_CPU_BMI2) != 0) {
+        PYE_REQUIRE(test_sha512_blocks(pye_sha512_blocks_bmi2), PYE_E_SELF_TEST);
+    }
+    PYE_REQUIRE(test_lanes(pye_cpu_features()), PYE_E_SELF_TEST);
+#endif
     PYE_REQUIRE(test_hkdf(), PYE_E_SELF_TEST);
     PYE_REQUIRE(test_chain(pye_cmac_expand_portable, pye_cmac_chain_portable), PYE_E_SELF_TEST);
 #if defined(__x86_64__)
