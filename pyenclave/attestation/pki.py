@@ -52,6 +52,7 @@ __all__ = [
     "check_validity",
     "completed",
     "key_name",
+    "ordered",
     "p256_key",
     "verify_ecdsa",
     "verify_p256_raw",
@@ -264,6 +265,25 @@ def completed(chain: Iterable[Certificate], anchors: Iterable[Certificate]) -> C
     if found and found[-1].issuer != found[-1].subject:
         found += [anchor for anchor in anchors if anchor.subject == found[-1].issuer][:1]
     return tuple(found)
+
+
+def ordered(chain: Iterable[Certificate]) -> tuple[Certificate, ...]:
+    """
+    Return *chain* with each certificate followed by its issuer, as far as names tell.
+
+    The leaf stays first. Some platforms hand out root and intermediate the other way round; whether
+    what comes out is a chain is for the checks.
+    """
+    rest = list(chain)
+    found = rest[:1]
+    rest = rest[1:]
+    while rest and found[-1].issuer != found[-1].subject:
+        issuer = next((item for item in rest if item.subject == found[-1].issuer), None)
+        if issuer is None:
+            break
+        rest.remove(issuer)
+        found.append(issuer)
+    return (*found, *rest)
 
 
 def check_length(chain: Chain, profile: Profile) -> Verdict:

@@ -103,6 +103,7 @@ SWITCHES: Final = (
     "allow_jit",
     "allow_migration_agent",
     "allow_masked_chip_id",
+    "allow_unknown_td_features",
     "dangerous_allow_software",
     "accept_any_code",
     "require_collateral",
@@ -215,6 +216,8 @@ class AppraisalPolicy:
         mr_owner: TDX: MROWNER, 48 bytes.
         mr_owner_config: TDX: MROWNERCONFIG, 48 bytes.
         sept_ve_disable: TDX: demanded value of the attribute SEPT_VE_DISABLE.
+        allow_unknown_td_features: TDX: accept attributes, XFAM bits and report bodies that this
+            version does not know.
         launch_digest: SEV-SNP: MEASUREMENT, 48 bytes.
         host_data: SEV-SNP: HOST_DATA, 32 bytes.
         id_key_digest: SEV-SNP: digest of the key that signed the ID block, 48 bytes.
@@ -264,6 +267,7 @@ class AppraisalPolicy:
     mr_owner: GivenReferences = None
     mr_owner_config: GivenReferences = None
     sept_ve_disable: bool | None = None
+    allow_unknown_td_features: bool = False
     launch_digest: GivenReferences = None
     host_data: GivenReferences = None
     id_key_digest: GivenReferences = None
@@ -406,6 +410,7 @@ class AppraisalPolicy:
             allow_debug=True,
             allow_migration_agent=True,
             allow_masked_chip_id=True,
+            allow_unknown_td_features=True,
             dangerous_allow_software=True,
             tcb_statuses=TCB_STATUSES,
             accepted_advisories=(ANY,),

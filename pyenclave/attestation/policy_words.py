@@ -117,6 +117,8 @@ def _intel(policy: AppraisalPolicy) -> list[str]:
     if policy.sept_ve_disable is not None:
         word = "set" if policy.sept_ve_disable else "not set"
         lines.append(f"TDX: the attribute SEPT_VE_DISABLE is {word}.")
+    if policy.allow_unknown_td_features:
+        lines.append("TDX: features that are NOT KNOWN here are ACCEPTED.")
     return lines
 
 

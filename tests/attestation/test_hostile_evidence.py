@@ -267,7 +267,7 @@ def test_att_30_a_foreign_quote_in_our_container_is_refused(vectors, issuer):
     assert not result.accepted
 
 
-@pytest.mark.parametrize("junk", [b"", b"P", b"PYEVID", b"\x03\x00\x02\x00" + bytes(1200), b"{}"])
+@pytest.mark.parametrize("junk", [b"", b"P", b"PYEVID", b"\x02\x00\x02\x00" + bytes(1200), b"{}"])
 def test_bytes_of_no_known_kind_are_a_format_error(junk, issuer):
     with pytest.raises(EvidenceFormatError, match="known kind"):
         issuer.appraise(junk)

@@ -292,6 +292,7 @@ def test_the_explanation_names_every_field_that_is_set():
         ear_tiers=("affirming", "warning"),
         allow_migration_agent=True,
         allow_masked_chip_id=True,
+        allow_unknown_td_features=True,
         claims={"a.b": "value"},
         min_tcb={"microcode": 77},
         sept_ve_disable=True,

@@ -1,0 +1,385 @@
+"""
+What quotes of SGX and TDX have in common: the case, Intel's chains, and who signed the quote.
+
+The order is that of the project's notes on collateral, 5.4. The chain of the PCK certificate comes
+with the quote; the collateral's checks are in `intel_collateral`, the policy's in `intel_policy`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, TypeVar
+
+from pyenclave.attestation import pki
+from pyenclave.attestation.cache import Known, known
+from pyenclave.attestation.case import CaseBase
+from pyenclave.attestation.checks import (
+    PASSED,
+    NotReachedError,
+    Registry,
+    Verdict,
+    failed,
+)
+from pyenclave.errors import CollateralError, EnclaveError
+from pyenclave.formats import dcap
+from pyenclave.formats.pck import PckExtension
+from pyenclave.formats.sgx import FLAG_DEBUG
+from pyenclave.formats.x509 import Certificate
+
+__all__ = [
+    "EVIDENCE",
+    "PROFILE",
+    "Chain",
+    "IntelCase",
+    "adopt",
+    "check_roles",
+    "signed_by",
+    "static_facts",
+]
+
+PROFILE: Final = pki.Profile(
+    keys=frozenset(("secp256r1",)), algorithms=frozenset(("ecdsa-sha256",)), shortest=2
+)
+PCK_ROLES: Final = (("SGX PCK Certificate",), ("SGX PCK", "CA"), ("SGX Root CA",))
+SIGNER_ROLES: Final = (("SGX TCB Signing",), ("SGX Root CA",))
+
+# Who signs Intel's quoting enclaves, and their product numbers. Where the QE identity is given, it
+# says so itself; without it nothing else would keep a platform's owner from quoting with an
+# enclave of his own, which the PCE certifies too.
+_QE_SIGNERS: Final = {
+    "SGX": (bytes.fromhex("8c4f5775d796503e96137f77c68a829a0056ac8ded70140b081b094490c57bff"), 1),
+    "TDX": (bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5"), 2),
+}
+
+Chain = Known[tuple[Certificate, ...]]
+C = TypeVar("C", bound="IntelCase")
+
+
+def read_chain(what: str, data: bytes) -> Chain:
+    """Return the certificates in *data* (PEM), the leaf first, read once for the same bytes."""
+    return known(what, data, lambda pem: pki.ordered(Certificate.from_pem_chain(pem)))
+
+
+@dataclass(slots=True, kw_only=True)
+class IntelCase(CaseBase):
+    """A quote, and what it is judged by."""
+
+    tee: ClassVar[str] = ""
+
+    def read_quote(self) -> dcap.Quote | dcap.TdQuote:
+        """Read the quote."""
+        raise NotImplementedError
+
+    @property
+    def any_quote(self) -> dcap.Quote | dcap.TdQuote:
+        """The quote, for other checks."""
+        return self.need("quote.format", self.read_quote)
+
+    @property
+    def quoted_data(self) -> bytes:
+        """The report data of what is quoted."""
+        return self.any_quote.report_body.report_data
+
+    def read_chain(self) -> Chain:
+        """Read the chain of the PCK certificate: from the quote or, if it has none, beside it."""
+        quote = self.any_quote
+
+        def read() -> Chain:
+            if quote.certification_type == dcap.CERTIFICATION_PCK_CHAIN:
+                return read_chain("pem", quote.certification_data)
+            beside = self.endorsements.get("pck-chain.pem")
+            if quote.certification_type == dcap.CERTIFICATION_PCK_LEAF:
+                issuers = self.endorsements.get("pck-crl-issuer-chain.pem")
+                leaf = quote.certification_data.rstrip(b"\0")
+                if issuers is not None:
+                    return read_chain("pem", leaf + b"\n" + issuers)
+                if beside is not None:
+                    found = read_chain("pem", beside)
+                    if Certificate.from_pem_chain(leaf) != found.value[:1]:
+                        raise CollateralError("pck-chain.pem is not of this quote's PCK")
+                    return found
+            if beside is not None:
+                return read_chain("pem", beside)
+            raise CollateralError(
+                "the quote has no PCK certificate chain",
+                expected="a chain in the quote, or pck-chain.pem beside it",
+                found=f"certification data of type {quote.certification_type}",
+                advice="Ask the provisioning service for the PCK certificate of this platform "
+                "(pckcert) and give it with its issuers as pck-chain.pem.",
+            )
+
+        return self._part("chain", read)
+
+    @property
+    def chain_entry(self) -> Chain:
+        """The chain with its facts, for other checks."""
+        return self.need("chain.format", self.read_chain)
+
+    @property
+    def chain(self) -> tuple[Certificate, ...]:
+        """The chain, for other checks."""
+        return self.chain_entry.value
+
+    def read_pck(self) -> PckExtension:
+        """Read the SGX extension of the PCK certificate."""
+        entry = self.chain_entry
+        return self._part(
+            "pck",
+            lambda: entry.fact("pck", lambda: PckExtension.from_certificate(entry.value[0])),
+        )
+
+    @property
+    def pck(self) -> PckExtension:
+        """The SGX extension, for other checks."""
+        return self.need("pck.format", self.read_pck)
+
+    @property
+    def intel_anchors(self) -> tuple[Certificate, ...]:
+        """The pinned roots."""
+        return self._part("anchors", lambda: self.anchors("intel"))
+
+    def read_endorsement(self, check: str, name: str, reader: Any) -> Known[Any] | None:
+        """Return a file of the collateral as *reader* reads it; ``None`` if it was not given."""
+        data = self.endorsements.get(name)
+        if data is None:
+            return None
+        return self._part(check, lambda: known(reader.__qualname__, data, reader))
+
+    def endorsement(self, check: str, name: str, reader: Any) -> Known[Any] | None:
+        """Return the same, for other checks: check *check* has said what is wrong with it."""
+        try:
+            return self.read_endorsement(check, name, reader)
+        except EnclaveError:
+            raise NotReachedError(check) from None
+
+
+def adopt(target: Registry[C], source: Registry[IntelCase]) -> None:
+    """Register the checks of *source* in *target*, in their order."""
+    for name, function in source.functions.items():
+        place = target.evidence if source.parts[name] == "evidence" else target.policy
+        place(name)(function)
+
+
+def signed_by(certificate: Certificate, signature: bytes, data: bytes) -> bool:
+    """Whether the key of *certificate* made the raw *signature*; what holds is remembered."""
+
+    def verify(_: bytes) -> bool:
+        if not pki.verify_p256_raw(certificate.public_key(), signature, data):
+            raise _NotSignedError
+        return True
+
+    try:
+        # The key's DER says its own length and the signature has one, so nothing runs together.
+        return known("p256", certificate.spki + signature + data, verify).value
+    except _NotSignedError:
+        return False
+
+
+class _NotSignedError(Exception):
+    """The signature is not one of that key."""
+
+
+def check_roles(chain: tuple[Certificate, ...], roles: tuple[tuple[str, ...], ...]) -> Verdict:
+    """As many certificates as there are roles, each named for its own."""
+    if len(chain) != len(roles):
+        return failed(expected=f"{len(roles)} certificates", found=f"{len(chain)} certificates")
+    for certificate, phrases in zip(chain, roles, strict=True):
+        common = certificate.common_name or ""
+        if not all(phrase in common for phrase in phrases):
+            return failed(expected=f"a name with {' and '.join(phrases)}", found=common)
+    return PASSED
+
+
+def static_facts(entry: Chain, roles: tuple[tuple[str, ...], ...]) -> Verdict:
+    """Judge everything of a chain that depends neither on the time nor on the pinned roots."""
+
+    def judge() -> Verdict:
+        chain = entry.value
+        for verdict in (
+            check_roles(chain, roles),
+            pki.check_names(chain),
+            pki.check_algorithms(chain, PROFILE),
+            pki.check_constraints(chain, PROFILE),
+            pki.check_key_usage(chain, PROFILE),
+            pki.check_signatures(chain),
+        ):
+            if verdict.outcome != "passed":
+                return verdict
+        return PASSED
+
+    return entry.fact(("static", roles), judge)
+
+
+EVIDENCE: Final[Registry[IntelCase]] = Registry()
+
+
+def _equal(expected: bytes, found: bytes, advice: str | None = None) -> Verdict:
+    if hmac.compare_digest(expected, found):
+        return PASSED
+    return failed(expected=expected, found=found, advice=advice)
+
+
+# ---- the quote and the chain of its platform ----------------------------------------------------
+
+
+@EVIDENCE.evidence("quote.format")
+def _quote(case: IntelCase) -> Verdict:
+    case.read_quote()
+    return PASSED
+
+
+@EVIDENCE.evidence("quote.vendor")
+def _vendor(case: IntelCase) -> Verdict:
+    found = case.any_quote.qe_vendor_id
+    return _equal(dcap.QE_VENDOR_INTEL, found, "Another vendor's quoting enclave made it.")
+
+
+@EVIDENCE.evidence("chain.format")
+def _chain(case: IntelCase) -> Verdict:
+    if len(case.read_chain().value) < 2:
+        return failed(expected="PCK certificate and its issuers", found="one certificate")
+    return PASSED
+
+
+@EVIDENCE.evidence("chain.root")
+def _root(case: IntelCase) -> Verdict:
+    return pki.check_root(case.chain, case.intel_anchors)
+
+
+@EVIDENCE.evidence("chain.roles")
+def _roles(case: IntelCase) -> Verdict:
+    entry = case.chain_entry
+    return entry.fact("roles", lambda: check_roles(entry.value, PCK_ROLES))
+
+
+@EVIDENCE.evidence("chain.names")
+def _names(case: IntelCase) -> Verdict:
+    entry = case.chain_entry
+    return entry.fact("names", lambda: pki.check_names(entry.value))
+
+
+@EVIDENCE.evidence("chain.algorithms")
+def _algorithms(case: IntelCase) -> Verdict:
+    entry = case.chain_entry
+    return entry.fact("algorithms", lambda: pki.check_algorithms(entry.value, PROFILE))
+
+
+@EVIDENCE.evidence("chain.constraints")
+def _constraints(case: IntelCase) -> Verdict:
+    entry = case.chain_entry
+    return entry.fact("constraints", lambda: pki.check_constraints(entry.value, PROFILE))
+
+
+@EVIDENCE.evidence("chain.key_usage")
+def _key_usage(case: IntelCase) -> Verdict:
+    entry = case.chain_entry
+    return entry.fact("key usage", lambda: pki.check_key_usage(entry.value, PROFILE))
+
+
+@EVIDENCE.evidence("chain.validity")
+def _validity(case: IntelCase) -> Verdict:
+    return pki.check_validity(case.chain, case.at)
+
+
+@EVIDENCE.evidence("chain.signatures")
+def _chain_signatures(case: IntelCase) -> Verdict:
+    entry = case.chain_entry
+    return entry.fact("signatures", lambda: pki.check_signatures(entry.value))
+
+
+@EVIDENCE.evidence("pck.format")
+def _pck(case: IntelCase) -> Verdict:
+    case.read_pck()
+    return PASSED
+
+
+@EVIDENCE.evidence("pck.platform")
+def _platform(case: IntelCase) -> Verdict:
+    """The PCK certificate is the one that the quote names, if it names one."""
+    quote, pck = case.any_quote, case.pck
+    ids = quote.platform_ids
+    if ids is None:
+        return PASSED
+    own = int.from_bytes(pck.pce_id, "little")
+    if ids.pce_id != own:
+        return failed(expected=f"PCE {ids.pce_id}", found=f"PCE {own}")
+    if quote.certification_type == dcap.CERTIFICATION_PPID_CLEAR and ids.ppid != pck.ppid:
+        return failed(expected=ids.ppid, found=pck.ppid, advice="It is another platform's.")
+    return PASSED
+
+
+# ---- who signed ---------------------------------------------------------------------------------
+
+
+def qe_signature_holds(case: IntelCase) -> bool:
+    """Whether the PCK key signed the report of the quoting enclave."""
+    quote, leaf = case.any_quote, case.chain[0]
+    return case._part(  # noqa: SLF001
+        "qe.signature",
+        lambda: signed_by(leaf, quote.qe_report_signature, quote.qe_report.to_bytes()),
+    )
+
+
+def quote_signature_holds(case: IntelCase) -> bool:
+    """Whether the attestation key signed the quote."""
+    quote = case.any_quote
+
+    def verify() -> bool:
+        key = pki.p256_key(quote.attestation_key)
+        return key is not None and pki.verify_p256_raw(key, quote.signature, quote.signed_bytes)
+
+    return case._part("quote.signature", verify)  # noqa: SLF001
+
+
+@EVIDENCE.evidence("qe.signature")
+def _qe_signature(case: IntelCase) -> Verdict:
+    if qe_signature_holds(case):
+        return PASSED
+    return failed(
+        expected="the quoting enclave's report signed by the PCK key",
+        found="an invalid signature",
+        advice="The quote was changed, or the certificate is another platform's.",
+    )
+
+
+@EVIDENCE.evidence("qe.binding")
+def _qe_binding(case: IntelCase) -> Verdict:
+    """The report of the quoting enclave names the attestation key; its other half is zero."""
+    quote = case.any_quote
+    digest = hashlib.sha256(quote.attestation_key + quote.qe_auth_data).digest()
+    return _equal(
+        digest + bytes(32),
+        quote.qe_report.report_data,
+        "The attestation key is not the quoting enclave's.",
+    )
+
+
+@EVIDENCE.evidence("qe.origin")
+def _qe_origin(case: IntelCase) -> Verdict:
+    """The quoting enclave is one of Intel's, as far as that is known without its identity."""
+    report = case.any_quote.qe_report
+    if report.attributes.flags & FLAG_DEBUG:
+        return failed(expected="a production quoting enclave", found="debug")
+    if "qe-identity.json" in case.endorsements:
+        return PASSED
+    signer, product = _QE_SIGNERS[case.tee]
+    if report.mrsigner == signer and report.isv_prod_id == product:
+        return PASSED
+    return failed(
+        expected=f"Intel's quoting enclave of {case.tee}",
+        found=f"signer {report.mrsigner.hex()}, product {report.isv_prod_id}",
+        advice="If Intel signs with another key now, give qe-identity.json.",
+    )
+
+
+@EVIDENCE.evidence("quote.signature")
+def _quote_signature(case: IntelCase) -> Verdict:
+    if quote_signature_holds(case):
+        return PASSED
+    return failed(
+        expected="a quote signed by its attestation key",
+        found="an invalid signature",
+        advice="Something in the quote was changed.",
+    )

@@ -1,0 +1,477 @@
+"""
+The checks of Intel's collateral: revocation lists, TCB info, QE identity, and the TCB level.
+
+What was not given is not missed here (`collateral.complete` of the policy misses it); what was
+given has to be authentic, in force, of this platform, and must not speak against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final
+
+from pyenclave.attestation import pki, tcb
+from pyenclave.attestation.cache import Known
+from pyenclave.attestation.checks import (
+    PASSED,
+    NotReachedError,
+    Registry,
+    Verdict,
+    absent,
+    failed,
+    not_asked,
+)
+from pyenclave.attestation.intel import (
+    PCK_ROLES,
+    PROFILE,
+    SIGNER_ROLES,
+    Chain,
+    IntelCase,
+    read_chain,
+    signed_by,
+    static_facts,
+)
+from pyenclave.errors import EnclaveError
+from pyenclave.formats.tcb import QeIdentity, QeLevel, TcbInfo
+from pyenclave.formats.x509 import Certificate, Crl
+
+__all__ = [
+    "COLLATERAL",
+    "NAMES",
+    "check_signer_chain",
+    "check_window",
+    "evaluations",
+    "qe_fits",
+    "qe_identity",
+    "tcb_info",
+    "window",
+]
+
+COLLATERAL: Final[Registry[IntelCase]] = Registry()
+#: All of the collateral, by file name.
+NAMES: Final = ("tcb-info.json", "qe-identity.json", "pck-crl.der", "root-ca-crl.der")
+
+_QE_IDS: Final = {"SGX": "QE", "TDX": "TD_QE"}
+_CHAIN_NAMES: Final = {
+    "tcb.chain": ("tcb-info-issuer-chain.pem", "issuer-chain.pem"),
+    "qe.identity.chain": ("qe-identity-issuer-chain.pem", "issuer-chain.pem"),
+}
+_GIVE: Final = {
+    name: not_asked(f"give {name} to have it judged")
+    for name in (*NAMES, "pck-crl-issuer-chain.pem")
+}
+
+
+# ---- revocation lists ---------------------------------------------------------------------------
+
+
+def _crl(case: IntelCase, check: str, name: str) -> Known[Crl] | None:
+    return case.endorsement(check, name, Crl.from_bytes)
+
+
+def _crl_signature(case: IntelCase, check: str, name: str, issuer: Certificate) -> Verdict:
+    entry = case.read_endorsement(check, name, Crl.from_bytes)
+    if entry is None:
+        return _GIVE[name]
+    return entry.fact(
+        ("signature", issuer.der),
+        lambda: pki.check_crl_signature(entry.value, issuer, PROFILE),
+    )
+
+
+def _crl_time(case: IntelCase, check: str, name: str) -> Verdict:
+    entry = _crl(case, check, name)
+    return _GIVE[name] if entry is None else pki.check_crl_time(entry.value, case.at)
+
+
+@COLLATERAL.evidence("crl.root")
+def _root_crl(case: IntelCase) -> Verdict:
+    return _crl_signature(case, "crl.root", "root-ca-crl.der", case.chain[-1])
+
+
+@COLLATERAL.evidence("crl.root.validity")
+def _root_crl_time(case: IntelCase) -> Verdict:
+    return _crl_time(case, "crl.root", "root-ca-crl.der")
+
+
+@COLLATERAL.evidence("crl.pck")
+def _pck_crl(case: IntelCase) -> Verdict:
+    """The list is of the authority that issued this very PCK certificate."""
+    return _crl_signature(case, "crl.pck", "pck-crl.der", case.chain[1])
+
+
+@COLLATERAL.evidence("crl.pck.validity")
+def _pck_crl_time(case: IntelCase) -> Verdict:
+    return _crl_time(case, "crl.pck", "pck-crl.der")
+
+
+@COLLATERAL.evidence("crl.chain")
+def _crl_chain(case: IntelCase) -> Verdict:
+    """The issuers that came with the list issued the PCK certificate too."""
+    name = "pck-crl-issuer-chain.pem"
+    data = case.endorsements.get(name)
+    if data is None:
+        return _GIVE[name]
+    issuers = read_chain("pem", data)
+    leaf = case.chain[0]
+
+    def judge() -> Verdict:
+        whole = Known((leaf, *issuers.value))
+        return static_facts(whole, PCK_ROLES)
+
+    verdict = issuers.fact(("of", leaf.der), judge)
+    if verdict.outcome == "passed":
+        verdict = pki.check_root(issuers.value, case.intel_anchors)
+    if verdict.outcome == "passed":
+        verdict = pki.check_validity(issuers.value, case.at)
+    return verdict
+
+
+@COLLATERAL.evidence("revocation.pck")
+def _pck_revoked(case: IntelCase) -> Verdict:
+    entry = _crl(case, "crl.pck", "pck-crl.der")
+    if entry is None:
+        return _GIVE["pck-crl.der"]
+    return pki.check_not_revoked(entry.value, case.chain[0])
+
+
+@COLLATERAL.evidence("revocation.ca")
+def _ca_revoked(case: IntelCase) -> Verdict:
+    """Neither the authority of the PCK nor a signer of the collateral is revoked."""
+    entry = _crl(case, "crl.root", "root-ca-crl.der")
+    if entry is None:
+        return _GIVE["root-ca-crl.der"]
+    issued = list(case.chain[1:-1])
+    for check in _CHAIN_NAMES:
+        chain = _signer_chain(case, check)
+        issued += [] if chain is None else chain.value[:-1]
+    return pki.check_not_revoked(entry.value, *issued)
+
+
+# ---- signed documents ---------------------------------------------------------------------------
+
+
+def _read_signer_chain(case: IntelCase, check: str) -> Chain | None:
+    for name in _CHAIN_NAMES[check]:
+        data = case.endorsements.get(name)
+        if data is not None:
+            return case._part(check, lambda found=data: read_chain("pem", found))  # type: ignore[misc] # noqa: SLF001
+    return None
+
+
+def _signer_chain(case: IntelCase, check: str) -> Chain | None:
+    try:
+        return _read_signer_chain(case, check)
+    except EnclaveError:
+        raise NotReachedError(check) from None
+
+
+def check_signer_chain(case: Any, entry: Chain) -> Verdict:
+    """Judge the chain of a signer of TCB info and QE identity."""
+    verdict = static_facts(entry, SIGNER_ROLES)
+    if verdict.outcome == "passed":
+        verdict = pki.check_root(entry.value, case.anchors("intel"))
+    if verdict.outcome == "passed":
+        verdict = pki.check_validity(entry.value, case.at)
+    return verdict
+
+
+def _document_chain(case: IntelCase, check: str, name: str) -> Verdict:
+    if name not in case.endorsements:
+        return _GIVE[name]
+    entry = _read_signer_chain(case, check)
+    if entry is None:
+        wanted = _CHAIN_NAMES[check][0]
+        return absent(wanted, advice=f"The service sends it in a header along with {name}.")
+    return check_signer_chain(case, entry)
+
+
+def _document_signature(case: IntelCase, check: str, document: TcbInfo | QeIdentity) -> Verdict:
+    entry = _signer_chain(case, check)
+    if entry is None or not entry.value:
+        raise NotReachedError(check)
+    if signed_by(entry.value[0], document.signature, document.signed):
+        return PASSED
+    return failed(
+        expected=f"signed by {entry.value[0].subject_text}",
+        found="an invalid signature",
+        advice="It was changed or written anew: keep the bytes exactly as they are served.",
+    )
+
+
+def check_window(what: str, start: datetime, end: datetime, at: datetime) -> Verdict:
+    """Judge whether a document is in force."""
+    if start <= at <= end:
+        return PASSED
+    return failed(
+        expected=f"{what} in force at {at.isoformat()}",
+        found=f"{start.isoformat()} to {end.isoformat()}",
+        advice="Fetch the collateral again, or give the time at which it was in force.",
+    )
+
+
+def tcb_info(case: IntelCase) -> TcbInfo | None:
+    """Return the TCB info, for other checks."""
+    entry = case.endorsement("tcb.format", "tcb-info.json", TcbInfo.from_bytes)
+    return None if entry is None else entry.value
+
+
+def qe_identity(case: IntelCase) -> QeIdentity | None:
+    """Return the QE identity, for other checks."""
+    entry = case.endorsement("qe.identity.format", "qe-identity.json", QeIdentity.from_bytes)
+    return None if entry is None else entry.value
+
+
+@COLLATERAL.evidence("tcb.format")
+def _tcb_format(case: IntelCase) -> Verdict:
+    entry = case.read_endorsement("tcb.format", "tcb-info.json", TcbInfo.from_bytes)
+    return _GIVE["tcb-info.json"] if entry is None else PASSED
+
+
+@COLLATERAL.evidence("tcb.chain")
+def _tcb_chain(case: IntelCase) -> Verdict:
+    return _document_chain(case, "tcb.chain", "tcb-info.json")
+
+
+@COLLATERAL.evidence("tcb.signature")
+def _tcb_signature(case: IntelCase) -> Verdict:
+    info = tcb_info(case)
+    return _GIVE["tcb-info.json"] if info is None else _document_signature(case, "tcb.chain", info)
+
+
+@COLLATERAL.evidence("tcb.validity")
+def _tcb_validity(case: IntelCase) -> Verdict:
+    info = tcb_info(case)
+    if info is None:
+        return _GIVE["tcb-info.json"]
+    return check_window("TCB info", info.issue_date, info.next_update, case.at)
+
+
+@COLLATERAL.evidence("tcb.tee")
+def _tcb_tee(case: IntelCase) -> Verdict:
+    info = tcb_info(case)
+    if info is None:
+        return _GIVE["tcb-info.json"]
+    if info.id == case.tee:
+        return PASSED
+    return failed(expected=f"TCB info of {case.tee}", found=info.id)
+
+
+@COLLATERAL.evidence("tcb.fmspc")
+def _fmspc(case: IntelCase) -> Verdict:
+    info = tcb_info(case)
+    if info is None:
+        return _GIVE["tcb-info.json"]
+    if info.fmspc == case.pck.fmspc:
+        return PASSED
+    return failed(
+        expected=f"TCB info of FMSPC {case.pck.fmspc.hex()}",
+        found=info.fmspc,
+        advice="It is of another platform family: fetch the one of this FMSPC.",
+    )
+
+
+@COLLATERAL.evidence("tcb.pce_id")
+def _pce_id(case: IntelCase) -> Verdict:
+    info = tcb_info(case)
+    if info is None:
+        return _GIVE["tcb-info.json"]
+    if info.pce_id == case.pck.pce_id:
+        return PASSED
+    return failed(expected=f"TCB info of PCE {case.pck.pce_id.hex()}", found=info.pce_id)
+
+
+@COLLATERAL.evidence("qe.identity.format")
+def _identity_format(case: IntelCase) -> Verdict:
+    entry = case.read_endorsement("qe.identity.format", "qe-identity.json", QeIdentity.from_bytes)
+    return _GIVE["qe-identity.json"] if entry is None else PASSED
+
+
+@COLLATERAL.evidence("qe.identity.chain")
+def _identity_chain(case: IntelCase) -> Verdict:
+    return _document_chain(case, "qe.identity.chain", "qe-identity.json")
+
+
+@COLLATERAL.evidence("qe.identity.signature")
+def _identity_signature(case: IntelCase) -> Verdict:
+    identity = qe_identity(case)
+    if identity is None:
+        return _GIVE["qe-identity.json"]
+    return _document_signature(case, "qe.identity.chain", identity)
+
+
+@COLLATERAL.evidence("qe.identity.validity")
+def _identity_validity(case: IntelCase) -> Verdict:
+    identity = qe_identity(case)
+    if identity is None:
+        return _GIVE["qe-identity.json"]
+    return check_window("QE identity", identity.issue_date, identity.next_update, case.at)
+
+
+@COLLATERAL.evidence("qe.identity.tee")
+def _identity_tee(case: IntelCase) -> Verdict:
+    identity = qe_identity(case)
+    if identity is None:
+        return _GIVE["qe-identity.json"]
+    wanted = _QE_IDS[case.tee]
+    if identity.id == wanted:
+        return PASSED
+    return failed(expected=f"identity of the {wanted}", found=identity.id)
+
+
+def _wrong_with_qe(case: IntelCase, identity: QeIdentity) -> tuple[str, str] | None:
+    """Return what of the quoting enclave is not as its identity says: wanted and found."""
+    report = case.any_quote.qe_report
+    own = report.attributes.to_bytes()
+    masked = bytes(a & b for a, b in zip(own, identity.attributes_mask, strict=True))
+    for name, wanted, found in (
+        ("MRSIGNER", identity.mrsigner.hex(), report.mrsigner.hex()),
+        ("ISVPRODID", str(identity.isv_prod_id), str(report.isv_prod_id)),
+        ("ATTRIBUTES (masked)", identity.attributes.hex(), masked.hex()),
+        (
+            "MISCSELECT (masked)",
+            f"{identity.misc_select:#x}",
+            f"{report.misc_select & identity.misc_select_mask:#x}",
+        ),
+    ):
+        if wanted != found:
+            return f"{name} {wanted}", found
+    return None
+
+
+def qe_fits(case: IntelCase) -> bool | None:
+    """Whether the quoting enclave is the one of its identity; ``None`` without identity."""
+    identity = qe_identity(case)
+    return None if identity is None else _wrong_with_qe(case, identity) is None
+
+
+@COLLATERAL.evidence("qe.identity")
+def _identity(case: IntelCase) -> Verdict:
+    identity = qe_identity(case)
+    if identity is None:
+        return _GIVE["qe-identity.json"]
+    wrong = _wrong_with_qe(case, identity)
+    if wrong is None:
+        return PASSED
+    advice = "Another enclave made the quote."
+    return failed(expected=wrong[0], found=wrong[1], advice=advice)
+
+
+# ---- the TCB level ------------------------------------------------------------------------------
+
+
+def _qe_level(case: IntelCase) -> QeLevel | None:
+    identity = qe_identity(case)
+    if identity is None:
+        return None
+    return tcb.match_isv_svn(identity.levels, case.any_quote.qe_report.isv_svn)
+
+
+def _svns(case: IntelCase) -> Iterator[bytes | None]:
+    """Return TEE_TCB_SVN at launch and, if it is known, now; ``None`` for SGX."""
+    body: Any = case.any_quote.report_body
+    if case.tee != "TDX":
+        yield None
+        return
+    yield body.tee_tcb_svn
+    if body.tee_tcb_svn2 is not None:
+        yield body.tee_tcb_svn2
+
+
+def evaluations(case: IntelCase) -> tuple[tcb.Evaluation, ...]:
+    """
+    Return how the platform stood at launch and, for TDX 1.5, how it stands now.
+
+    Empty without TCB info.
+
+    """
+    entry = case.endorsement("tcb.format", "tcb-info.json", TcbInfo.from_bytes)
+    if entry is None:
+        return ()
+    info, pck, level = entry.value, case.pck, _qe_level(case)
+    judged = "qe-identity.json" in case.endorsements
+    svns = tuple(_svns(case))
+
+    def evaluate() -> tuple[tcb.Evaluation, ...]:
+        return tuple(
+            tcb.evaluate(info, level, pck.components, pck.pce_svn, svn, qe_judged=judged)
+            for svn in svns
+        )
+
+    return entry.fact(("levels", pck.components, pck.pce_svn, svns, level, judged), evaluate)
+
+
+@COLLATERAL.evidence("tcb.level")
+def _level(case: IntelCase) -> Verdict:
+    """Platform and TDX module each reach a level, and every status is known."""
+    found = evaluations(case)
+    if not found:
+        return _GIVE["tcb-info.json"]
+    for evaluation in found:
+        # Asking for it refuses statuses that nobody knows.
+        if evaluation.status == tcb.NO_MATCH and evaluation.missing != tcb.QE:
+            return failed(
+                expected=f"{evaluation.missing} that reaches a TCB level",
+                found="none of the levels matches",
+                advice="It is older than everything that Intel supports: update BIOS, microcode, "
+                "TDX module and attestation software of that machine.",
+            )
+    return PASSED
+
+
+@COLLATERAL.evidence("qe.level")
+def _qe_has_level(case: IntelCase) -> Verdict:
+    """The quoting enclave reaches a level of its identity, and that one is not revoked."""
+    if qe_identity(case) is None:
+        return _GIVE["qe-identity.json"]
+    level = _qe_level(case)
+    found = case.any_quote.qe_report.isv_svn
+    if level is None:
+        return failed(expected="a quoting enclave that reaches a level", found=f"ISVSVN {found}")
+    if level.status == tcb.REVOKED:
+        return failed(
+            expected="a quoting enclave that is not revoked",
+            found=f"ISVSVN {found}: Revoked",
+            advice="Update the attestation software (DCAP) of that machine.",
+        )
+    return PASSED
+
+
+@COLLATERAL.evidence("tcb.revoked")
+def _revoked(case: IntelCase) -> Verdict:
+    """Neither the platform nor its TDX module is revoked, neither at launch nor now."""
+    found = evaluations(case)
+    if not found:
+        return _GIVE["tcb-info.json"]
+    for evaluation in found:
+        if evaluation.revoked:
+            return failed(
+                expected="a platform that is not revoked",
+                found="Revoked",
+                advice="Intel has withdrawn its trust in this TCB level: do not use the machine.",
+            )
+    return PASSED
+
+
+# ---- how long it holds --------------------------------------------------------------------------
+
+
+def window(case: IntelCase) -> tuple[datetime, datetime] | None:
+    """Return from when until when everything that was given is in force, if all was given."""
+    info, identity = tcb_info(case), qe_identity(case)
+    lists = _crl(case, "crl.root", "root-ca-crl.der"), _crl(case, "crl.pck", "pck-crl.der")
+    if info is None or identity is None or None in lists:
+        return None
+    crls = [entry.value for entry in lists if entry is not None]
+    starts = [info.issue_date, identity.issue_date, *(crl.this_update for crl in crls)]
+    ends = [info.next_update, identity.next_update]
+    ends += [crl.next_update for crl in crls if crl.next_update is not None]
+    chains = [case.chain]
+    for check in _CHAIN_NAMES:
+        entry = _signer_chain(case, check)
+        chains += [] if entry is None else [entry.value]
+    for chain in chains:
+        starts += [certificate.not_before for certificate in chain]
+        ends += [certificate.not_after for certificate in chain]
+    return max(starts), min(ends)
