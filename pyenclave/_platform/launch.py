@@ -113,6 +113,14 @@ class _Judged:
     identity: SignedIdentity
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A record that was signed before anything was found, and may never be used."""
+
+    signed: bytes
+    signature: bytes
+
+
 class Launcher:
     """
     Starts enclaves. Thread-safe: hosts launch at the same time.
@@ -130,6 +138,7 @@ class Launcher:
         self._state = state
         self._mutex = threading.Lock()
         self._images: OrderedDict[bytes, _Judged] = OrderedDict()
+        self._last_bits: dict[str, ProtectionBit] = {}
 
     def launch(
         self,
@@ -275,14 +284,17 @@ class Launcher:
         debug: bool,
         wanted: Callable[[], bool],
     ) -> Facts:
-        closed = _expect(channel, worker.pidfd, messages.Closed, _CLOSED_TIMEOUT, wanted)
+        enclave_id = secrets.token_bytes(16)
+        draft = self._draft(judged.info, enclave_id, debug=debug)
+        _expect(channel, worker.pidfd, messages.Shut, _CLOSED_TIMEOUT, wanted)
+        # From here on the worker's own filter refuses whatever could undo what is tried now.
         outside = probe_worker(worker.pid, worker.pidfd)
+        closed = _expect(channel, worker.pidfd, messages.Closed, _RUNNING_TIMEOUT, wanted)
         bits = _merge(outside, closed)
         require = tuple(request.require) + policy.require
         held = {name: bit.value for name, bit in bits.items()}
         refuse_unless_held(held, require, debug=debug)
-        enclave_id = secrets.token_bytes(16)
-        record = self._sign_record(judged.info, bits, enclave_id, debug=debug)
+        record = self._sign_record(judged.info, bits, enclave_id, draft, debug=debug)
         body = _body(judged.identity, record, debug=debug)
         channel.send(
             messages.Identity(
@@ -310,7 +322,30 @@ class Launcher:
             started=time.time(),
         )
 
+    def _draft(self, info: ImageInfo, enclave_id: bytes, *, debug: bool) -> _Draft:
+        """
+        Sign, while the worker starts, the record as it will be if all is as at the last launch.
+
+        A draft leaves this process only if what is then found is the same to the last byte.
+        """
+        signed = self._record(info, self._last_bits, enclave_id, debug=debug)
+        return _Draft(signed=signed, signature=self._root.sign(signed))
+
     def _sign_record(
+        self,
+        info: ImageInfo,
+        bits: dict[str, ProtectionBit],
+        enclave_id: bytes,
+        draft: _Draft,
+        *,
+        debug: bool,
+    ) -> bytes:
+        signed = self._record(info, bits, enclave_id, debug=debug)
+        self._last_bits = bits
+        # The bytes are compared, not the bits: True equals 1, and is written otherwise.
+        return signed + (draft.signature if signed == draft.signed else self._root.sign(signed))
+
+    def _record(
         self, info: ImageInfo, bits: dict[str, ProtectionBit], enclave_id: bytes, *, debug: bool
     ) -> bytes:
         record = ProtectionRecord(
@@ -324,8 +359,7 @@ class Launcher:
             bits=bits,
         )
         record.check()
-        signature = self._root.sign(record.signed_bytes())
-        return msgspec.structs.replace(record, signature=signature).to_bytes()
+        return record.signed_bytes()
 
 
 def _parse_and_verify(data: mmap.mmap) -> _Judged:

@@ -167,6 +167,7 @@ class Worker:
         entry = load_entry(image, self.locked, prepared.code)
         self.table = dispatch.build_table(entry, info)
         inside = self._close(info)
+        self.channel.send(messages.Shut())
         inside.update({name: inside.get(name, True) and ok for name, ok in start.early.items()})
         files = {_identity(self.ring_fd), prepared.identity}
         check_mappings(start.maps, self.locked, jit=info.jit, data=files)

@@ -44,6 +44,7 @@ __all__ = [
     "Root",
     "RootReply",
     "Running",
+    "Shut",
     "VerifyReport",
     "Why",
     "WhyReply",
@@ -178,6 +179,14 @@ class Closed(_Base, frozen=True, kw_only=True, tag="closed"):
     secret_memory: str  # "memfd_secret", "locked" or "unlocked"
 
 
+class Shut(_Base, frozen=True, kw_only=True, tag="shut"):
+    """
+    The sandbox is closed, so that the platform can try it from outside; Closed follows.
+
+    It saves time: meanwhile the worker looks at what is mapped.
+    """
+
+
 class Identity(_Base, frozen=True, kw_only=True, tag="identity"):
     """What the worker is; sent only after the platform's own probes."""
 
@@ -284,6 +293,7 @@ Message = (
     | RootReply
     | Ok
     | Failure
+    | Shut
     | Closed
     | Identity
     | Running

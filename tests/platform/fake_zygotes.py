@@ -155,6 +155,12 @@ def work(behaviour: str, channel_fd: int) -> None:
         inside["dumpable_off"] = True
     if behaviour == "many bits":
         inside = {f"bit_{n}": True for n in range(500)}
+    if behaviour != "never shut":
+        channel.send(messages.Shut())
+    if behaviour == "dies when shut":
+        os._exit(3)
+    if behaviour == "shut twice":
+        channel.send(messages.Shut())
     channel.send(messages.Closed(inside=inside, secret_memory="locked"))
     identity, _ = channel.receive(10)
     assert isinstance(identity, messages.Identity), identity

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from pyenclave._platform.client import PlatformClient
+from pyenclave._platform.launch import Launcher
+from pyenclave._platform.root import PlatformRoot
 from pyenclave.errors import (
     ArgumentError,
     EnclaveError,
@@ -32,7 +35,7 @@ from pyenclave.errors import (
 )
 from pyenclave.formats import messages
 from pyenclave.formats.dcap import Quote
-from pyenclave.formats.record import ProtectionRecord
+from pyenclave.formats.record import ProtectionBit, ProtectionRecord
 from pyenclave.formats.sgx import FLAG_DEBUG, ReportBody
 
 Launch = Callable[..., tuple[messages.Launched, int]]
@@ -88,7 +91,10 @@ def memfd(data: bytes, seals: int, *, size: int | None = None) -> int:
         ("dies", LaunchError, "worker ended while it started"),
         ("dies after identity", LaunchError, "worker ended while it started"),
         ("garbage", LaunchError, "broke the control protocol: malformed"),
-        ("early running", LaunchError, "expected Closed; found Running"),
+        ("early running", LaunchError, "expected Shut; found Running"),
+        ("never shut", LaunchError, "expected Shut; found Closed"),
+        ("shut twice", LaunchError, "expected Closed; found Shut"),
+        ("dies when shut", LaunchError, "worker ended while it started"),
         ("many bits", LaunchError, "too many protection bits"),
         ("ending", ImageError, "the entry raised ImportError"),
         ("no worker", LaunchError, "clone: no memory"),
@@ -188,6 +194,44 @@ def test_a_production_worker_without_walls_is_refused_and_killed(
     with pytest.raises(LaunchRefusedError, match="without dumpable_off, seccomp"):
         launch(client, behaviour="liar", signed=True)
     assert settles(lambda: fds_of(client), fds)
+
+
+def test_each_record_is_signed_over_what_was_found_at_its_own_launch() -> None:
+    """A record is signed ahead as the last one was; another finding is never given out so."""
+    root = PlatformRoot(bytearray(range(32)), level="embedded", ephemeral=True)
+    launcher = Launcher(root, SimpleNamespace(), SimpleNamespace())
+    info = SimpleNamespace(jit=False)
+    held = {name: ProtectionBit(value=True, by="outside") for name in ("seccomp", "locked")}
+    findings = [
+        held,
+        held,
+        {**held, "locked": ProtectionBit(value=1, by="outside")},  # equal to True, not the same
+        {**held, "locked": ProtectionBit(value=False, by="outside")},
+        {**held, "locked": ProtectionBit(value=True, by="inside")},
+        {"seccomp": held["seccomp"]},
+        {},
+        held,
+    ]
+    drafts = []
+    for number, bits in enumerate(findings):
+        enclave_id = bytes([number]) * 16
+        drafts.append(launcher._draft(info, enclave_id, debug=number == 7))
+        data = launcher._sign_record(info, bits, enclave_id, drafts[-1], debug=False)
+        record = ProtectionRecord.from_bytes(data)
+        assert {name: (bit.value, bit.by) for name, bit in record.bits.items()} == {
+            name: (bit.value, bit.by) for name, bit in bits.items()
+        }
+        assert [type(bit.value) for bit in record.bits.values()] == [
+            type(bits[name].value) for name in record.bits
+        ]
+        assert (record.enclave_id, record.debug) == (enclave_id.hex(), False)
+        r, s = record.signature[:32], record.signature[32:]
+        der = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
+        key = root.attestation_key.public_key()
+        key.verify(der, record.signed_bytes(), ec.ECDSA(hashes.SHA256()))
+        # Signed ahead is used when, and only when, it is the same to the last byte.
+        assert (drafts[-1].signature == record.signature) is (number == 1)
+    root.close()
 
 
 @pytest.mark.parametrize("bit", ["mdwe", "pidns", "no such bit"])

@@ -124,7 +124,12 @@ class Launched:
         return self.spawned.pid
 
     def first(self) -> messages.Message:
-        """Return the worker's first message."""
+        """Return the worker's next message; that it may be tried from outside is none."""
+        message = self.next()
+        return self.next() if isinstance(message, messages.Shut) else message
+
+    def next(self) -> messages.Message:
+        """Return the worker's next message."""
         return self.channel.receive(20)[0]
 
     def run(self) -> messages.Closed:

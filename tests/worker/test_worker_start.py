@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 import pyenclave
+from pyenclave._platform.probe import probe_worker
 from pyenclave._worker import main as worker_main
 from pyenclave._worker import standby
 from pyenclave._worker.importer import Locked
@@ -308,6 +309,47 @@ def test_the_text_of_an_entrys_error_names_its_type(launching, zygotes, base) ->
         ending = worker.first()
         assert launching.ended(worker.spawned.pidfd, 5)
     assert "ZeroDivisionError" in ending.message
+
+
+def test_what_is_tried_from_outside_is_as_it_was_when_the_worker_shut_itself(
+    launching, zygotes, base
+) -> None:
+    """The platform tries a worker while that checks its mappings; nothing can be undone later."""
+    source = (
+        "import ctypes\n" + CALL + "    libc = ctypes.CDLL(None, use_errno=True)\n"
+        "    deeds = [(libc.prctl, 4, 1), (libc.prctl, 0x59616D61, -1), (libc.prctl, 38, 0),\n"
+        "             (libc.prctl, 22, 0), (libc.ptrace, 0), (libc.unshare, 0x10000000),\n"
+        "             (libc.prctl, 4, 1, 0, 0, 0), (libc.seteuid, 0), (libc.munlockall,)]\n"
+        "    return str([deed(*rest) for deed, *rest in deeds])\n"
+    )
+    image = launching.make(base, source)
+    with launching.Launched(zygotes, image) as worker:
+        assert isinstance(worker.next(), messages.Shut)
+        found = [probe_worker(worker.pid, worker.spawned.pidfd)]
+        assert isinstance(worker.next(), messages.Closed)
+        found.append(probe_worker(worker.pid, worker.spawned.pidfd))
+        worker.channel.send(launching.identity(debug=True))
+        assert isinstance(worker.next(), messages.Running)
+        assert worker.function("answer")() == str([-1] * 9)
+        found.append(probe_worker(worker.pid, worker.spawned.pidfd))
+    assert found[0] == found[1] == found[2]
+    assert {name for name, held in found[0].items() if held} >= {"seccomp", "no_new_privs"}
+
+
+def test_a_worker_is_shut_before_it_says_so_and_has_no_identity_yet(
+    launching, zygotes, base
+) -> None:
+    """Shut, Closed, Running, in this order; nothing of the last without an identity."""
+    with launching.Launched(zygotes, launching.make(base, CALL + "    return ''\n")) as worker:
+        assert isinstance(worker.next(), messages.Shut)
+        status = Path(f"/proc/{worker.pid}/status").read_text(encoding="utf-8")
+        assert "Seccomp:\t2" in status
+        assert "Seccomp_filters:\t2" in status  # that of loading, and the last
+        closed = worker.next()
+        assert isinstance(closed, messages.Closed)
+        assert closed.inside["mappings"] is True
+        with pytest.raises(TimeoutError):
+            worker.channel.receive(0.3)
 
 
 @pytest.mark.parametrize(
