@@ -92,9 +92,9 @@ def read_expected(values: Mapping[str, Any], *, ccel: bool) -> list[Expected]:
     Read expected registers from their plain form.
 
     Args:
-        values: ``pcrs`` as {bank: {index: hex}}, ``rtmr0`` … ``rtmr3`` and ``pcr0`` … as hex; the
-            bank of a ``pcrN`` follows from its length. Other names are passed over, so that the
-            output of ``measure eventlog --json`` can be given.
+        values: ``pcrs`` as {bank: {index: hex}}, or its banks by themselves; ``rtmr0`` … ``rtmr3``
+            and ``pcr0`` … as hex; the bank of a ``pcrN`` follows from its length. Other names are
+            passed over, so that the output of ``measure eventlog --json`` can be given.
         ccel: Whether the log is one of TDX.
 
     Raises:
@@ -102,8 +102,8 @@ def read_expected(values: Mapping[str, Any], *, ccel: bool) -> list[Expected]:
     """
     found: list[Expected] = []
     for name, value in values.items():
-        if name == "pcrs" and isinstance(value, dict):
-            for bank, registers in value.items():
+        if isinstance(value, dict) and (name == "pcrs" or name in _BANK_BY_SIZE.values()):
+            for bank, registers in (value if name == "pcrs" else {name: value}).items():
                 if not isinstance(registers, dict):
                     raise MeasurementError(f"expected values: pcrs of {bank} are no object")
                 found += [_expected(bank, key, item) for key, item in registers.items()]

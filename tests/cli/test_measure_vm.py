@@ -222,3 +222,27 @@ def test_measuring_needs_none_of_the_native_extensions(vectors: Path) -> None:
     (snp,) = cases(vectors, "snp-debian-ovmf-epyc-turin-2v-01-qemu")
     (tdx,) = cases(vectors, "tdx-mrtd-debian-ovmf")
     assert (digest, mrtd) == (snp[0]["expect"]["launch_digest"], tdx[0]["expect"]["mrtd"])
+
+
+def test_a_small_file_is_measured_without_the_large_libraries(vectors: Path) -> None:
+    """They take longer to import than the file to measure."""
+    folder = vectors / "measurement"
+    program = (
+        "import sys\n"
+        "from pyenclave.cli import main\n"
+        "assert main(['measure', *sys.argv[1:], '--json']) == 0\n"
+        "print([name for name in ('numpy', 'cryptography', 'msgspec') if name in sys.modules])\n"
+    )
+    for arguments in (
+        ["tdx", "--firmware", folder / "_common/debian_OVMF.fd"],
+        ["eventlog", folder / "tpm-pcr-debian10-gce/debian-10.bin", "--explain"],
+        ["eif", folder / "nitro-eif-one-ramdisk/image.eif"],
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert result.stdout.splitlines()[-1] == "[]", arguments

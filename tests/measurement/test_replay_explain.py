@@ -160,6 +160,7 @@ def test_expected_values_are_read_in_every_form() -> None:
         Expected("sha1", 7, bytes(20)),
         Expected("sha256", 1, bytes(32)),
     ]
+    assert read_expected({"sha256": {"3": b}}, ccel=False) == [Expected("sha256", 3, bytes(32))]
     assert read_expected({"rtmr2": c, "mrtd": c}, ccel=True) == [Expected("sha384", 3, bytes(48))]
 
 
