@@ -28,6 +28,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "open_page": ("sealing", "open_page"),
     "seal_pages_64": ("sealing", "seal_pages_64"),
     "mrenclave": ("measuring", "mrenclave"),
+    "snp_digest": ("launch_digest", "snp_digest"),
     "ecall_worker": ("calls", "ecall_worker"),
     "ecall_python": ("calls", "ecall_python"),
     "ecall_sleeping": ("calls", "ecall_sleeping"),

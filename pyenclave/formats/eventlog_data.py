@@ -28,6 +28,7 @@ __all__ = ["Decoded", "bank_hash", "decode", "digest_covers", "hash_candidates"]
 Covers = Literal["data", "variable", "text", "differs", "unknown"]
 
 _MAX_TEXT = 512  # characters of one event shown
+_MAX_SEARCHED = 8192  # bytes in which text or its end is looked for
 _MAX_NODES = 64  # nodes of one device path shown
 _MAX_ITEMS = 32  # partitions or tables shown
 
@@ -122,6 +123,8 @@ def _shown(data: bytes) -> str:
 
 def _text(data: bytes) -> str | None:
     """Return ASCII or UTF-16 text, a final NUL aside; None if it is neither."""
+    if len(data) > _MAX_SEARCHED:
+        return None
     plain = data[:-1] if data.endswith(b"\0") else data
     if plain and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in plain):
         return _cut(plain.decode("ascii").rstrip("\r\n"))
@@ -239,6 +242,8 @@ def _load_option(content: bytes, fields: dict[str, Any]) -> str:
     end = 6
     while content[end : end + 2] not in (b"\0\0", b""):
         end += 2
+        if end > _MAX_SEARCHED:
+            raise _ShapeError
     fields["title"] = _utf16(content[6:end])
     fields["path"] = _device_path(_take(content, end + 2, path_size))
     return f"{fields['title']!r} {fields['path']}"
@@ -337,7 +342,7 @@ def _device_path(data: bytes) -> str:
             break
         parts.append(_node(kind, sub, data[at + 4 : at + size]))
         at += size
-    return "/".join(parts)
+    return _cut("/".join(parts))
 
 
 def _node(kind: int, sub: int, body: bytes) -> str:
