@@ -125,7 +125,7 @@ def _endorsements(given: Given | None) -> Endorsements:
         return given
     if isinstance(given, Mapping):
         return Endorsements.of(given)
-    return Endorsements.from_dir(given)
+    return Endorsements.from_path(given)
 
 
 def _roots(roots: Iterable[Root]) -> tuple[bytes, ...]:

@@ -172,6 +172,40 @@ class Endorsements:
                 raise CollateralError("endorsements are too large", expected=f"{MAX_TOTAL} bytes")
         return cls(files, tuple(ignored))
 
+    @classmethod
+    def from_bundle(cls, data: bytes) -> Self:
+        """
+        Read a bundle, as ``pyenclave collateral fetch`` writes it.
+
+        Raises:
+            CollateralError: Not a bundle, or a file in it that has no known name.
+
+        """
+        from pyenclave.formats.bundle import Bundle
+
+        files = Bundle.from_bytes(data).files
+        for name in files:
+            if not _is_known(name):
+                raise CollateralError("bundle: not an endorsement", found=name)
+        return cls(files)
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str]) -> Self:
+        """
+        Read a folder of endorsements, or a bundle file.
+
+        Raises:
+            CollateralError: As `from_dir` and `from_bundle`.
+            OSError: It cannot be read.
+
+        """
+        if os.path.isdir(path):
+            return cls.from_dir(path)
+        from pyenclave.formats.bundle import MAX_SIZE
+
+        with open(path, "rb") as file:
+            return cls.from_bundle(file.read(MAX_SIZE + 1))
+
     def get(self, name: str) -> bytes | None:
         """Return the bytes of *name*, or None if it was not given."""
         return self.files.get(name)

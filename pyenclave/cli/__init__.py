@@ -30,6 +30,7 @@ _COMMANDS = {
     "measure": "measure",
     "evidence": "evidence",
     "verify": "verify",
+    "collateral": "collateral",
     "policy": "policy",
     "seal": "sealing",
     "unseal": "sealing",

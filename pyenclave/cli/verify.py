@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pyenclave.cli import output
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
-__all__ = ["add_commands", "moment", "policy_of"]
+__all__ = ["add_commands", "moment", "policy_of", "print_checks", "roots_of"]
 
 _MARK: Final = {
     "passed": ("passed ", "green"),
@@ -39,9 +38,9 @@ def add_commands(subparsers: Subparsers) -> None:
     verify.add_argument("evidence", metavar="EVIDENCE")
     verify.add_argument(
         "--endorsements",
-        metavar="DIR",
-        help="folder of the vendors' files: tcb-info.json, qe-identity.json, pck-crl.der, "
-        "vek.der, ask.pem, td-quote.bin, …",
+        metavar="DIR|BUNDLE",
+        help="a bundle of `pyenclave collateral fetch`, or a folder of the vendors' files: "
+        "tcb-info.json, qe-identity.json, pck-crl.der, vek.der, ask.pem, td-quote.bin, …",
     )
     verify.add_argument("--at", metavar="RFC3339", help="judge validity at this time (default now)")
     verify.add_argument(
@@ -97,7 +96,8 @@ def _read(path: str, limit: int) -> bytes:
     return data
 
 
-def _roots(paths: list[str]) -> list[bytes]:
+def roots_of(paths: list[str]) -> list[bytes]:
+    """Read the certificates of --root, DER."""
     from pyenclave.errors import EvidenceFormatError
     from pyenclave.formats.x509 import Certificate
 
@@ -117,7 +117,7 @@ def _roots(paths: list[str]) -> list[bytes]:
 def _endorsements(path: str | None) -> Endorsements:
     from pyenclave.attestation.endorsements import EMPTY, Endorsements
 
-    return EMPTY if path is None else Endorsements.from_dir(Path(path))
+    return EMPTY if path is None else Endorsements.from_path(path)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -132,7 +132,7 @@ def _verify(args: argparse.Namespace) -> int:
         nonce=nonce,
         freshness="not_checked" if nonce is None else "required",
         endorsements=endorsements,
-        roots=_roots(args.root),
+        roots=roots_of(args.root),
         at=moment("--at", args.at),
         report_data=output.hex_of("--report-data", args.report_data),
     )
@@ -144,10 +144,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _print(result: AttestationResult, endorsements: Endorsements) -> None:
-    width = max((len(check.name) for check in result.checks), default=0)
-    for check in result.checks:
-        for text in _lines(check, width):
-            output.say(text)
+    print_checks(result)
     output.say()
     claims = [(name, text) for name, text in _flat("", result.claims) if text]
     width = max((len(name) for name, _ in claims), default=0)
@@ -164,6 +161,14 @@ def _print(result: AttestationResult, endorsements: Endorsements) -> None:
         return
     failed = ", ".join(result.refused_by) or "checks that were not reached"
     output.say(f"{output.paint('REFUSED', 'red')} ({result.kind}): {words}; by {failed}")
+
+
+def print_checks(result: AttestationResult) -> None:
+    """Print each check of *result*."""
+    width = max((len(check.name) for check in result.checks), default=0)
+    for check in result.checks:
+        for text in _lines(check, width):
+            output.say(text)
 
 
 def _lines(check: Check, width: int) -> Iterator[str]:
