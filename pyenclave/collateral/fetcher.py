@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -60,6 +61,28 @@ class Fetcher:
         if self.cache is not None:
             self.cache.put(url, answer, seconds=self.keep if keep is None else keep)
         return answer
+
+    async def get_all(self, *wanted: tuple[str, int, float | None]) -> list[Response]:
+        """
+        Get several at once; if one fails, the others are ended before the error is raised.
+
+        Args:
+            wanted: Address, size limit, and seconds to keep it (None: the usual).
+
+        Raises:
+            CollateralError: One is not to be had.
+
+        """
+        tasks = [
+            asyncio.ensure_future(self.get(url, max_size=size, keep=keep))
+            for url, size, keep in wanted
+        ]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def check_not_older(self, family: str, number: int) -> None:
         """Refuse what is older than what was seen, where there is a cache that remembers it."""

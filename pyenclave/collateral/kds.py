@@ -7,7 +7,6 @@ ask; certificates are kept for 30 days, for they never change for one chip and T
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import textwrap
 from collections.abc import Mapping
@@ -114,17 +113,17 @@ async def fetch_amd(
     base = source.base.rstrip("/")
     chain_url = f"{base}/{signer}/v1/{product}/cert_chain"
     crl_url = f"{base}/{signer}/v1/{product}/crl"
-    wanted = [
-        fetcher.get(chain_url, max_size=_MAX_CERTIFICATE, keep=_MONTH),
-        fetcher.get(crl_url, max_size=_MAX_CRL),
+    wanted: list[tuple[str, int, float | None]] = [
+        (chain_url, _MAX_CERTIFICATE, _MONTH),
+        (crl_url, _MAX_CRL, None),
     ]
     vek_url = ""
     if signer == "vcek":
         if chip_id is None or tcb is None:
             raise ValueError("a VCEK is asked for by chip_id and tcb")
         vek_url = base + vcek_path(product, chip_id, tcb)
-        wanted.append(fetcher.get(vek_url, max_size=_MAX_CERTIFICATE, keep=_MONTH))
-    answers = await asyncio.gather(*wanted)
+        wanted.append((vek_url, _MAX_CERTIFICATE, _MONTH))
+    answers = await fetcher.get_all(*wanted)
     ask, ark = _certificates(answers[0].body, chain_url, 2)
     try:
         crl = Crl.from_bytes(answers[1].body)

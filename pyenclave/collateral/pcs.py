@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -119,11 +118,11 @@ async def fetch_intel(
     qe_url = source.url(tee, "qe/identity")
     pck_url = source.url("sgx", "pckcrl", ca=ca, encoding="der")
     root_url = source.url("sgx", "rootcacrl") if source.caching else PCS_ROOT_CRL
-    tcb, qe, pck, root = await asyncio.gather(
-        fetcher.get(tcb_url, max_size=_MAX_JSON),
-        fetcher.get(qe_url, max_size=_MAX_JSON),
-        fetcher.get(pck_url, max_size=_MAX_CRL),
-        fetcher.get(root_url, max_size=_MAX_CRL),
+    tcb, qe, pck, root = await fetcher.get_all(
+        (tcb_url, _MAX_JSON, None),
+        (qe_url, _MAX_JSON, None),
+        (pck_url, _MAX_CRL, None),
+        (root_url, _MAX_CRL, None),
     )
     info = _inner(tcb, tcb_url, "tcbInfo")
     identity = _inner(qe, qe_url, "enclaveIdentity")
