@@ -41,8 +41,8 @@ KINDS: Final[Mapping[str, str]] = MappingProxyType(
         "attestation-result-jwt": "verify_token:EAR_CHECKS",
         "x5c-jwt": "verify_token:X5C_CHECKS",
         "ra-tls-cert": "verify_ratls",
-        "tdx-ccel": "verify_eventlog:CCEL_CHECKS",
-        "tcg-eventlog": "verify_eventlog:TCG_CHECKS",
+        "tdx-ccel": "verify_ccel",
+        "tcg-eventlog": "verify_eventlog",
     }
 )
 

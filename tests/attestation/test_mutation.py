@@ -45,7 +45,6 @@ PENDING = {
     "sev-snp-vek-cert",
     "sgx-collateral",
     "sgx-quote",
-    "tcg-eventlog",
     "tdx-ccel",
     "tdx-quote",
     "x5c-jwt",
