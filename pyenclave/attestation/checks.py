@@ -111,9 +111,17 @@ CheckFunction = Callable[[Case], Verdict]
 
 
 class Registry(Generic[Case]):
-    """Checks by name, in the order in which they run."""
+    """
+    Checks by name, in the order in which they run.
+
+    Attributes:
+        functions: Name → the check.
+        parts: Name → whether it decides `genuine` or `accepted`.
+        included: Name → the prefix under which it was taken from another registry.
+    """
 
     def __init__(self) -> None:
+        self.included: dict[str, str] = {}
         self.functions: dict[str, CheckFunction[Case]] = {}
         self.parts: dict[str, Part] = {}
         self._last: dict[str, tuple[Verdict, Check]] = {}
@@ -184,6 +192,7 @@ class Registry(Generic[Case]):
         for name, function in registry.functions.items():
             if name not in without:
                 self._register(f"{prefix}.{name}", registry.parts[name])(included(function))
+                self.included[f"{prefix}.{name}"] = prefix
 
     def run(self, case: Case) -> tuple[Check, ...]:
         """Run every check on *case*."""
