@@ -11,7 +11,7 @@ from pyenclave.attestation import kinds
 from pyenclave.attestation.detect import kind_of
 from pyenclave.attestation.endorsements import EMPTY, Endorsements
 from pyenclave.attestation.policy import AppraisalPolicy
-from pyenclave.attestation.result import AttestationResult
+from pyenclave.attestation.result import AttestationResult, Check
 from pyenclave.errors import AppraisalError, EvidenceFormatError
 from pyenclave.formats.evidence import MAX_NONCE, MAX_USER_DATA
 
@@ -105,6 +105,7 @@ def appraise(
         at=moment,
     )
     checks = kind.checks.run(case)
+    checks += _code_not_compared(policy, checks)
     runtime_key = report_body = None
     if kind.name == "pyenclave":
         runtime_key, report_body = kind.module.runtime_binding(case)
@@ -115,6 +116,29 @@ def appraise(
         at=moment,
         _runtime_key=runtime_key,
         _report_body=report_body,
+    )
+
+
+def _code_not_compared(policy: AppraisalPolicy, checks: tuple[Check, ...]) -> tuple[Check, ...]:
+    """
+    Refuse evidence of a kind that none of the policy's identities speaks of.
+
+    A policy may name identities of several kinds, and evidence of one kind has only some of them.
+    But one at least must have been compared, or a policy for SGX would take any Nitro enclave.
+    """
+    if policy.accept_any_code or any(
+        f".{check.name}".rpartition(".code.")[1] and check.asked for check in checks
+    ):
+        return ()
+    return (
+        Check(
+            name="code.named",
+            part="policy",
+            outcome="failed",
+            expected="code that the policy names",
+            found="evidence of a kind that has none of the policy's identities",
+            advice="Name the identity that this kind has, or say AppraisalPolicy.any_code().",
+        ),
     )
 
 

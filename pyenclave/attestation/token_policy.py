@@ -23,7 +23,7 @@ from pyenclave.attestation.policy import REFERENCES, REGISTERS
 from pyenclave.attestation.token_case import Case, moment_of
 from pyenclave.formats.jose import b64url_encode
 
-__all__ = ["Names", "policy_checks", "resolve", "same"]
+__all__ = ["Names", "policy_checks", "resolve", "same", "tee_claims"]
 
 _MAX_PATH: Final = 12
 _HEX: Final = re.compile(r"(?:[0-9A-Fa-f]{2})+")

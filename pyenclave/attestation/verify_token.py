@@ -23,13 +23,20 @@ from pyenclave.attestation.checks import (
     not_asked,
 )
 from pyenclave.attestation.token_case import Case, base_checks, token_claims
-from pyenclave.attestation.token_policy import Names, policy_checks, tee_claims
+from pyenclave.attestation.token_policy import (
+    Names,
+    policy_checks,
+    resolve,
+    same,
+    tee_claims,
+)
 from pyenclave.errors import EnclaveError
 from pyenclave.formats import ear, jose
 
 __all__ = ["EAR_CHECKS", "GOOGLE_CHECKS", "MAA_CHECKS", "X5C_CHECKS", "Case", "claims"]
 
 _GIVE: Final = "Give the issuer's key set as jwks.json among the endorsements"
+_IMAGE: Final = "submods.container.image_digest"
 _GOOGLE: Final = "https://confidentialcomputing.googleapis.com"
 _MAA_DOMAINS: Final = (".attest.azure.net", ".attest.azure.us", ".attest.azure.cn")
 # What an EAT says of debugging (RFC 9711, 4.2.9), and what of it is harmless.
@@ -185,6 +192,18 @@ def _secure_boot(case: Case) -> Verdict:
     if found is True or case.policy.allow_debug:
         return PASSED
     return failed(expected="secboot: true", found=f"{found!r:.40}")
+
+
+@GOOGLE_CHECKS.policy("code.container_image")
+def _container_image(case: Case) -> Verdict:
+    """The image's digest among the demanded claims says which code is meant."""
+    wanted = (case.policy.claims or {}).get(_IMAGE)
+    found = resolve(case.payload, _IMAGE)
+    if wanted is None:
+        return not_asked(f"demand the claim {_IMAGE} to have it compared", found=found)
+    if len(found) == 1 and any(same(found[0], value) for value in wanted):
+        return PASSED
+    return failed(expected=wanted, found=found, advice="Another container runs there.")
 
 
 policy_checks(GOOGLE_CHECKS, _EAT_NAMES)

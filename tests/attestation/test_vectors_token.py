@@ -130,6 +130,7 @@ def test_what_the_google_token_says_can_be_demanded(vectors: Path) -> None:
     result = judged(folder, case, policy=policy, nonce=nonce, freshness="required")
     assert result.accepted, result.refused_by
     assert result.fresh
+    assert result.identified
     stale = judged(folder, case, nonce=nonce[:-1] + b"\0", freshness="required")
     assert stale.refused_by == ("nonce",)
 

@@ -341,3 +341,20 @@ def test_the_age_of_a_document_is_compared_when_a_limit_is_given() -> None:
     assert judge(data, policy=AppraisalPolicy(pcrs={0: PCR0}, max_age=61)).accepted
     old = judge(data, policy=AppraisalPolicy(pcrs={0: PCR0}, max_age=60))
     assert old.refused_by == ("document.age",)
+
+
+def test_att_30_a_policy_for_another_kind_takes_no_document() -> None:
+    """Whatever is not compared must not accept: the policy speaks of SGX and SNP only."""
+    for policy in (
+        AppraisalPolicy(mrenclave=b"\1" * 32),
+        AppraisalPolicy(mrsigner=b"\1" * 32, product_id=1),
+        AppraisalPolicy(launch_digest=b"\1" * 48),
+        AppraisalPolicy(claims={"iss": "x"}),
+    ):
+        result = judge(ISSUER.document(), policy=policy)
+        assert result.refused_by == ("code.named",)
+        assert result.genuine
+        assert not result.accepted
+    # A policy may name identities of several kinds.
+    fleet = AppraisalPolicy(mrenclave=b"\1" * 32, pcrs={0: PCR0})
+    assert judge(ISSUER.document(), policy=fleet).accepted
