@@ -39,8 +39,8 @@ _RA_TLS: Final = tuple(
         "06092a864886f84d8a3906",  # 1.2.840.113741.1337.6, Gramine (also inside its faulty form)
         "06092a864886f7140a0101",  # 1.2.840.113556.10.1.1, Open Enclave quote
         "06092a864886f7140a0102",  # …2, Open Enclave evidence
-        "060a2b0601040182376901",  # 1.3.6.1.4.1.311.105.1, the same under new identifiers
-        "060a2b0601040182376902",
+        "06092b0601040182376901",  # 1.3.6.1.4.1.311.105.1, the same under new identifiers
+        "06092b0601040182376902",
     )
 )
 _SGX_PCK: Final = bytes.fromhex("060a2a864886f84d010d01")  # 1.2.840.113741.1.13.1
@@ -223,14 +223,15 @@ def _json_part(part: bytes) -> dict[str, Any]:
 
 def _certificate(data: bytes) -> str | None:
     """A certificate is AMD's of a chip, or one that carries evidence."""
+    # DER first: a quote inside a certificate has PEM certificates of its own.
     found = _PEM.search(data[: 1 << 20])
-    if found is not None:
+    if data[:2] in (b"\x30\x82", b"\x30\x83") and data[2 + (data[1] & 3) :][:1] == b"\x30":
+        der = data
+    elif found is not None:
         try:
             der = base64.b64decode(b"".join(found[2].split()), validate=True)
         except binascii.Error:
             raise _seen("a damaged PEM certificate") from None
-    elif data[:2] == b"\x30\x82" and data[4:5] == b"\x30":
-        der = data
     else:
         return None
     if any(oid in der for oid in _RA_TLS):
