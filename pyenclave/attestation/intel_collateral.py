@@ -28,6 +28,7 @@ from pyenclave.attestation.intel import (
     SIGNER_ROLES,
     Chain,
     IntelCase,
+    check_roles,
     read_chain,
     signed_by,
     static_facts,
@@ -108,24 +109,34 @@ def _pck_crl_time(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("crl.chain")
 def _crl_chain(case: IntelCase) -> Verdict:
-    """The issuers that came with the list issued the PCK certificate too."""
+    """The issuers that came with the list are those of the PCK certificate."""
     name = "pck-crl-issuer-chain.pem"
     data = case.endorsements.get(name)
     if data is None:
         return _GIVE[name]
-    issuers = read_chain("pem", data)
-    leaf = case.chain[0]
-
-    def judge() -> Verdict:
-        whole = Known((leaf, *issuers.value))
-        return static_facts(whole, PCK_ROLES)
-
-    verdict = issuers.fact(("of", leaf.der), judge)
+    entry = read_chain("pem", data)
+    verdict = check_roles(entry.value, PCK_ROLES[1:])
+    if verdict.outcome == "passed" and entry.value[0].spki != case.chain[1].spki:
+        verdict = failed(
+            expected=f"the key of {case.chain[1].subject_text}",
+            found=f"key SHA-256 {entry.value[0].spki_sha256.hex()}",
+            advice="The list is of another authority: fetch the one of this certificate's issuer.",
+        )
     if verdict.outcome == "passed":
-        verdict = pki.check_root(issuers.value, case.intel_anchors)
+        verdict = entry.fact("issuers", lambda: _issuers(entry.value))
     if verdict.outcome == "passed":
-        verdict = pki.check_validity(issuers.value, case.at)
+        verdict = pki.check_root(entry.value, case.intel_anchors)
+    if verdict.outcome == "passed":
+        verdict = pki.check_validity(entry.value, case.at)
     return verdict
+
+
+def _issuers(chain: tuple[Certificate, ...]) -> Verdict:
+    for judge in (pki.check_names, pki.check_signatures):
+        verdict = judge(chain)
+        if verdict.outcome != "passed":
+            return verdict
+    return pki.check_algorithms(chain, PROFILE)
 
 
 @COLLATERAL.evidence("revocation.pck")

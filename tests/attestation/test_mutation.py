@@ -47,9 +47,6 @@ PENDING = {
     "ra-tls-cert",
     "sev-snp-report",
     "sev-snp-vek-cert",
-    "sgx-collateral",
-    "sgx-quote",
-    "tdx-quote",
     "x5c-jwt",
 }
 AVAILABLE = kinds.available()
