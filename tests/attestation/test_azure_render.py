@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from pyenclave.attestation.azure_render import (
 )
 from pyenclave.attestation.references import Reference
 from pyenclave.attestation.release_policy import ReleasePolicy
+from pyenclave.cli import main
 from pyenclave.formats.sgx import Attributes
 from pyenclave.formats.snp import POLICY_DEBUG, POLICY_MIGRATE_MA, POLICY_RESERVED_ONE
 from pyenclave.testing.amd import AmdChip
@@ -278,3 +280,19 @@ def test_an_unknown_tee_or_prefix_is_an_impossible_argument() -> None:
         azure_claims({}, tee="snp")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="prefix"):
         release_policy(policy, tee="sgx", authority=URL, prefix="a")
+
+
+def test_the_command_says_a_policy_in_both_languages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(f'launch_digest = "{"ab" * 48}"\nmin_guest_svn = 2\n')
+    assert main(["policy", "render", str(path), "--tee", "sevsnpvm"]) == 0
+    read_policy(capsys.readouterr().out)
+    release = ["policy", "render", str(path), "--tee", "sevsnpvm", "--authority", URL]
+    assert main([*release, "--prefix", "x-ms-isolation-tee."]) == 0
+    made = ReleasePolicy.from_json(capsys.readouterr().out)
+    assert made.authorities[0].url == URL
+    assert main(["policy", "render", str(path), "--tee", "sgx"]) == 2
+    assert "launch_digest" in capsys.readouterr().err
+    assert main(["policy", "render", str(path), "--tee", "sgx", "--prefix", "a."]) == 2
