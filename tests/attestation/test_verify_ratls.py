@@ -5,78 +5,37 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from issuer_ratls import (
+    DICE,
+    GONE,
+    KEY,
+    MRENCLAVE,
+    NONCE,
+    NOW,
+    OTHER,
+    PLATFORM,
+    attested,
+    claims_of,
+    extension,
+    judge,
+    judge_keys,
+    key_set,
+    made,
+    report_data,
+)
 
-from pyenclave.attestation import AppraisalPolicy, AttestationResult, appraise
+from pyenclave.attestation import AppraisalPolicy, appraise
 from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats import cbor, der, ratls
 from pyenclave.formats.cbor import Tag
 from pyenclave.formats.ratls import RaTlsCertificate
-from pyenclave.testing.certificates import Key, certificate, name, pem
+from pyenclave.testing.certificates import certificate, name, pem
 from pyenclave.testing.intel import IntelPlatform
-
-NOW = datetime(2026, 7, 1, tzinfo=UTC)
-NONCE = bytes(range(32))
-MRENCLAVE = bytes(range(32))
-PLATFORM = IntelPlatform(NOW)
-KEY, OTHER = Key.ec(), Key.ec()
-SUBJECT = name(CN="RATLS")
-DICE = ratls.OID_EVIDENCE
-
-
-def claims_of(key: Key = KEY, algorithm: int = 1, **changes: Any) -> bytes:
-    """Return the claims of *key*; other values by name, GONE removes one."""
-    found: dict[str, Any] = {
-        "pubkey-hash": cbor.dumps([algorithm, ratls.HASHES[algorithm](key.spki).digest()]),
-        "nonce": NONCE,
-    }
-    found |= {item.replace("_", "-"): value for item, value in changes.items()}
-    return cbor.dumps({item: value for item, value in found.items() if value is not GONE})
-
-
-GONE = object()
-
-
-def report_data(buffer: bytes) -> bytes:
-    return hashlib.sha256(buffer).digest() + bytes(32)
-
-
-def extension(
-    buffer: bytes | None = None, *, quoted: bytes | None = None, td: bool = False, tag: int = 60000
-) -> bytes:
-    buffer = claims_of() if buffer is None else buffer
-    data = report_data(buffer) if quoted is None else quoted
-    quote = PLATFORM.td_quote(report_data=data) if td else PLATFORM.enclave_quote(report_data=data)
-    return cbor.dumps(Tag(tag, [quote, buffer]))
-
-
-def made(*extensions: tuple[str, bytes], **changes: Any) -> bytes:
-    values: dict[str, Any] = {
-        "subject": SUBJECT,
-        "issuer": SUBJECT,
-        "key": KEY,
-        "signer": KEY,
-        "key_ids": False,
-        "not_before": NOW - timedelta(days=1),
-        "not_after": NOW + timedelta(days=1),
-        "extensions": [(oid, False, value) for oid, value in extensions],
-    }
-    return certificate(**(values | changes))
-
-
-def judge(data: bytes, **changes: Any) -> AttestationResult:
-    options: dict[str, Any] = {
-        "policy": AppraisalPolicy(mrenclave=MRENCLAVE),
-        "nonce": NONCE,
-        "at": NOW,
-        "roots": [PLATFORM.root],
-        "endorsements": PLATFORM.endorsements("tdx" if changes.pop("td", False) else "sgx"),
-    }
-    return appraise(data, **(options | changes))
 
 
 @pytest.mark.parametrize("algorithm", [1, 7, 8])
@@ -366,29 +325,6 @@ def test_the_writer_and_the_reader_agree() -> None:
 
 
 # ---- key sets whose certificates carry quotes -------------------------------------------------
-
-
-def key_set(*certificates: bytes, kid: str | None = None) -> bytes:
-    keys = [
-        {
-            "kid": kid or f"key {index}",
-            "kty": "EC",
-            "x5c": [base64.b64encode(item).decode()],
-        }
-        for index, item in enumerate(certificates)
-    ]
-    return json.dumps({"keys": keys}).encode()
-
-
-def attested(**changes: Any) -> bytes:
-    text = ratls.key_forms(KEY.spki)["pem+nul"]
-    data = changes.pop("quoted", hashlib.sha256(text).digest() + bytes(32))
-    quote = PLATFORM.enclave_quote(report_data=data)
-    return made((ratls.OIDS_OPEN_ENCLAVE[0], quote), **changes)
-
-
-def judge_keys(data: bytes, **changes: Any) -> AttestationResult:
-    return judge(data, nonce=None, freshness="not_checked", **changes)
 
 
 def test_an_attested_key_set_is_genuine_and_each_flaw_is_found() -> None:
