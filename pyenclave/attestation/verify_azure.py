@@ -92,8 +92,14 @@ def _register_hcl(registry: Registry[Case], kind: int, name: str) -> None:
 
 
 def _included(registry: Registry[Any]) -> set[str]:
-    """Return the inner checks that are judged out here instead."""
-    return {"nonce", "report_data", "user_data", "code.kind"} & set(registry.functions)
+    """
+    Return the inner checks that are left out.
+
+    Freshness, report data and which policy fits are judged out here; an HCL report has no place
+    for a certificate table, and its privilege level is fixed (``hcl.vmpl``).
+    """
+    outside = {"nonce", "report_data", "user_data", "code.kind", "table.format", "guest.vmpl"}
+    return outside & set(registry.functions)
 
 
 _register_hcl(SNP_CHECKS, hcl.REPORT_TYPE_SNP, "SEV-SNP")

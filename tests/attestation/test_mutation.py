@@ -39,8 +39,6 @@ from pyenclave.attestation.checks import PASSED
 PENDING = {
     "azure-hcl-snp",
     "azure-hcl-tdx",
-    "sev-snp-report",
-    "sev-snp-vek-cert",
 }
 AVAILABLE = kinds.available()
 
