@@ -37,8 +37,6 @@ from pyenclave.attestation.checks import PASSED
 
 # Kinds whose negatives are still to be written. A kind that has them may not stand here.
 PENDING = {
-    "azure-hcl-snp",
-    "azure-hcl-tdx",
 }
 AVAILABLE = kinds.available()
 
