@@ -168,7 +168,6 @@ FLAWS = [
     Flaw("vek.format", maker(chip={"more": [_CSP]})),
     Flaw("chain.names", maker(vek={"issuer": amd_name("SEV-Genoa")})),
     Flaw("chain.names", maker(ask={"issuer": amd_name("ARK-Genoa")})),
-    Flaw("chain.names", maker(vek={"subject": amd_name("SEV-VLEK")})),
     Flaw(
         "chain.names",
         maker(
