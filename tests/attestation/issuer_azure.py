@@ -195,8 +195,8 @@ FLAWS = [
     Flaw("ak.format", files=lambda _: {"ak-cert-nv.der": b"\x30\x00" + bytes(9)}),
     Flaw("ak.format", files=lambda _: {"ak-cert-nv.der": vtpm_root() + bytes(99)}),
     Flaw("ak.key", files=lambda _: {"ak-cert.pem": ak_certificate(key=Key.rsa(2048, index=8))}),
-    Flaw("ak.validity", files=lambda _: {"ak-cert.pem": _bare(not_after=AT - DAY)}),
-    Flaw("ak.validity", files=lambda _: {"ak-cert.pem": _bare(not_before=AT + DAY)}),
+    Flaw("ak.validity", files=lambda _: {"ak-cert.pem": bare(not_after=AT - DAY)}),
+    Flaw("ak.validity", files=lambda _: {"ak-cert.pem": bare(not_before=AT + DAY)}),
     Flaw("ak.usage", files=lambda _: {"ak-cert.pem": ak_certificate(extensions=[])}),
     Flaw(
         "ak.chain", files=lambda _: {"ak-cert.pem": ak_certificate(signer=Key.rsa(2048, index=8))}
@@ -219,7 +219,7 @@ FLAWS = [
 STRUCTURAL = {"hcl.format", "hcl.claims", "quote.format", "ak.format"}
 
 
-def _bare(**changes: Any) -> bytes:
+def bare(**changes: Any) -> bytes:
     """Return the AK's certificate without its issuers: then its time alone is judged."""
     return ak_certificate(**changes).partition(b"-----END CERTIFICATE-----\n")[0] + (
         b"-----END CERTIFICATE-----\n"
