@@ -30,7 +30,6 @@ from pyenclave.attestation.intel import (
     IntelCase,
     check_roles,
     read_chain,
-    signed_by,
     static_facts,
 )
 from pyenclave.errors import EnclaveError
@@ -40,6 +39,7 @@ from pyenclave.formats.x509 import Certificate, Crl
 __all__ = [
     "COLLATERAL",
     "NAMES",
+    "check_document_signature",
     "check_signer_chain",
     "check_window",
     "evaluations",
@@ -115,7 +115,7 @@ def _crl_chain(case: IntelCase) -> Verdict:
     if data is None:
         return _GIVE[name]
     entry = read_chain("pem", data)
-    verdict = check_roles(entry.value, PCK_ROLES[1:])
+    verdict = entry.fact("roles of issuers", lambda: check_roles(entry.value, PCK_ROLES[1:]))
     if verdict.outcome == "passed" and entry.value[0].spki != case.chain[1].spki:
         verdict = failed(
             expected=f"the key of {case.chain[1].subject_text}",
@@ -125,7 +125,7 @@ def _crl_chain(case: IntelCase) -> Verdict:
     if verdict.outcome == "passed":
         verdict = entry.fact("issuers", lambda: _issuers(entry.value))
     if verdict.outcome == "passed":
-        verdict = pki.check_root(entry.value, case.intel_anchors)
+        verdict = case.judge_root(entry.value)
     if verdict.outcome == "passed":
         verdict = pki.check_validity(entry.value, case.at)
     return verdict
@@ -178,14 +178,10 @@ def _signer_chain(case: IntelCase, check: str) -> Chain | None:
         raise NotReachedError(check) from None
 
 
-def check_signer_chain(case: Any, entry: Chain) -> Verdict:
-    """Judge the chain of a signer of TCB info and QE identity."""
+def check_signer_chain(entry: Chain, at: datetime) -> Verdict:
+    """Judge the chain of a signer of TCB info and QE identity, all but its root."""
     verdict = static_facts(entry, SIGNER_ROLES)
-    if verdict.outcome == "passed":
-        verdict = pki.check_root(entry.value, case.anchors("intel"))
-    if verdict.outcome == "passed":
-        verdict = pki.check_validity(entry.value, case.at)
-    return verdict
+    return pki.check_validity(entry.value, at) if verdict.outcome == "passed" else verdict
 
 
 def _document_chain(case: IntelCase, check: str, name: str) -> Verdict:
@@ -195,20 +191,33 @@ def _document_chain(case: IntelCase, check: str, name: str) -> Verdict:
     if entry is None:
         wanted = _CHAIN_NAMES[check][0]
         return absent(wanted, advice=f"The service sends it in a header along with {name}.")
-    return check_signer_chain(case, entry)
+    verdict = check_signer_chain(entry, case.at)
+    return case.judge_root(entry.value) if verdict.outcome == "passed" else verdict
 
 
-def _document_signature(case: IntelCase, check: str, document: TcbInfo | QeIdentity) -> Verdict:
-    entry = _signer_chain(case, check)
-    if entry is None or not entry.value:
+def check_document_signature(
+    entry: Known[TcbInfo] | Known[QeIdentity], signer: Certificate
+) -> Verdict:
+    """Judge whether *signer* signed a document, over its bytes as they were served."""
+
+    def judge() -> Verdict:
+        document = entry.value
+        if pki.verify_p256_raw(signer.public_key(), document.signature, document.signed):
+            return PASSED
+        return failed(
+            expected=f"signed by {signer.subject_text}",
+            found="an invalid signature",
+            advice="It was changed or written anew: keep the bytes exactly as they are served.",
+        )
+
+    return entry.fact(("signed", signer.spki), judge)
+
+
+def _document_signature(case: IntelCase, check: str, entry: Known[Any] | None) -> Verdict:
+    chain = _signer_chain(case, check)
+    if chain is None or entry is None:
         raise NotReachedError(check)
-    if signed_by(entry.value[0], document.signature, document.signed):
-        return PASSED
-    return failed(
-        expected=f"signed by {entry.value[0].subject_text}",
-        found="an invalid signature",
-        advice="It was changed or written anew: keep the bytes exactly as they are served.",
-    )
+    return check_document_signature(entry, chain.value[0])
 
 
 def check_window(what: str, start: datetime, end: datetime, at: datetime) -> Verdict:
@@ -247,8 +256,10 @@ def _tcb_chain(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("tcb.signature")
 def _tcb_signature(case: IntelCase) -> Verdict:
-    info = tcb_info(case)
-    return _GIVE["tcb-info.json"] if info is None else _document_signature(case, "tcb.chain", info)
+    entry = case.endorsement("tcb.format", "tcb-info.json", TcbInfo.from_bytes)
+    if entry is None:
+        return _GIVE["tcb-info.json"]
+    return _document_signature(case, "tcb.chain", entry)
 
 
 @COLLATERAL.evidence("tcb.validity")
@@ -306,10 +317,10 @@ def _identity_chain(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("qe.identity.signature")
 def _identity_signature(case: IntelCase) -> Verdict:
-    identity = qe_identity(case)
-    if identity is None:
+    entry = case.endorsement("qe.identity.format", "qe-identity.json", QeIdentity.from_bytes)
+    if entry is None:
         return _GIVE["qe-identity.json"]
-    return _document_signature(case, "qe.identity.chain", identity)
+    return _document_signature(case, "qe.identity.chain", entry)
 
 
 @COLLATERAL.evidence("qe.identity.validity")
@@ -334,27 +345,28 @@ def _identity_tee(case: IntelCase) -> Verdict:
 def _wrong_with_qe(case: IntelCase, identity: QeIdentity) -> tuple[str, str] | None:
     """Return what of the quoting enclave is not as its identity says: wanted and found."""
     report = case.any_quote.qe_report
-    own = report.attributes.to_bytes()
-    masked = bytes(a & b for a, b in zip(own, identity.attributes_mask, strict=True))
-    for name, wanted, found in (
-        ("MRSIGNER", identity.mrsigner.hex(), report.mrsigner.hex()),
-        ("ISVPRODID", str(identity.isv_prod_id), str(report.isv_prod_id)),
-        ("ATTRIBUTES (masked)", identity.attributes.hex(), masked.hex()),
-        (
-            "MISCSELECT (masked)",
-            f"{identity.misc_select:#x}",
-            f"{report.misc_select & identity.misc_select_mask:#x}",
-        ),
-    ):
-        if wanted != found:
-            return f"{name} {wanted}", found
+    if report.mrsigner != identity.mrsigner:
+        return f"MRSIGNER {identity.mrsigner.hex()}", report.mrsigner.hex()
+    if report.isv_prod_id != identity.isv_prod_id:
+        return f"ISVPRODID {identity.isv_prod_id}", str(report.isv_prod_id)
+    wanted, mask = (
+        int.from_bytes(value, "little") for value in (identity.attributes, identity.attributes_mask)
+    )
+    attributes = report.attributes.flags | report.attributes.xfrm << 64
+    if attributes & mask != wanted:
+        return f"ATTRIBUTES {wanted:#x} under its mask", f"{attributes & mask:#x}"
+    select = report.misc_select & identity.misc_select_mask
+    if select != identity.misc_select:
+        return f"MISCSELECT {identity.misc_select:#x} under its mask", f"{select:#x}"
     return None
 
 
 def qe_fits(case: IntelCase) -> bool | None:
     """Whether the quoting enclave is the one of its identity; ``None`` without identity."""
     identity = qe_identity(case)
-    return None if identity is None else _wrong_with_qe(case, identity) is None
+    if identity is None:
+        return None
+    return case._part("qe fits", lambda: _wrong_with_qe(case, identity) is None)  # noqa: SLF001
 
 
 @COLLATERAL.evidence("qe.identity")
@@ -362,9 +374,9 @@ def _identity(case: IntelCase) -> Verdict:
     identity = qe_identity(case)
     if identity is None:
         return _GIVE["qe-identity.json"]
-    wrong = _wrong_with_qe(case, identity)
-    if wrong is None:
+    if qe_fits(case):
         return PASSED
+    wrong = _wrong_with_qe(case, identity) or ("", "")
     advice = "Another enclave made the quote."
     return failed(expected=wrong[0], found=wrong[1], advice=advice)
 
@@ -397,6 +409,13 @@ def evaluations(case: IntelCase) -> tuple[tcb.Evaluation, ...]:
     Empty without TCB info.
 
     """
+    try:
+        return case._part("evaluations", lambda: _evaluations(case))  # noqa: SLF001
+    except EnclaveError:
+        raise NotReachedError("tcb.level") from None
+
+
+def _evaluations(case: IntelCase) -> tuple[tcb.Evaluation, ...]:
     entry = case.endorsement("tcb.format", "tcb-info.json", TcbInfo.from_bytes)
     if entry is None:
         return ()

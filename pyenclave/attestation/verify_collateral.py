@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pyenclave.attestation.cache import Known, known
 from pyenclave.attestation.case import CaseBase
 from pyenclave.attestation.checks import PASSED, Registry, Verdict, absent, failed, not_asked
-from pyenclave.attestation.intel import Chain, read_chain, signed_by
-from pyenclave.attestation.intel_collateral import check_signer_chain, check_window
+from pyenclave.attestation.intel import Chain, read_chain
+from pyenclave.attestation.intel_collateral import (
+    check_document_signature,
+    check_signer_chain,
+    check_window,
+)
 from pyenclave.attestation.intel_policy import gathered
+from pyenclave.attestation.pki import check_root
 from pyenclave.errors import CollateralError
 from pyenclave.formats import jsonstrict
 from pyenclave.formats.tcb import QeIdentity, TcbInfo
@@ -28,21 +34,26 @@ _NOT_HERE: Final = not_asked("a document of the vendor's has no report data, non
 class Case(CaseBase):
     """A document, and what it is judged by."""
 
-    def read_document(self) -> TcbInfo | QeIdentity:
+    def read_document(self) -> Known[TcbInfo] | Known[QeIdentity]:
         """Read the document."""
 
-        def read() -> TcbInfo | QeIdentity:
+        def read() -> Known[TcbInfo] | Known[QeIdentity]:
             outer = jsonstrict.object_of(self.data, "collateral", CollateralError)
             if "tcbInfo" in outer:
-                return TcbInfo.from_bytes(self.data)
-            return QeIdentity.from_bytes(self.data)
+                return known(TcbInfo.from_bytes.__qualname__, self.data, TcbInfo.from_bytes)
+            return known(QeIdentity.from_bytes.__qualname__, self.data, QeIdentity.from_bytes)
 
         return self._part("document", read)
 
     @property
+    def entry(self) -> Known[TcbInfo] | Known[QeIdentity]:
+        """The document with its facts, for other checks."""
+        return self.need("document.format", self.read_document)
+
+    @property
     def document(self) -> TcbInfo | QeIdentity:
         """The document, for other checks."""
-        return self.need("document.format", self.read_document)
+        return self.entry.value
 
     def read_chain(self) -> Chain:
         """Read the chain of its signer."""
@@ -77,19 +88,16 @@ def _chain(case: Case) -> Verdict:
     names = _CHAINS[isinstance(case.document, TcbInfo)]
     if not any(name in case.endorsements for name in names):
         return absent(names[0], advice="The service sends it in a header along with the document.")
-    return check_signer_chain(case, case.read_chain())
+    chain = case.read_chain()
+    verdict = check_signer_chain(chain, case.at)
+    if verdict.outcome == "passed":
+        verdict = check_root(chain.value, case.anchors("intel"))
+    return verdict
 
 
 @CHECKS.evidence("signature")
 def _signature(case: Case) -> Verdict:
-    document = case.document
-    if signed_by(case.chain.value[0], document.signature, document.signed):
-        return PASSED
-    return failed(
-        expected="a document signed by Intel",
-        found="an invalid signature",
-        advice="It was changed or written anew: keep the bytes exactly as they are served.",
-    )
+    return check_document_signature(case.entry, case.chain.value[0])
 
 
 @CHECKS.evidence("validity")
@@ -141,8 +149,8 @@ def _document_claims(case: Case) -> dict[str, Any]:
 
 
 def _signature_claims(case: Case) -> dict[str, Any]:
-    document = case.document
-    return {"signature_ok": signed_by(case.chain.value[0], document.signature, document.signed)}
+    verdict = check_document_signature(case.entry, case.chain.value[0])
+    return {"signature_ok": verdict.outcome == "passed"}
 
 
 def claims(case: Case) -> Mapping[str, Any]:
