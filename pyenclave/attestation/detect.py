@@ -235,7 +235,8 @@ def _certificate(data: bytes) -> str | None:
     else:
         return None
     if any(oid in der for oid in _RA_TLS):
-        return "ra-tls-cert"
+        # Azure Attestation's own certificates are such, and name the instance.
+        return "maa-cert" if b".attest.azure." in der else "ra-tls-cert"
     if _amd(der):
         return "sev-snp-vek-cert"
     if _SGX_PCK in der:

@@ -41,6 +41,7 @@ KINDS: Final[Mapping[str, str]] = MappingProxyType(
         "attestation-result-jwt": "verify_token:EAR_CHECKS",
         "x5c-jwt": "verify_token:X5C_CHECKS",
         "ra-tls-cert": "verify_ratls",
+        "maa-cert": "verify_ratls",
         "tdx-ccel": "verify_ccel",
         "tcg-eventlog": "verify_eventlog",
     }

@@ -256,3 +256,14 @@ def test_att_30_a_policy_for_another_kind_takes_no_document() -> None:
     # A policy may name identities of several kinds.
     fleet = AppraisalPolicy(mrenclave=b"\1" * 32, pcrs={0: PCR0})
     assert judge(ISSUER.document(), policy=fleet).accepted
+
+
+def test_att_32_what_is_remembered_of_a_chain_is_not_taken_for_another() -> None:
+    """The same certificates first in a good chain, then forged, cut and late."""
+    assert judge(ISSUER.document()).accepted
+    forged = ISSUER.document(leaf={"signer": key_of("forged")})
+    for _ in range(2):
+        assert judge(forged).refused_by == ("chain.signatures",)
+    assert judge(ISSUER.document()).accepted
+    assert "chain.validity" in judge(ISSUER.document(), at=AT + timedelta(days=9)).refused_by
+    assert judge(ISSUER.document(), roots=[]).refused_by == ("chain.root",)

@@ -374,3 +374,20 @@ def test_azures_key_set_of_the_vectors_comes_out_as_expected(vectors: Path) -> N
     assert result.genuine
     for item in ("keys", "first_cert", "first_cert_valid"):
         assert result.claims[item] == case["expect"][item], item
+
+
+def test_a_certificate_of_azures_own_is_told_and_judged_alike(vectors: Path) -> None:
+    folder = vectors / "attestation" / "maa-signing-certs-with-sgx-quote"
+    case = json.loads((folder / "case.json").read_bytes())
+    keys = json.loads((folder / case["files"]["jwks"]).read_bytes())["keys"]
+    result = appraise(
+        base64.b64decode(keys[0]["x5c"][0]),
+        policy=AppraisalPolicy.permissive(),
+        freshness="not_checked",
+        at=datetime.fromisoformat(case["verify_at"]),
+    )
+    assert result.kind == "maa-cert"
+    assert result.genuine, result.refused_by
+    first = case["expect"]["first_cert"]
+    for item in ("mrenclave", "mrsigner", "debug", "report_data", "binding"):
+        assert result.claims[item] == first[item]
