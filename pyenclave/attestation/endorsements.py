@@ -2,7 +2,9 @@
 Endorsements: what vendors say about their hardware, and the other files beside a piece of evidence.
 
 Nothing here is believed because it was given: the checks verify each file up to a pinned root. A
-root among the files is no anchor.
+root among the files is no anchor. The one exception is ``jwks.json``: nothing signs an issuer's key
+set, so giving it says "I fetched these keys from the issuer that I chose", and a token of one of
+them is believed. Take it from no folder that came with the token.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ KNOWN_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "ak-cert.pem": "certificate of the vTPM's attestation key, and its issuers",
         "ak-cert-nv.der": "the same, as read from the vTPM",
         # tokens
-        "jwks.json": "keys of a token's issuer",
+        "jwks.json": "keys of a token's issuer, which whoever gives them vouches for",
         # event logs
         "quote.bin": "the quote that an event log or certificate belongs to",
     }
