@@ -89,7 +89,7 @@ def key_set(*certificates: bytes, kid: str | None = None) -> bytes:
 def attested(**changes: Any) -> bytes:
     text = ratls.key_forms(KEY.spki)["pem+nul"]
     data = changes.pop("quoted", hashlib.sha256(text).digest() + bytes(32))
-    quote = PLATFORM.enclave_quote(report_data=data)
+    quote = PLATFORM.enclave_quote(report_data=data, **changes.pop("body", {}))
     return made((ratls.OIDS_OPEN_ENCLAVE[0], quote), **changes)
 
 

@@ -41,6 +41,8 @@ def negatives() -> Iterator[tuple[str, Callable[[], AttestationResult]]]:
     kid = base64.b64encode(bytes(32)).decode()
     yield wrong("keys.format", lambda: key_set(attested(), made(), kid="one"))
     yield wrong("keys.attested", lambda: key_set(attested(), _stranger()))
+    other_code = {"mrenclave": b"\x33" * 32}
+    yield wrong("keys.policy", lambda: key_set(attested(), attested(body=other_code)))
     yield wrong("certificate.signature", lambda: key_set(attested(signer=OTHER)))
     ended = NOW - timedelta(seconds=1)
     yield wrong("certificate.validity", lambda: key_set(attested(not_after=ended)))

@@ -34,6 +34,7 @@ from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats import cbor, der, ratls
 from pyenclave.formats.cbor import Tag
 from pyenclave.formats.ratls import RaTlsCertificate
+from pyenclave.formats.sgx import Attributes
 from pyenclave.testing.certificates import certificate, name, pem
 from pyenclave.testing.intel import IntelPlatform
 
@@ -359,6 +360,10 @@ def test_the_second_attested_key_is_judged_as_well() -> None:
     forged = made((ratls.OIDS_OPEN_ENCLAVE[0], quote))
     result = judge_keys(key_set(attested(), forged))
     assert result.refused_by == ("keys.attested",)
+    debug = attested(body={"attributes": Attributes(flags=0x07, xfrm=0xE7)})
+    result = judge_keys(key_set(attested(), debug))
+    assert result.genuine
+    assert result.refused_by == ("keys.policy",)
 
 
 def test_azures_key_set_of_the_vectors_comes_out_as_expected(vectors: Path) -> None:
