@@ -3,12 +3,12 @@ What is remembered between appraisals: only facts about bytes, never about the m
 
 An entry says "these bytes read as this" and "the signature in them was made by that key". Neither
 changes, so nothing here has to be invalidated; times, revocation and policies are judged anew in
-each appraisal. Entries are found by SHA-256 of the bytes. What fails is not remembered.
+each appraisal. Entries are found by the bytes themselves, compared whole: no collision can stand in
+for equality, and bytes that are handed in again cost nothing. What fails is not remembered.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, TypeVar
@@ -65,7 +65,7 @@ class Cache:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._entries: dict[bytes, tuple[Known[Any], int]] = {}
+        self._entries: dict[tuple[str, bytes], Known[Any]] = {}
         self._size = 0
 
     def __len__(self) -> int:
@@ -80,21 +80,22 @@ class Cache:
             data: The bytes.
             read: Reads them. What it raises is not remembered.
         """
-        key = hashlib.sha256(what.encode() + b"\0" + data).digest()
-        entry = self._entries.get(key)
-        if entry is not None:
-            return entry[0]
+        key = (what, data)
+        found = self._entries.get(key)
+        if found is not None:
+            return found
         made = Known(read(data))
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                return entry[0]
+            found = self._entries.get(key)
+            if found is not None:
+                return found
             if len(data) <= self._max_bytes:
-                self._entries[key] = (made, len(data))
+                self._entries[key] = made
                 self._size += len(data)
             while len(self._entries) > self._max_items or self._size > self._max_bytes:
-                _, size = self._entries.pop(next(iter(self._entries)))
-                self._size -= size
+                oldest = next(iter(self._entries))
+                del self._entries[oldest]
+                self._size -= len(oldest[1])
         return made
 
     def clear(self) -> None:

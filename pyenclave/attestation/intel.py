@@ -26,7 +26,7 @@ from pyenclave.errors import CollateralError, EnclaveError
 from pyenclave.formats import dcap
 from pyenclave.formats.pck import PckExtension
 from pyenclave.formats.sgx import FLAG_DEBUG
-from pyenclave.formats.x509 import Certificate
+from pyenclave.formats.x509 import MAX_CHAIN, Certificate, pem_blocks
 
 __all__ = [
     "EVIDENCE",
@@ -59,7 +59,15 @@ C = TypeVar("C", bound="IntelCase")
 
 def read_chain(what: str, data: bytes) -> Chain:
     """Return the certificates in *data* (PEM), the leaf first, read once for the same bytes."""
-    return known(what, data, lambda pem: pki.ordered(Certificate.from_pem_chain(pem)))
+
+    def read(text: bytes) -> tuple[Certificate, ...]:
+        blocks = pem_blocks(text, "CERTIFICATE", limit=MAX_CHAIN)
+        # The same few issuers come with every platform's certificate.
+        return pki.ordered(
+            known("certificate", block, Certificate.from_der).value for block in blocks
+        )
+
+    return known(what, data, read)
 
 
 @dataclass(slots=True, kw_only=True)

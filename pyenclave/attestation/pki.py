@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from pyenclave.attestation.cache import known
 from pyenclave.attestation.checks import PASSED, Verdict, failed
 from pyenclave.errors import EnclaveError
 from pyenclave.formats import der
@@ -405,12 +406,22 @@ def check_validity(chain: Chain, at: datetime) -> Verdict:
     return PASSED
 
 
+def _is_signed(child: Certificate, issuer: Certificate) -> bool:
+    """Whether *issuer* signed *child*; remembered with *child*, as issuers are always the same."""
+
+    def verify() -> bool:
+        name = algorithm_name(child.signature_algorithm) or ""
+        return verify_signature(issuer.public_key(), name, child.signature, child.tbs)
+
+    entry = known("certificate", child.der, lambda _: child)
+    return entry.fact(("signed by", issuer.spki), verify)
+
+
 def check_signatures(chain: Chain) -> Verdict:
     """Each certificate is signed by the next one, the root by itself."""
     for index, child in enumerate(chain):
         issuer = chain[min(index + 1, len(chain) - 1)]
-        name = algorithm_name(child.signature_algorithm) or ""
-        if not verify_signature(issuer.public_key(), name, child.signature, child.tbs):
+        if not _is_signed(child, issuer):
             return failed(
                 expected=f"{_place(chain, index)}: signed by {issuer.subject_text}",
                 found="an invalid signature",
