@@ -355,8 +355,9 @@ class TpmPublic:
         unique = cursor.sized("unique")
         if kind == ALG_ECC:
             second = cursor.sized("unique Y")
-            width = max(len(unique), len(second))
-            unique = unique.rjust(width, b"\0") + second.rjust(width, b"\0")
+            if len(second) != len(unique):  # padded here, the key would get another name
+                raise cursor.wrong("unique Y", f"{len(unique)} bytes", f"{len(second)} bytes")
+            unique += second
         elif len(unique) * 8 != bits:
             raise cursor.wrong("unique", f"{bits} bits", f"{len(unique)} bytes")
         cursor.end()

@@ -130,6 +130,16 @@ def test_public_areas_are_read_as_they_are_written(public: tpm.TpmPublic) -> Non
         tpm.TpmPublic.from_bytes(data + b"\0")
 
 
+def test_a_point_whose_halves_differ_in_length_is_refused() -> None:
+    """Written again with padding, the key would have another name than the TPM gave it."""
+    point = tpm.TpmPublic(
+        type=tpm.ALG_ECC, attributes=0x50072, scheme=tpm.ALG_ECDSA, bits=3, unique=b"\x07" * 64
+    ).to_bytes()
+    short = point[:-34] + b"\x00\x1f" + b"\x07" * 31
+    with pytest.raises(EvidenceFormatError, match="unique Y"):
+        tpm.TpmPublic.from_bytes(short)
+
+
 def test_pcr_values_are_read_strictly() -> None:
     zero = "00" * 32
     assert tpm.read_pcr_values(json.dumps({"sha256": {"7": zero}}).encode()) == {
