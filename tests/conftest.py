@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import pyenclave
+
+# Timings never fail a test: a busy machine is no bug.
+settings.register_profile("pyenclave", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pyenclave")
 
 # Tests start programs of their own. They must find the same pyenclave: the installed one by
 # itself, a checkout's (python -m pytest) by its path.
