@@ -306,6 +306,8 @@ def _(corpus: Corpus) -> Iterator[bytes]:
     yield own.made((own.DICE, own.extension()), (own.ratls.OID_ENDORSEMENTS, inside))
     yield own.pem(own.made((own.ratls.OIDS_OPEN_ENCLAVE[0], quote)))
     yield own.made((own.ratls.OIDS_GRAMINE[0], quote))
+    azure = own.name(CN="https://shared.attest.azure.net")
+    yield own.made((own.ratls.OIDS_OPEN_ENCLAVE[1], quote), subject=azure, issuer=azure)
 
 
 @seeds("ra-tls-endorsements")
