@@ -216,11 +216,15 @@ class ChainFacts:
     Attributes:
         certificates: Leaf, intermediate, root as it was given or is pinned.
         vek: What the leaf's extensions say, or what is wrong with them.
+        leaf_name: Common name of the leaf.
+        line: Product line that the root's name says, in lower case.
         names: Verdict on the names; the others likewise.
     """
 
     certificates: tuple[Certificate, Certificate, Certificate]
     vek: Vek | EnclaveError
+    leaf_name: str
+    line: str
     names: Verdict
     algorithms: Verdict
     constraints: Verdict
@@ -339,6 +343,8 @@ def _load(
     return ChainFacts(
         certificates=chain,
         vek=_vek_or_error(leaf),
+        leaf_name=leaf.common_name or "",
+        line=(root.common_name or "").removeprefix("ARK-").lower(),
         names=_names(chain),
         algorithms=_algorithms(chain),
         constraints=pki.check_constraints(chain, _PROFILE),

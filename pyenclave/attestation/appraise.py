@@ -11,7 +11,7 @@ from pyenclave.attestation import kinds
 from pyenclave.attestation.detect import kind_of
 from pyenclave.attestation.endorsements import EMPTY, Endorsements
 from pyenclave.attestation.policy import AppraisalPolicy
-from pyenclave.attestation.result import AttestationResult, Check
+from pyenclave.attestation.result import AttestationResult, Check, Claims
 from pyenclave.errors import AppraisalError, EvidenceFormatError
 from pyenclave.formats.evidence import MAX_NONCE, MAX_USER_DATA
 
@@ -112,7 +112,7 @@ def appraise(
     return AttestationResult(
         kind=kind.name,
         checks=checks,
-        claims=kind.claims(case),
+        claims=Claims(lambda: kind.claims(case)),
         at=moment,
         _runtime_key=runtime_key,
         _report_body=report_body,

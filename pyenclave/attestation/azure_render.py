@@ -296,10 +296,7 @@ _CLAIMS: Final[Mapping[Tee, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         f"{_SNP}is-debuggable": ("debug_allowed", _as_is),
         f"{_SNP}migration-allowed": ("migrate_ma", _as_is),
         f"{_SNP}smt-allowed": ("smt_allowed", _as_is),
-        **{
-            claim: ("reported_tcb_decoded", itemgetter(name))
-            for name, claim in _TCB.items()
-        },
+        **{claim: ("reported_tcb_decoded", itemgetter(name)) for name, claim in _TCB.items()},
     },
     "tdxvm": {
         f"{_TDX}mrtd": ("mr_td", _as_is),

@@ -9,7 +9,7 @@ is not reached, and what is not reached refuses.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -196,18 +196,19 @@ class Registry(Generic[Case]):
 
     def run(self, case: Case) -> tuple[Check, ...]:
         """Run every check on *case*."""
-        return tuple(self._run(case))
-
-    def _run(self, case: Case) -> Iterable[Check]:
+        done: list[Check] = []
+        last = self._last
         for name, function in self.functions.items():
             try:
-                verdict = self._judge(function, case)
+                verdict = function(case)
             except _NotHereError:
                 continue
+            except (NotReachedError, EnclaveError, *BREAKS) as error:
+                verdict = _verdict_of(error)
             # Most checks give one constant verdict again and again; what it looks like stays.
-            last = self._last.get(name)
-            if last is not None and last[0] is verdict:
-                yield last[1]
+            known = last.get(name)
+            if known is not None and known[0] is verdict:
+                done.append(known[1])
                 continue
             check = Check(
                 name=name,
@@ -219,24 +220,23 @@ class Registry(Generic[Case]):
                 asked=verdict.asked,
             )
             if verdict.outcome != "failed" and verdict.found is None:
-                self._last[name] = (verdict, check)
-            yield check
+                last[name] = (verdict, check)
+            done.append(check)
+        return tuple(done)
 
-    @staticmethod
-    def _judge(function: CheckFunction[Case], case: Case) -> Verdict:
-        try:
-            return function(case)
-        except NotReachedError as error:
-            return Verdict(outcome="skipped", advice=f"not reached: {error.name} failed")
-        except EnclaveError as error:
-            return Verdict(
-                outcome="failed",
-                expected=error.expected,
-                found=error.message if error.found is None else f"{error.message}: {error.found}",
-                advice=error.advice,
-            )
-        except BREAKS as error:
-            return failed(
-                expected="a check that can be completed",
-                found=f"{type(error).__name__}: {error}",
-            )
+
+def _verdict_of(error: Exception) -> Verdict:
+    """Return what an error says that a check raised; whatever it is, it refuses."""
+    if isinstance(error, NotReachedError):
+        return Verdict(outcome="skipped", advice=f"not reached: {error.name} failed")
+    if isinstance(error, EnclaveError):
+        return Verdict(
+            outcome="failed",
+            expected=error.expected,
+            found=error.message if error.found is None else f"{error.message}: {error.found}",
+            advice=error.advice,
+        )
+    return failed(
+        expected="a check that can be completed",
+        found=f"{type(error).__name__}: {error}",
+    )

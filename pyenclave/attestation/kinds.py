@@ -59,6 +59,9 @@ class Kind:
     module: Any
 
 
+_LOADED: Final[dict[tuple[str, str | None], Kind]] = {}  # by what the table said then
+
+
 def _there(kind: str) -> bool:
     module = KINDS[kind].partition(":")[0]
     return find_spec(f"{_PACKAGE}.{module}") is not None
@@ -77,6 +80,9 @@ def load(kind: str) -> Kind:
         EvidenceFormatError: This version does not verify the kind.
 
     """
+    found = _LOADED.get((kind, KINDS.get(kind)))
+    if found is not None:
+        return found
     if kind not in KINDS or not _there(kind):
         raise EvidenceFormatError(
             "this kind of evidence cannot be verified",
@@ -85,10 +91,11 @@ def load(kind: str) -> Kind:
         )
     name, _, registry = KINDS[kind].partition(":")
     module = import_module(f"{_PACKAGE}.{name}")
-    return Kind(
+    found = _LOADED[kind, KINDS[kind]] = Kind(
         name=kind,
         checks=getattr(module, registry or "CHECKS"),
         case=module.Case,
         claims=module.claims,
         module=module,
     )
+    return found

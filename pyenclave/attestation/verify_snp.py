@@ -87,13 +87,21 @@ class Case(VekCase):
 
     def signature_holds(self) -> bool:
         """Whether the leaf's key signed the report."""
-        report, key = self.report, self.chain.leaf.public_key()
-        return self._part(
-            "signature",
-            lambda: pki.verify_p384_le(
-                key, report.signature_r, report.signature_s, self.data[: snp.SIGNED_SIZE]
-            ),
+        found = self._read.get("signature")
+        if isinstance(found, bool):
+            return found
+        report = self.report
+        # That the key is of P-384 is for chain.algorithms, that R and S are padded with zeros for
+        # report.format; both have been judged.
+        holds = pki.verify_ecdsa(
+            self.chain.leaf.public_key(),
+            "sha384",
+            int.from_bytes(report.signature_r, "little"),
+            int.from_bytes(report.signature_s, "little"),
+            self.data[: snp.SIGNED_SIZE],
         )
+        self._read["signature"] = holds
+        return holds
 
 
 def _where_to_find(report: SnpReport) -> str:
@@ -183,9 +191,9 @@ def _signature(case: Case) -> Verdict:
 @CHECKS.evidence("vek.signer")
 def _signer(case: Case) -> Verdict:
     """The report says that it was signed by a key of the certificate's kind."""
-    vek = "VCEK" if case.vek.kind == snp.KEY_VCEK else "VLEK"
-    if case.report.signing_key_name == vek:
+    if case.report.signing_key == case.vek.kind:
         return PASSED
+    vek = "VCEK" if case.vek.kind == snp.KEY_VCEK else "VLEK"
     return failed(expected=f"{vek}, as the certificate", found=case.report.signing_key_name)
 
 

@@ -132,7 +132,7 @@ def _signatures(case: VekCase) -> Verdict:
 def _kind(case: VekCase) -> Verdict:
     """The name of the certificate and its extensions say the same kind of key."""
     wanted = "SEV-VCEK" if case.vek.kind == KEY_VCEK else "SEV-VLEK"
-    found = case.chain.leaf.common_name
+    found = case.chain.leaf_name
     if found != wanted:
         return failed(expected=f"{wanted}, by its HWID or CSP id", found=found)
     return PASSED
@@ -140,8 +140,7 @@ def _kind(case: VekCase) -> Verdict:
 
 def _product(case: VekCase) -> Verdict:
     """The leaf's product belongs to the line of the root."""
-    root = (case.chain.root.common_name or "").removeprefix("ARK-").lower()
-    if case.vek.line != root:
+    if case.vek.line != case.chain.line:
         return failed(
             expected=f"a product of {case.chain.root.common_name}", found=case.vek.product
         )

@@ -403,25 +403,23 @@ def _unpack(data: Buffer) -> tuple[SnpReport, _Reserved]:
     return report, reserved
 
 
-def _check_numbers(report: SnpReport) -> None:
-    def demand(holds: bool, name: str, expected: object, found: object) -> None:
-        if not holds:
-            raise EvidenceFormatError(f"{_WHAT}: {name} is wrong", expected=expected, found=found)
+def _wrong(name: str, expected: object, found: object) -> EvidenceFormatError:
+    return EvidenceFormatError(f"{_WHAT}: {name} is wrong", expected=expected, found=found)
 
-    version, policy = report.version, report.policy
+
+def _check_numbers(report: SnpReport) -> None:
+    version, policy, info = report.version, report.policy, report.key_info
     if version not in SNP_VERSIONS:
-        demand(False, "version", "2 to 5", version)
-    if version < 3:
-        cpuid = (report.cpuid_fam, report.cpuid_mod, report.cpuid_step)
-        demand(cpuid == (0, 0, 0), "reserved at offset 0x188", "zero in version 2", cpuid)
-    if version < 5:
-        vectors = (report.launch_mit_vector, report.current_mit_vector)
-        demand(vectors == (0, 0), "reserved at offset 0x1f8", "zero before version 5", vectors)
+        raise _wrong("version", "2 to 5", version)
+    if version < 3 and (report.cpuid_fam or report.cpuid_mod or report.cpuid_step):
+        raise _wrong("reserved at offset 0x188", "zero in version 2", "other bytes")
+    if version < 5 and (report.launch_mit_vector or report.current_mit_vector):
+        raise _wrong("reserved at offset 0x1f8", "zero before version 5", "other bytes")
     if report.signature_algo != _ALGORITHM_P384:
-        demand(False, "SIGNATURE_ALGO", "1 (ECDSA P-384 with SHA-384)", report.signature_algo)
-    if report.key_info >> 5 or report.signing_key not in (KEY_VCEK, KEY_VLEK):
-        demand(False, "SIGNING_KEY", "VCEK or VLEK", f"{report.key_info:#x}")
+        raise _wrong("SIGNATURE_ALGO", "1 (ECDSA P-384 with SHA-384)", report.signature_algo)
+    if info >> 5 or info >> 2 & 7 not in (KEY_VCEK, KEY_VLEK):
+        raise _wrong("SIGNING_KEY", "VCEK or VLEK", f"{info:#x}")
     if not policy & POLICY_RESERVED_ONE or policy & ~_POLICY_KNOWN:
-        demand(False, "POLICY", "bit 17 and no unknown bit", f"{policy:#x}")
+        raise _wrong("POLICY", "bit 17 and no unknown bit", f"{policy:#x}")
     if report.vmpl > _MAX_VMPL:
-        demand(False, "VMPL", "0 to 3", report.vmpl)
+        raise _wrong("VMPL", "0 to 3", report.vmpl)

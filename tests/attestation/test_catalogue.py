@@ -8,7 +8,34 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 SEALING = set(range(1, 13))
 # The others of B.4 concern collateral, TCB levels or evidence of other kinds.
-EVIDENCE = {1, 2, 3, 4, 11, 12, 13, 20, 21, 22, 23, 24, 26, 29, 30, 31, 32, 34, 35}
+EVIDENCE = {
+    1,
+    2,
+    3,
+    4,
+    5,
+    11,
+    12,
+    13,
+    16,
+    17,
+    18,
+    19,
+    20,
+    21,
+    22,
+    23,
+    24,
+    26,
+    27,
+    29,
+    30,
+    31,
+    32,
+    34,
+    35,
+    36,
+}
 
 
 def ids(prefix: str) -> set[int]:

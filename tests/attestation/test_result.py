@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
 from pyenclave.attestation import AppraisalPolicy, AttestationResult
-from pyenclave.attestation.result import Check
+from pyenclave.attestation.result import Check, Claims
 from pyenclave.errors import AppraisalError, UnsealError
 from pyenclave.formats.evidence import provision_info
 from pyenclave.formats.sgx import Attributes, ReportBody
@@ -133,3 +134,21 @@ def test_a_bound_runtime_key_that_is_no_key_is_refused(issuer):
     assert result.accepted
     with pytest.raises(ValueError, match=r"(?i)key"):
         result.encrypt(b"secret")
+
+
+def test_claims_are_told_once_and_only_when_they_are_looked_at():
+    told = []
+
+    def tell():
+        told.append(1)
+        return {"debug": False}
+
+    claims = Claims(tell)
+    assert not told
+    assert claims == {"debug": False}
+    assert dict(claims) == {"debug": False}
+    assert len(claims) == len(told) == 1
+    assert repr(claims) == "{'debug': False}"
+    copied = pickle.loads(pickle.dumps(claims))
+    assert copied == {"debug": False}
+    assert told == [1]
