@@ -13,11 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from pyenclave.attestation import chain as x
+from pyenclave.attestation import pki
 from pyenclave.attestation.case import CaseBase, judge_reference
 from pyenclave.attestation.checks import (
     BREAKS,
@@ -33,6 +29,7 @@ from pyenclave.errors import EnclaveError, EvidenceFormatError
 from pyenclave.formats import dcap, sgx
 from pyenclave.formats.evidence import Evidence, bound_report_data
 from pyenclave.formats.record import QE_MRENCLAVE, QE_MRSIGNER, QE_VENDOR_ID, ProtectionRecord
+from pyenclave.formats.x509 import Certificate, encode_pem
 
 __all__ = ["CHECKS", "Case", "claims", "runtime_binding"]
 
@@ -66,10 +63,21 @@ class Case(CaseBase):
 
         return self._part("quote", read)
 
-    def read_chain(self) -> tuple[x509.Certificate, ...]:
-        """Read the certificates."""
+    def read_chain(self) -> tuple[Certificate, ...]:
+        """Read the certificates; they must be in the one canonical PEM form."""
         pem = self.quote.certification_data
-        return self._part("chain", lambda: x.parse(pem))
+
+        def read() -> tuple[Certificate, ...]:
+            chain = Certificate.from_pem_chain(pem)
+            if len(chain) != PROFILE.longest:
+                raise EvidenceFormatError(
+                    "certificate chain", expected="leaf, intermediate and root", found=len(chain)
+                )
+            if b"".join(encode_pem(item.der) for item in chain) != pem:
+                raise EvidenceFormatError("certificate chain is not in the canonical PEM form")
+            return chain
+
+        return self._part("chain", read)
 
     def read_record(self) -> ProtectionRecord:
         """Read the protection record."""
@@ -92,7 +100,7 @@ class Case(CaseBase):
         return self.quote.report_body
 
     @property
-    def chain(self) -> tuple[x509.Certificate, ...]:
+    def chain(self) -> tuple[Certificate, ...]:
         """The certificates, for other checks."""
         return self.need("chain.format", self.read_chain)
 
@@ -102,6 +110,9 @@ class Case(CaseBase):
         return self.need("record.format", self.read_record)
 
 
+PROFILE: Final = pki.Profile(
+    keys=frozenset({"secp256r1"}), algorithms=frozenset({"ecdsa-sha256"}), shortest=3, longest=3
+)
 CHECKS: Final[Registry[Case]] = Registry()
 
 
@@ -109,6 +120,22 @@ def _equal(expected: bytes, found: bytes, advice: str | None = None) -> Verdict:
     if hmac.compare_digest(expected, found):
         return PASSED
     return failed(expected=expected, found=found, advice=advice)
+
+
+def _signed(key: object, signature: bytes, data: bytes) -> Verdict:
+    """Verify a raw signature of P-256; a key of another kind verifies nothing."""
+    if pki.verify_p256_raw(key, signature, data):
+        return PASSED
+    return failed(
+        expected="a valid signature", found="an invalid one", advice="Something was changed."
+    )
+
+
+def _attestation_key(case: Case) -> object:
+    key = pki.p256_key(case.quote.attestation_key)
+    if key is None:
+        raise EvidenceFormatError("the attestation key is no point of P-256")
+    return key
 
 
 # ---- is it genuine? ---------------------------------------------------------------------------
@@ -139,46 +166,44 @@ def _chain(case: Case) -> Verdict:
 
 @CHECKS.evidence("chain.root")
 def _root(case: Case) -> Verdict:
-    return x.check_root(case.chain, [x.load_root(root) for root in case.roots])
+    return pki.check_root(case.chain, case.anchors())
 
 
 @CHECKS.evidence("chain.names")
 def _names(case: Case) -> Verdict:
-    return x.check_names(case.chain)
+    return pki.check_names(case.chain)
 
 
 @CHECKS.evidence("chain.algorithms")
 def _algorithms(case: Case) -> Verdict:
-    return x.check_algorithms(case.chain)
+    return pki.check_algorithms(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.constraints")
 def _constraints(case: Case) -> Verdict:
-    return x.check_constraints(case.chain)
+    return pki.check_constraints(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.key_usage")
 def _key_usage(case: Case) -> Verdict:
-    return x.check_key_usage(case.chain)
+    return pki.check_key_usage(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.validity")
 def _validity(case: Case) -> Verdict:
-    return x.check_validity(case.chain, case.at)
+    return pki.check_validity(case.chain, case.at)
 
 
 @CHECKS.evidence("chain.signatures")
 def _chain_signatures(case: Case) -> Verdict:
-    return x.check_signatures(case.chain)
+    return pki.check_signatures(case.chain)
 
 
 @CHECKS.evidence("qe.signature")
 def _qe_signature(case: Case) -> Verdict:
-    key = case.chain[0].public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return failed(expected="an EC key in the leaf", found=type(key).__name__)
     quote = case.quote
-    return x.verify_raw(key, quote.qe_report_signature, quote.qe_report.to_bytes())
+    key = case.chain[0].public_key()
+    return _signed(key, quote.qe_report_signature, quote.qe_report.to_bytes())
 
 
 @CHECKS.evidence("qe.identity")
@@ -200,8 +225,7 @@ def _qe_binding(case: Case) -> Verdict:
 @CHECKS.evidence("quote.signature")
 def _quote_signature(case: Case) -> Verdict:
     quote = case.quote
-    key = x.raw_public_key(quote.attestation_key)
-    return x.verify_raw(key, quote.signature, quote.signed_bytes)
+    return _signed(_attestation_key(case), quote.signature, quote.signed_bytes)
 
 
 @CHECKS.evidence("report.attributes")
@@ -236,8 +260,7 @@ def _record(case: Case) -> Verdict:
 @CHECKS.evidence("record.signature")
 def _record_signature(case: Case) -> Verdict:
     record = case.record
-    key = x.raw_public_key(case.quote.attestation_key)
-    return x.verify_raw(key, record.signature, record.signed_bytes())
+    return _signed(_attestation_key(case), record.signature, record.signed_bytes())
 
 
 @CHECKS.evidence("record.binding")
@@ -500,6 +523,6 @@ def _container_claims(case: Case) -> dict[str, Any]:
 def _chain_claims(case: Case) -> dict[str, Any]:
     root = case.chain[-1]
     return {
-        "root_sha256": root.fingerprint(hashes.SHA256()).hex(),
-        "root_name": root.subject.rfc4514_string(),
+        "root_sha256": root.sha256.hex(),
+        "root_name": root.subject_text,
     }

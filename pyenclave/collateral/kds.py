@@ -7,17 +7,15 @@ ask; certificates are kept for 30 days, for they never change for one chip and T
 
 from __future__ import annotations
 
-import base64
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from pyenclave.collateral.fetcher import Fetcher
 from pyenclave.errors import CollateralError, EvidenceFormatError
-from pyenclave.formats.x509 import Certificate, Crl
+from pyenclave.formats.x509 import Certificate, Crl, encode_pem
 
-__all__ = ["KDS", "AmdSource", "fetch_amd", "pem", "vcek_path"]
+__all__ = ["KDS", "AmdSource", "fetch_amd", "vcek_path"]
 
 KDS: Final = "https://kdsintf.amd.com"
 Product = Literal["Milan", "Genoa", "Turin"]
@@ -129,15 +127,8 @@ async def fetch_amd(
         crl = Crl.from_bytes(answers[1].body)
     except EvidenceFormatError as error:
         raise CollateralError(f"{crl_url}: not a CRL", found=error.message) from None
-    files = {"ask.pem": pem(ask), "ark.pem": pem(ark), "crl.der": crl.der}
+    files = {"ask.pem": encode_pem(ask.der), "ark.pem": encode_pem(ark.der), "crl.der": crl.der}
     if signer == "vcek":
         (vek,) = _certificates(answers[2].body, vek_url, 1)
         files["vek.der"] = vek.der
     return files
-
-
-def pem(certificate: Certificate) -> bytes:
-    """Return a certificate as PEM."""
-    text = base64.b64encode(certificate.der).decode()
-    lines = "\n".join(textwrap.wrap(text, 64))
-    return f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n".encode()

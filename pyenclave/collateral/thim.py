@@ -11,10 +11,9 @@ from typing import Final
 
 from pyenclave.collateral.fetcher import Fetcher
 from pyenclave.collateral.http import METADATA_HOST
-from pyenclave.collateral.kds import pem
 from pyenclave.errors import CollateralError, EvidenceFormatError
 from pyenclave.formats import jsonstrict
-from pyenclave.formats.x509 import Certificate
+from pyenclave.formats.x509 import Certificate, encode_pem
 
 __all__ = ["THIM", "fetch_thim"]
 
@@ -47,4 +46,4 @@ async def fetch_thim(fetcher: Fetcher, *, base: str = THIM) -> dict[str, bytes]:
         ask, ark = Certificate.from_pem_chain(value["certificateChain"].encode())
     except (EvidenceFormatError, ValueError) as error:
         raise CollateralError(f"{url}: not the certificates", found=str(error)[:200]) from None
-    return {"vek.der": vek.der, "ask.pem": pem(ask), "ark.pem": pem(ark)}
+    return {"vek.der": vek.der, "ask.pem": encode_pem(ask.der), "ark.pem": encode_pem(ark.der)}

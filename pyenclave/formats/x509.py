@@ -32,6 +32,7 @@ __all__ = [
     "Crl",
     "Extension",
     "Name",
+    "encode_pem",
     "pem_blocks",
 ]
 
@@ -539,6 +540,14 @@ _BLOCK: Final = re.compile(
     rb"-----END ([A-Z0-9 ]{1,32})-----"
 )
 _END_OF_LINE: Final = re.compile(rb"[\r\n]+")
+
+
+def encode_pem(data: bytes, label: str = "CERTIFICATE") -> bytes:
+    """Return DER as PEM in its one canonical form: lines of 64 characters (RFC 7468, 2)."""
+    text = binascii.b2a_base64(data, newline=False)
+    lines = b"\n".join(text[at : at + 64] for at in range(0, len(text), 64))
+    name = label.encode()
+    return b"-----BEGIN %b-----\n%b\n-----END %b-----\n" % (name, lines, name)
 
 
 def pem_blocks(

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from pyenclave.formats import der, x509
+from pyenclave.formats.x509 import encode_pem as pem
 
 __all__ = [
     "DISTANT",
@@ -285,15 +286,6 @@ def crl(
     return der.encode_sequence(
         tbs, _ALGORITHMS[algorithm], der.encode_bit_string(signer.sign(tbs, algorithm))
     )
-
-
-def pem(data: bytes, label: str = "CERTIFICATE") -> bytes:
-    """Return DER as PEM."""
-    import base64
-    import textwrap
-
-    lines = "\n".join(textwrap.wrap(base64.b64encode(data).decode(), 64))
-    return f"-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n".encode()
 
 
 @dataclass(frozen=True, kw_only=True)
