@@ -372,10 +372,10 @@ def read_chain(
 
 
 def check_root(facts: ChainFacts, anchors: Iterable[Certificate]) -> Verdict:
-    """The chain ends in the key of an anchor."""
-    spki = facts.root.spki
+    """The chain ends in an anchor: its name and its key."""
+    root = facts.root
     for anchor in anchors:
-        if anchor.spki == spki:
+        if anchor.spki == root.spki and anchor.subject == root.subject:
             return PASSED
     return pki.check_root(facts.certificates, anchors)
 

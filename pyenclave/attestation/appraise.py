@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from pyenclave.attestation import kinds
+from pyenclave.attestation.demands import unanswered
 from pyenclave.attestation.detect import kind_of
 from pyenclave.attestation.endorsements import EMPTY, Endorsements
 from pyenclave.attestation.policy import AppraisalPolicy
@@ -106,6 +107,7 @@ def appraise(
     )
     checks = kind.checks.run(case)
     checks += _code_not_compared(policy, checks)
+    checks += _not_answered(policy, kind.name, checks)
     runtime_key = report_body = None
     if kind.name == "pyenclave":
         runtime_key, report_body = kind.module.runtime_binding(case)
@@ -138,6 +140,25 @@ def _code_not_compared(policy: AppraisalPolicy, checks: tuple[Check, ...]) -> tu
             expected="code that the policy names",
             found="evidence of a kind that has none of the policy's identities",
             advice="Name the identity that this kind has, or say AppraisalPolicy.any_code().",
+        ),
+    )
+
+
+def _not_answered(
+    policy: AppraisalPolicy, kind: str, checks: tuple[Check, ...]
+) -> tuple[Check, ...]:
+    """Refuse evidence that has no answer to what the policy demands of it."""
+    fields = unanswered(policy, kind, [check.name for check in checks])
+    if not fields:
+        return ()
+    return (
+        Check(
+            name="policy.answered",
+            part="policy",
+            outcome="failed",
+            expected=f"an answer to {', '.join(fields)}",
+            found=f"evidence of kind {kind}, which has none",
+            advice="Leave these fields out for this kind of evidence: one policy for each kind.",
         ),
     )
 

@@ -156,13 +156,16 @@ class IntelCase(CaseBase):
         return self._part("anchors", lambda: self.anchors("intel"))
 
     @property
-    def pinned(self) -> frozenset[bytes]:
-        """The public keys of the pinned roots."""
-        return self._part("pinned", lambda: frozenset(anchor.spki for anchor in self.intel_anchors))
+    def pinned(self) -> frozenset[tuple[bytes, bytes]]:
+        """The names and public keys of the pinned roots."""
+        return self._part(
+            "pinned",
+            lambda: frozenset((anchor.subject, anchor.spki) for anchor in self.intel_anchors),
+        )
 
     def judge_root(self, chain: tuple[Certificate, ...]) -> Verdict:
         """Judge whether *chain* ends in a pinned root."""
-        if chain and chain[-1].spki in self.pinned:
+        if chain and (chain[-1].subject, chain[-1].spki) in self.pinned:
             return PASSED
         return pki.check_root(chain, self.intel_anchors)
 

@@ -298,12 +298,17 @@ def check_length(chain: Chain, profile: Profile) -> Verdict:
 
 
 def check_root(chain: Chain, anchors: Iterable[Certificate]) -> Verdict:
-    """The root's public key is a pinned one; names and identifiers do not count."""
-    pinned = {anchor.spki for anchor in anchors}
-    if chain and chain[-1].spki in pinned:
+    """
+    The root has name and public key of a pinned one (RFC 5280, 6.1.1 d); identifiers do not count.
+
+    The key alone is not enough: a root that a caller pins for one vendor could otherwise call
+    itself another's.
+    """
+    pinned = {(anchor.subject, anchor.spki) for anchor in anchors}
+    if chain and (chain[-1].subject, chain[-1].spki) in pinned:
         return PASSED
     return failed(
-        expected=f"the public key of one of {len(pinned)} pinned roots",
+        expected=f"name and public key of one of {len(pinned)} pinned roots",
         found=f"{chain[-1].subject_text}, key SHA-256 {chain[-1].spki_sha256.hex()}"
         if chain
         else "no certificate",

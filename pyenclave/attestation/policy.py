@@ -18,7 +18,7 @@ from pyenclave.attestation.references import (
     registers,
 )
 
-__all__ = ["ANY", "LEVELS", "TCB_STATUSES", "AppraisalPolicy"]
+__all__ = ["ANY", "LEVELS", "NAMES_CODE", "TCB_STATUSES", "AppraisalPolicy"]
 
 LEVELS: Final = ("embedded", "service")  # weakest first
 ANY: Final = "any"  # in accepted_advisories
@@ -122,7 +122,8 @@ WORDS: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
         "ear_tiers": EAR_TIERS,
     }
 )
-_IDENTITIES: Final = (
+# Fields that name code: a policy has one of them, or is `any_code`.
+NAMES_CODE: Final = (
     "mrenclave",
     "mrsigner",
     "mrtd",
@@ -230,7 +231,8 @@ class AppraisalPolicy:
         required_policy_bits: SEV-SNP: bits of the guest policy that must be set.
         forbidden_policy_bits: SEV-SNP: bits that must not be.
         required_platform_bits: SEV-SNP: bits of PLATFORM_INFO that must be set.
-        allow_migration_agent: SEV-SNP: accept guests that may be handed to a migration agent.
+        allow_migration_agent: SEV-SNP and TDX: accept guests whose memory a migration agent (a
+            migration TD) may get.
         allow_masked_chip_id: SEV-SNP: accept reports of a VCEK that do not name their chip.
         pcrs: Nitro and vTPM: register → 32, 48 or 64 bytes.
         tcb_statuses: Intel: accepted statuses of the TCB.
@@ -344,10 +346,10 @@ class AppraisalPolicy:
             any(item.value) for values in self.registers("pcrs").values() for item in values
         ):
             raise ValueError("pcrs: a register that is not zero says which code is meant")
-        named = [name for name in _IDENTITIES if getattr(self, name) is not None]
+        named = [name for name in NAMES_CODE if getattr(self, name) is not None]
         if not named and not self.accept_any_code:
             raise ValueError(
-                f"a policy names code: one of {', '.join(_IDENTITIES)}; "
+                f"a policy names code: one of {', '.join(NAMES_CODE)}; "
                 "AppraisalPolicy.any_code() accepts whatever runs"
             )
         if named and self.accept_any_code:

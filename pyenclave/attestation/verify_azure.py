@@ -211,21 +211,28 @@ def _user_data(case: Case) -> Verdict:
 
 def _code_kind(*names: str) -> Any:
     def check(case: Case) -> Verdict:
-        """A policy that names code of other kinds of evidence only is not met by this one."""
+        """
+        The policy names the firmware, or any code will do.
+
+        PCRs alone name nothing: firmware of somebody's own can bring a vTPM that says whatever
+        they want, on genuine hardware.
+        """
         policy = case.policy
         if policy.accept_any_code or any(getattr(policy, name) is not None for name in names):
             return not_asked("the policy's identities are compared by other checks")
         return failed(
             expected=f"one of {', '.join(names)} in the policy, or any_code()",
-            found="identities of other kinds of evidence",
-            advice="Name what an Azure confidential VM is known by.",
+            found="PCRs alone" if policy.pcrs else "identities of other kinds of evidence",
+            advice="Name the firmware that makes the vTPM, besides its PCRs."
+            if policy.pcrs
+            else "Name what an Azure confidential VM is known by.",
         )
 
     return check
 
 
-_SNP_IDENTITIES: Final = ("launch_digest", "id_key_digest", "author_key_digest", "pcrs")
-for _registry, _identities in ((SNP_CHECKS, _SNP_IDENTITIES), (TDX_CHECKS, ("mrtd", "pcrs"))):
+_SNP_IDENTITIES: Final = ("launch_digest", "id_key_digest", "author_key_digest")
+for _registry, _identities in ((SNP_CHECKS, _SNP_IDENTITIES), (TDX_CHECKS, ("mrtd",))):
     _registry.policy("nonce")(_nonce)
     _registry.policy("report_data")(_report_data)
     _registry.policy("user_data")(_user_data)

@@ -265,6 +265,24 @@ def _code(case: Case) -> Verdict:
     )
 
 
+@CHECKS.policy("code.kind")
+def _code_kind(case: Case) -> Verdict:
+    """
+    The registers that the policy names say which image runs.
+
+    PCR0 is the image and PCR8 its signer; PCR1 (kernel) and PCR2 (application) do so together.
+    PCR3 and PCR4 are the role and the instance of the parent, higher ones are the enclave's own.
+    """
+    named = set(case.policy.registers("pcrs"))
+    if not named or named & {0, 8} or named >= {1, 2}:
+        return not_asked("the registers that the policy names are compared one by one")
+    return failed(
+        expected="PCR0 or PCR8, or PCR1 and PCR2, in the policy",
+        found=", ".join(f"PCR{index}" for index in named),
+        advice="These say where an enclave runs, or a part of it, not which: name PCR0 too.",
+    )
+
+
 # ---- what it says -----------------------------------------------------------------------------
 
 

@@ -29,12 +29,24 @@ from pyenclave.attestation.endorsements import Endorsements
 from pyenclave.errors import EnclaveError
 from pyenclave.formats import dcap, ratls
 from pyenclave.formats.ratls import RaTlsCertificate
-from pyenclave.formats.x509 import Certificate
+from pyenclave.formats.x509 import OID_BASIC_CONSTRAINTS, OID_KEY_USAGE, Certificate
 
 __all__ = ["CHECKS", "Case", "claims", "legacy_binding", "self_signature"]
 
 _NULL: Final = b"\x05\x00"
 _ECDSA_SHA256: Final = "1.2.840.10045.4.3.2"
+_CRITICAL: Final = frozenset(
+    (
+        OID_BASIC_CONSTRAINTS,
+        OID_KEY_USAGE,
+        ratls.OID_EVIDENCE,
+        ratls.OID_ENDORSEMENTS,
+        *ratls.OIDS_GRAMINE,
+        *ratls.OIDS_OPEN_ENCLAVE,
+        "2.5.29.17",  # the host's names: TLS judges them
+        "2.5.29.37",  # extended key usage, likewise
+    )
+)
 _DIGEST: Final = 32  # bytes of the report data that a SHA-256 fills; the rest is zero
 
 
@@ -130,6 +142,15 @@ def _signed(certificate: Certificate, issuer: Certificate) -> bool:
 def _validity(case: Case) -> Verdict:
     """Its dates are its maker's word; one that says it is over is believed."""
     return pki.check_validity((case.found.certificate,), case.at)
+
+
+@CHECKS.evidence("certificate.extensions")
+def _extensions(case: Case) -> Verdict:
+    """Nothing is critical that nobody here judges (RFC 5280, 4.2)."""
+    for oid, extension in case.found.certificate.extensions.items():
+        if extension.critical and oid not in _CRITICAL:
+            return failed(expected="no unknown critical extension", found=oid)
+    return PASSED
 
 
 @CHECKS.evidence("binding.claims")

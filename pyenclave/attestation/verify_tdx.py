@@ -105,6 +105,19 @@ def _debug(case: Case) -> Verdict:
     return PASSED
 
 
+@CHECKS.policy("td.migration")
+def _migration(case: Case) -> Verdict:
+    """Nobody can move the TD, and its memory, to where another TD says."""
+    if case.body.flags & tdx.ATTRIBUTE_MIGRATABLE and not case.policy.allow_migration_agent:
+        return failed(
+            expected="a TD that stays where it is",
+            found="MIGRATABLE",
+            advice="Start it without MIGRATABLE, or, if you trust its migration TD, "
+            "allow_migration_agent.",
+        )
+    return PASSED
+
+
 @CHECKS.policy("td.attributes")
 def _attributes(case: Case) -> Verdict:
     """Nothing is on whose meaning for security nobody here knows."""

@@ -133,9 +133,12 @@ def _maa_issuer(case: Case) -> Verdict:
 def _maa_key(case: Case) -> Verdict:
     """A certificate that names an instance signs for that instance only."""
     signer = case.signer
-    if signer is None or signer.jwk is None or not signer.jwk.x5c:
+    if signer is None:
+        return not_asked("there is no key")
+    certificates = case.chain if signer.jwk is None else signer.jwk.x5c
+    if not certificates:
         return not_asked("the key has no certificate that names an instance")
-    name = signer.jwk.x5c[0].common_name or ""
+    name = certificates[0].common_name or ""
     if not name.startswith("https://"):
         return not_asked("the key's certificate names no instance", found=name)
     issuer = case.payload.get("iss")

@@ -235,12 +235,15 @@ def _log() -> bytes:
 
 
 PCR0 = AzureVm(hardware=bytes).pcrs[0]
+# The firmware of either machine: PCRs mean nothing without it.
+FIRMWARE = {"launch_digest": bytes(range(48)), "mrtd": bytes(range(48))}
 # Checks that only what the relying party asks for offends, with arguments of `appraise`.
 JUDGED: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("report_data", lambda: {"report_data": bytes(64)}),
     ("user_data", lambda: {"user_data": b"x"}),
     ("user_data", lambda: {"user_data": USER_DATA + b"\0"}),
-    ("code.pcrs", lambda: {"policy": AppraisalPolicy(pcrs={0: b"\x11" * 32})}),
-    ("code.pcrs", lambda: {"policy": AppraisalPolicy(pcrs={0: PCR0, 24: b"\x11" * 32})}),
+    ("code.pcrs", lambda: {"policy": AppraisalPolicy(pcrs={0: b"\x11" * 32}, **FIRMWARE)}),
+    ("code.pcrs", lambda: {"policy": AppraisalPolicy(pcrs={0: PCR0, 24: PCR0}, **FIRMWARE)}),
+    ("code.kind", lambda: {"policy": AppraisalPolicy(pcrs={0: PCR0})}),
     ("code.kind", lambda: {"policy": AppraisalPolicy(mrenclave=b"\x11" * 32)}),
 ]

@@ -49,7 +49,7 @@ def extension(
     return cbor.dumps(Tag(tag, [quote, buffer]))
 
 
-def made(*extensions: tuple[str, bytes], **changes: Any) -> bytes:
+def made(*extensions: tuple[str, bytes] | tuple[str, bool, bytes], **changes: Any) -> bytes:
     values: dict[str, Any] = {
         "subject": SUBJECT,
         "issuer": SUBJECT,
@@ -58,7 +58,7 @@ def made(*extensions: tuple[str, bytes], **changes: Any) -> bytes:
         "key_ids": False,
         "not_before": NOW - timedelta(days=1),
         "not_after": NOW + timedelta(days=1),
-        "extensions": [(oid, False, value) for oid, value in extensions],
+        "extensions": [(oid, any(rest[:-1]), rest[-1]) for oid, *rest in extensions],
     }
     return certificate(**(values | changes))
 

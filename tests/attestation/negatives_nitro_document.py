@@ -38,6 +38,10 @@ _WRONG: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "user_data": ({}, {"user_data": b"other"}),
     "document.age": ({}, {"policy": AppraisalPolicy(pcrs={0: PCR0}, max_age=1)}),
     "debug": ({"pcrs": {index: bytes(48) for index in range(16)}}, {"policy": _ANY}),
+    "code.kind": (
+        {"pcrs": {0: PCR0, 1: PCR0, 2: PCR0, 4: PCR0}},
+        {"policy": AppraisalPolicy(pcrs={1: PCR0, 4: PCR0})},
+    ),
     "code.pcrs": ({}, {"policy": AppraisalPolicy(pcrs={0: b"\x22" * 48})}),
 }
 

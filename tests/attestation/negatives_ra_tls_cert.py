@@ -49,6 +49,10 @@ def negatives() -> Iterator[tuple[str, Callable[[], AttestationResult]]]:
     yield wrong("certificate.quote", lambda: cbor.dumps(Tag(60000, [bytes(600), claims_of()])))
     yield wrong("certificate.signature", signer=OTHER)
     yield wrong("certificate.validity", not_after=NOW - timedelta(seconds=1))
+    yield (
+        "certificate.extensions",
+        partial(_run, lambda: made((DICE, extension()), ("1.2.3", True, b"")), {}),
+    )
     yield wrong("binding.claims", lambda: extension(quoted=report_data(b"other")))
     yield wrong("binding.key", key=OTHER, signer=OTHER)
     yield wrong("binding.key", lambda: extension(claims_of(pubkey_hash=GONE)))

@@ -85,6 +85,7 @@ def own() -> Iterator[tuple[str, Callable[[], Given]]]:
         ),
     )
     yield "td.debug", lambda: body(td_attributes=number(1))
+    yield "td.migration", lambda: body(td_attributes=number(1 << 29))
     yield "td.attributes", lambda: body(td_attributes=number(1 << 40))
     yield "td.attributes", lambda: body(xfam=number(0x6DBE7 | 1 << 30))
     yield "td.attributes", lambda: body(xfam=number(0x6DBE6))

@@ -60,7 +60,7 @@ def test_the_report_alone_is_genuine_and_says_what_is_not_known(judged: Any) -> 
     assert not result.fresh
     assert outcome(result, "quote.signature").outcome == "skipped"
     assert judged(alone, nonce=azure.USER_DATA).fresh
-    refused = judged(alone, policy=AppraisalPolicy(pcrs={0: azure.PCR0}))
+    refused = judged(alone, policy=AppraisalPolicy(pcrs={0: azure.PCR0}, **azure.FIRMWARE))
     assert "code.pcrs" in refused.refused_by
 
 
@@ -85,12 +85,14 @@ def test_att_27_only_quoted_registers_are_believed(judged: Any) -> None:
     values = {"sha256": azure.machine(bytes).pcrs}
     digest = tpm.pcr_digest(values, selection, "sha256")
     flaw = azure.Flaw("", quote={"selections": selection, "pcr_digest": digest})
-    result = judged(flaw, policy=AppraisalPolicy(pcrs={0: azure.PCR0}))
+    result = judged(flaw, policy=AppraisalPolicy(pcrs={0: azure.PCR0}, **azure.FIRMWARE))
     assert result.accepted
     assert result.identified
     assert set(result.claims["vtpm_quote"]["pcrs_sha256"]) == {"0", "7"}
     unquoted = {0: azure.PCR0, 3: values["sha256"][3]}
-    assert judged(flaw, policy=AppraisalPolicy(pcrs=unquoted)).refused_by == ("code.pcrs",)
+    assert judged(flaw, policy=AppraisalPolicy(pcrs=unquoted, **azure.FIRMWARE)).refused_by == (
+        "code.pcrs",
+    )
 
 
 @BOTH
