@@ -39,6 +39,16 @@ _GIVE: Final = "Give the issuer's key set as jwks.json among the endorsements"
 _IMAGE: Final = "submods.container.image_digest"
 _GOOGLE: Final = "https://confidentialcomputing.googleapis.com"
 _MAA_DOMAINS: Final = (".attest.azure.net", ".attest.azure.us", ".attest.azure.cn")
+# Confidential hardware by the names of these services; Azure attests trusted launch and VBS too,
+# Google shielded VMs: neither keeps the operator out.
+_MAA_TEES: Final = ("sgx", "sevsnpvm", "tdxvm")
+_GOOGLE_TEES: Final = (
+    "GCP_AMD_SEV",
+    "GCP_AMD_SEV_ES",
+    "GCP_AMD_SEV_SNP",
+    "GCP_INTEL_TDX",
+    "INTEL_TDX",
+)
 # What an EAT says of debugging (RFC 9711, 4.2.9), and what of it is harmless.
 _DEBUG_OFF: Final = (
     "disabled",
@@ -157,6 +167,22 @@ def _maa_type(case: Case) -> Verdict:
     return PASSED
 
 
+def _hardware(case: Case, found: object, known: tuple[str, ...]) -> Verdict:
+    if found in known or case.policy.dangerous_allow_software:
+        return PASSED
+    return failed(
+        expected=f"confidential hardware ({', '.join(known)})",
+        found=f"{found!r:.60}",
+        advice="Whoever runs that machine reads its memory; dangerous_allow_software accepts it.",
+    )
+
+
+@MAA_CHECKS.policy("platform.software")
+def _maa_hardware(case: Case) -> Verdict:
+    found = tee_claims(case.payload).get("x-ms-attestation-type")
+    return _hardware(case, found, _MAA_TEES)
+
+
 @MAA_CHECKS.policy("compliance")
 def _maa_compliance(case: Case) -> Verdict:
     """Azure's own verdict on a confidential VM."""
@@ -187,6 +213,14 @@ def _google_issuer(case: Case) -> Verdict:
     if found == _GOOGLE:
         return PASSED
     return failed(expected=_GOOGLE, found=f"{found!r:.100}")
+
+
+@GOOGLE_CHECKS.policy("platform.software")
+def _google_hardware(case: Case) -> Verdict:
+    found = case.payload.get("hwmodel")
+    if "hwmodel" not in case.payload:
+        return not_asked("the token does not name its hardware")
+    return _hardware(case, found, _GOOGLE_TEES)
 
 
 @GOOGLE_CHECKS.policy("secure_boot")

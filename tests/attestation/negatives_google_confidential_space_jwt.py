@@ -40,6 +40,7 @@ def negatives() -> Iterator[tuple[str, t.Run]]:
     yield from t.common(KIND)
     for check, changes in (
         ("token.issuer", {"iss": "https://somebody"}),
+        ("platform.software", {"hwmodel": "GCP_SHIELDED_VM"}),
         ("secure_boot", {"secboot": "true"}),
         ("debug", {"dbgstat": "enabled"}),
         ("tcb.status", {"tdx": {"gcp_attester_tcb_status": "OutOfDate"}}),

@@ -39,6 +39,8 @@ def negatives() -> Iterator[tuple[str, t.Run]]:
         ("token.issuer", {"iss": "https://evil.example/.attest.azure.net"}),
         ("token.type", {"x-ms-attestation-type": GONE}),
         ("token.type", {"x-ms-attestation-type": 5}),
+        ("platform.software", {"x-ms-attestation-type": "tpm"}),
+        ("platform.software", {"x-ms-attestation-type": "azurevm"}),
         ("compliance", _TEE),
         ("debug", {"x-ms-sgx-is-debuggable": "false"}),
         ("tcb.status", {"attester_tcb_status": "OutOfDate"}),
