@@ -70,7 +70,7 @@ class Case(VekCase):
         found = self.endorsements.get("vek.der") or self.table.get(guid)
         if found is None:
             raise EvidenceFormatError(
-                "the certificate of the key that signed is absent",
+                "certificate of the key that signed the report",
                 expected="vek.der",
                 found="absent",
                 advice=_where_to_find(self.report),
@@ -395,8 +395,8 @@ def _launch_digest(case: Case) -> Verdict:
         case,
         "launch_digest",
         case.report.measurement,
-        "Another firmware, kernel or number of CPUs was launched: pyenclave measure sev-snp tells "
-        "what to expect.",
+        "Another firmware, kernel or number of CPUs was launched: pyenclave measure snp tells what "
+        "to expect.",
     )
 
 

@@ -91,7 +91,7 @@ class VtpmCase(CaseBase):
         data = self.endorsements.get("tpm-quote.sig")
         if data is None:
             raise EvidenceFormatError(
-                "the signature of the vTPM quote is absent",
+                "signature of the vTPM quote",
                 expected="tpm-quote.sig",
                 found="absent",
                 advice="tpm2_quote writes it with --signature.",
