@@ -258,18 +258,21 @@ def _equal(expected: bytes, found: bytes, advice: str | None = None) -> Verdict:
 
 @EVIDENCE.evidence("quote.format")
 def _quote(case: IntelCase) -> Verdict:
+    """The bytes are a quote, of their stated length and a known version."""
     case.read_quote()
     return PASSED
 
 
 @EVIDENCE.evidence("quote.vendor")
 def _vendor(case: IntelCase) -> Verdict:
+    """The quoting enclave is of Intel."""
     found = case.any_quote.qe_vendor_id
     return _equal(dcap.QE_VENDOR_INTEL, found, "Another vendor's quoting enclave made it.")
 
 
 @EVIDENCE.evidence("chain.format")
 def _chain(case: IntelCase) -> Verdict:
+    """The PCK certificate and its issuers are there, in the quote or beside it."""
     if len(case.read_chain().value) < 2:
         return failed(expected="PCK certificate and its issuers", found="one certificate")
     return PASSED
@@ -277,52 +280,61 @@ def _chain(case: IntelCase) -> Verdict:
 
 @EVIDENCE.evidence("chain.root")
 def _root(case: IntelCase) -> Verdict:
+    """The chain of the PCK certificate ends in a pinned root."""
     return case.judge_root(case.chain)
 
 
 @EVIDENCE.evidence("chain.roles")
 def _roles(case: IntelCase) -> Verdict:
+    """The chain is PCK certificate, PCK authority, root, by their names."""
     entry = case.chain_entry
     return entry.fact("roles", lambda: check_roles(entry.value, PCK_ROLES))
 
 
 @EVIDENCE.evidence("chain.names")
 def _names(case: IntelCase) -> Verdict:
+    """Each certificate names the next one as its issuer."""
     entry = case.chain_entry
     return entry.fact("names", lambda: pki.check_names(entry.value))
 
 
 @EVIDENCE.evidence("chain.algorithms")
 def _algorithms(case: IntelCase) -> Verdict:
+    """Keys and signatures are ECDSA on P-256 with SHA-256."""
     entry = case.chain_entry
     return entry.fact("algorithms", lambda: pki.check_algorithms(entry.value, PROFILE))
 
 
 @EVIDENCE.evidence("chain.constraints")
 def _constraints(case: IntelCase) -> Verdict:
+    """Only authorities may issue, and no deeper than they are allowed to."""
     entry = case.chain_entry
     return entry.fact("constraints", lambda: pki.check_constraints(entry.value, PROFILE))
 
 
 @EVIDENCE.evidence("chain.key_usage")
 def _key_usage(case: IntelCase) -> Verdict:
+    """Each key is meant for what it did."""
     entry = case.chain_entry
     return entry.fact("key usage", lambda: pki.check_key_usage(entry.value, PROFILE))
 
 
 @EVIDENCE.evidence("chain.validity")
 def _validity(case: IntelCase) -> Verdict:
+    """Every certificate is valid at the time of judging."""
     return pki.check_validity(case.chain, case.at)
 
 
 @EVIDENCE.evidence("chain.signatures")
 def _chain_signatures(case: IntelCase) -> Verdict:
+    """Each certificate is signed by the next one."""
     entry = case.chain_entry
     return entry.fact("signatures", lambda: pki.check_signatures(entry.value))
 
 
 @EVIDENCE.evidence("pck.format")
 def _pck(case: IntelCase) -> Verdict:
+    """The PCK certificate has Intel's SGX extension, whole and without doubled fields."""
     case.read_pck()
     return PASSED
 
@@ -368,6 +380,7 @@ def quote_signature_holds(case: IntelCase) -> bool:
 
 @EVIDENCE.evidence("qe.signature")
 def _qe_signature(case: IntelCase) -> Verdict:
+    """The PCK key signed the report of the quoting enclave."""
     if qe_signature_holds(case):
         return PASSED
     return failed(
@@ -409,6 +422,7 @@ def _qe_origin(case: IntelCase) -> Verdict:
 
 @EVIDENCE.evidence("quote.signature")
 def _quote_signature(case: IntelCase) -> Verdict:
+    """The attestation key signed the quote."""
     if quote_signature_holds(case):
         return PASSED
     return failed(

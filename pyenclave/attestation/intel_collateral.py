@@ -88,11 +88,13 @@ def _crl_time(case: IntelCase, check: str, name: str) -> Verdict:
 
 @COLLATERAL.evidence("crl.root")
 def _root_crl(case: IntelCase) -> Verdict:
+    """The root signed its revocation list."""
     return _crl_signature(case, "crl.root", "root-ca-crl.der", case.chain[-1])
 
 
 @COLLATERAL.evidence("crl.root.validity")
 def _root_crl_time(case: IntelCase) -> Verdict:
+    """The root's revocation list is in force."""
     return _crl_time(case, "crl.root", "root-ca-crl.der")
 
 
@@ -104,6 +106,7 @@ def _pck_crl(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("crl.pck.validity")
 def _pck_crl_time(case: IntelCase) -> Verdict:
+    """The revocation list of the PCK authority is in force."""
     return _crl_time(case, "crl.pck", "pck-crl.der")
 
 
@@ -141,6 +144,7 @@ def _issuers(chain: tuple[Certificate, ...]) -> Verdict:
 
 @COLLATERAL.evidence("revocation.pck")
 def _pck_revoked(case: IntelCase) -> Verdict:
+    """The PCK certificate is not revoked."""
     entry = _crl(case, "crl.pck", "pck-crl.der")
     if entry is None:
         return _GIVE["pck-crl.der"]
@@ -245,17 +249,20 @@ def qe_identity(case: IntelCase) -> QeIdentity | None:
 
 @COLLATERAL.evidence("tcb.format")
 def _tcb_format(case: IntelCase) -> Verdict:
+    """The TCB info can be read, each member once."""
     entry = case.read_endorsement("tcb.format", "tcb-info.json", TcbInfo.from_bytes)
     return _GIVE["tcb-info.json"] if entry is None else PASSED
 
 
 @COLLATERAL.evidence("tcb.chain")
 def _tcb_chain(case: IntelCase) -> Verdict:
+    """The signer of the TCB info leads to a pinned root."""
     return _document_chain(case, "tcb.chain", "tcb-info.json")
 
 
 @COLLATERAL.evidence("tcb.signature")
 def _tcb_signature(case: IntelCase) -> Verdict:
+    """The TCB info is signed, over the bytes as they were served."""
     entry = case.endorsement("tcb.format", "tcb-info.json", TcbInfo.from_bytes)
     if entry is None:
         return _GIVE["tcb-info.json"]
@@ -264,6 +271,7 @@ def _tcb_signature(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("tcb.validity")
 def _tcb_validity(case: IntelCase) -> Verdict:
+    """The TCB info is in force."""
     info = tcb_info(case)
     if info is None:
         return _GIVE["tcb-info.json"]
@@ -272,6 +280,7 @@ def _tcb_validity(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("tcb.tee")
 def _tcb_tee(case: IntelCase) -> Verdict:
+    """The TCB info is of this kind of TEE."""
     info = tcb_info(case)
     if info is None:
         return _GIVE["tcb-info.json"]
@@ -282,6 +291,7 @@ def _tcb_tee(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("tcb.fmspc")
 def _fmspc(case: IntelCase) -> Verdict:
+    """The TCB info is of the platform family that the PCK certificate names."""
     info = tcb_info(case)
     if info is None:
         return _GIVE["tcb-info.json"]
@@ -296,6 +306,7 @@ def _fmspc(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("tcb.pce_id")
 def _pce_id(case: IntelCase) -> Verdict:
+    """The TCB info is of the PCE that the PCK certificate names."""
     info = tcb_info(case)
     if info is None:
         return _GIVE["tcb-info.json"]
@@ -306,17 +317,20 @@ def _pce_id(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("qe.identity.format")
 def _identity_format(case: IntelCase) -> Verdict:
+    """The QE identity can be read, each member once."""
     entry = case.read_endorsement("qe.identity.format", "qe-identity.json", QeIdentity.from_bytes)
     return _GIVE["qe-identity.json"] if entry is None else PASSED
 
 
 @COLLATERAL.evidence("qe.identity.chain")
 def _identity_chain(case: IntelCase) -> Verdict:
+    """The signer of the QE identity leads to a pinned root."""
     return _document_chain(case, "qe.identity.chain", "qe-identity.json")
 
 
 @COLLATERAL.evidence("qe.identity.signature")
 def _identity_signature(case: IntelCase) -> Verdict:
+    """The QE identity is signed, over the bytes as they were served."""
     entry = case.endorsement("qe.identity.format", "qe-identity.json", QeIdentity.from_bytes)
     if entry is None:
         return _GIVE["qe-identity.json"]
@@ -325,6 +339,7 @@ def _identity_signature(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("qe.identity.validity")
 def _identity_validity(case: IntelCase) -> Verdict:
+    """The QE identity is in force."""
     identity = qe_identity(case)
     if identity is None:
         return _GIVE["qe-identity.json"]
@@ -333,6 +348,7 @@ def _identity_validity(case: IntelCase) -> Verdict:
 
 @COLLATERAL.evidence("qe.identity.tee")
 def _identity_tee(case: IntelCase) -> Verdict:
+    """The QE identity is of this kind of TEE."""
     identity = qe_identity(case)
     if identity is None:
         return _GIVE["qe-identity.json"]
@@ -371,6 +387,7 @@ def qe_fits(case: IntelCase) -> bool | None:
 
 @COLLATERAL.evidence("qe.identity")
 def _identity(case: IntelCase) -> Verdict:
+    """The quoting enclave is the one of the QE identity: signer, product, attributes."""
     identity = qe_identity(case)
     if identity is None:
         return _GIVE["qe-identity.json"]

@@ -63,11 +63,13 @@ _WAYS_OUT: Final = {
 
 @POLICY.policy("nonce")
 def _nonce(case: IntelCase) -> Verdict:
+    """The report data is the nonce, or the bytes that the caller says it became."""
     return _NO_NONCE if case.nonce is None else judge_nonce(case, case.quoted_data)
 
 
 @POLICY.policy("report_data")
 def _report_data(case: IntelCase) -> Verdict:
+    """The report data is the expected one."""
     if case.report_data is None:
         return _NO_REPORT_DATA
     return judge_report_data(case, case.quoted_data)
@@ -75,6 +77,7 @@ def _report_data(case: IntelCase) -> Verdict:
 
 @POLICY.policy("user_data")
 def _user_data(case: IntelCase) -> Verdict:
+    """Nothing is expected that a quote does not have."""
     if case.user_data is None:
         return _NO_USER_DATA
     return failed(
@@ -86,6 +89,7 @@ def _user_data(case: IntelCase) -> Verdict:
 
 @POLICY.policy("collateral.complete")
 def _complete(case: IntelCase) -> Verdict:
+    """All of Intel's collateral was given, if the policy asks for it."""
     if not case.policy.require_collateral:
         return _NO_COLLATERAL
     missing = [name for name in NAMES if name not in case.endorsements]

@@ -210,22 +210,26 @@ def base_checks(
 
     @checks.evidence("token.format")
     def _format(case: Case) -> Verdict:
+        """The token is one in the compact form, with a header of known parameters."""
         case.read_token()
         return PASSED
 
     @checks.evidence("token.claims")
     def _payload(case: Case) -> Verdict:
+        """What it says is one JSON object, each name once."""
         case.read_payload()
         return PASSED
 
     @checks.evidence("token.algorithm")
     def _algorithm(case: Case) -> Verdict:
+        """It is signed with an algorithm that this kind of token may use."""
         if case.token.algorithm not in algorithms:
             return failed(expected=sorted(algorithms), found=case.token.algorithm)
         return PASSED
 
     @checks.evidence("keys.format")
     def _keys(case: Case) -> Verdict:
+        """The relying party's key set can be read."""
         if case.read_keys() is None:
             return not_asked("no jwks.json was given")
         return PASSED
@@ -250,6 +254,7 @@ def base_checks(
 
     @checks.evidence("token.signature")
     def _signature(case: Case) -> Verdict:
+        """The key that counts signed the token."""
         signer = case.signer
         if signer is None:
             return absent("a key of the issuer", advice=advice)
@@ -263,6 +268,7 @@ def base_checks(
 
     @checks.evidence("token.times")
     def _times(case: Case) -> Verdict:
+        """It has begun, has not expired, and was not issued after now."""
         return _judge_times(case, times)
 
     return checks
@@ -271,6 +277,7 @@ def base_checks(
 def _chain_checks(checks: Registry[Case]) -> None:
     @checks.evidence("chain.format")
     def _format(case: Case) -> Verdict:
+        """The certificates in the token can be read."""
         if not case.read_chain():
             return not_asked("the token has no certificates")
         return pki.check_length(case.chain, PROFILE)
@@ -288,6 +295,7 @@ def _chain_checks(checks: Registry[Case]) -> None:
     def register(name: str) -> None:
         @checks.evidence(name)
         def _judge(case: Case) -> Verdict:
+            """Certificates in the token, if they are why it is believed, lead to a pinned root."""
             chain = case.judged_chain
             if chain is None:
                 return not_asked("certificates are not why this token would be believed")

@@ -98,6 +98,7 @@ def policy_checks(checks: Registry[Case], names: Names) -> None:
 
     @checks.policy("issuer")
     def _issuer(case: Case) -> Verdict:
+        """The issuer is one that the policy names."""
         issuer = case.payload.get("iss")
         wanted = case.policy.issuers
         if not wanted:
@@ -110,6 +111,7 @@ def policy_checks(checks: Registry[Case], names: Names) -> None:
 
     @checks.policy("audience")
     def _audience(case: Case) -> Verdict:
+        """The token was made for the relying party that the policy names."""
         found = case.payload.get("aud")
         wanted = case.policy.audience
         if wanted is None:
@@ -123,10 +125,12 @@ def policy_checks(checks: Registry[Case], names: Names) -> None:
 
     @checks.policy("nonce")
     def _nonce(case: Case) -> Verdict:
+        """The token has the nonce, in one of the ways in which issuers write it."""
         return _judge_nonce(case, names)
 
     @checks.policy("report_data")
     def _report_data(case: Case) -> Verdict:
+        """The token tells the report data, and it is the expected one."""
         if case.report_data is None:
             return not_asked("a token is bound by its nonce and claims")
         found = _digest(case, ("x-ms-sevsnpvm-reportdata", "tdx_report_data"))
@@ -136,16 +140,19 @@ def policy_checks(checks: Registry[Case], names: Names) -> None:
 
     @checks.policy("user_data")
     def _user_data(case: Case) -> Verdict:
+        """Nothing is expected that a token does not have."""
         if case.user_data is None:
             return not_asked("a token is bound by its nonce and claims")
         return failed(expected=case.user_data, found="none", advice="Demand it as one of claims.")
 
     @checks.policy("debug")
     def _debug(case: Case) -> Verdict:
+        """The token does not say that the environment can be debugged."""
         return _judge_debug(case, names)
 
     @checks.policy("tcb.status")
     def _tcb(case: Case) -> Verdict:
+        """The status of the TCB, where the token tells it, is an accepted one."""
         found = _first(case, names.tcb)
         if found is None:
             return not_asked("the token does not tell the status of the TCB")
@@ -166,6 +173,7 @@ def policy_checks(checks: Registry[Case], names: Names) -> None:
 
     @checks.policy("code.claims")
     def _claims(case: Case) -> Verdict:
+        """Every claim that the policy names has one of its values."""
         wanted = case.policy.claims
         if not wanted:
             return not_asked("name claims to have them compared")
@@ -181,6 +189,7 @@ def policy_checks(checks: Registry[Case], names: Names) -> None:
 
     @checks.policy("token.age")
     def _age(case: Case) -> Verdict:
+        """The token is not older than the policy allows."""
         limit = case.policy.max_age
         issued = moment_of(case.payload, "iat")
         if limit is None:
@@ -210,6 +219,7 @@ def _register_code(checks: Registry[Case], names: Names, field: str) -> None:
 
     @checks.policy(f"code.{field}")
     def _code(case: Case) -> Verdict:
+        """The token tells this measurement or identifier, and it is one that the policy names."""
         found = _digest(case, names.code.get(field, ()))
         if found is not None:
             return judge_reference(case, field, found[1])
@@ -224,6 +234,7 @@ def _register_code(checks: Registry[Case], names: Names, field: str) -> None:
 def _register_registers(checks: Registry[Case], names: Names, field: str) -> None:
     @checks.policy(f"code.{field}")
     def _registers(case: Case) -> Verdict:
+        """The token tells these registers, and they are as the policy says."""
         told: dict[int, bytes] = {}
         for index, claims in names.registers.get(field, {}).items():
             found = _digest(case, (claims,))
@@ -235,6 +246,7 @@ def _register_registers(checks: Registry[Case], names: Names, field: str) -> Non
 def _register_number(checks: Registry[Case], names: Names, field: str) -> None:
     @checks.policy(f"code.{field}")
     def _number(case: Case) -> Verdict:
+        """The token tells this number, and it is within the policy's limit."""
         wanted = getattr(case.policy, field)
         if wanted is None:
             return not_asked(f"name {field} to have it compared")

@@ -33,6 +33,7 @@ TDX_CHECKS: Final[Registry[Case]] = Registry()
 
 
 def _format(case: Case) -> Verdict:
+    """The bytes are an HCL report, whole, of a known version."""
     case.read_hcl()
     return PASSED
 
@@ -48,6 +49,7 @@ def _is_type(kind: int, name: str) -> Any:
 
 
 def _claims(case: Case) -> Verdict:
+    """The runtime claims can be read, each name once."""
     case.read_runtime()
     return PASSED
 
@@ -136,6 +138,7 @@ def _td_report(case: Case) -> Verdict:
 
 @TDX_CHECKS.evidence("td.quote")
 def _td_quote(case: Case) -> Verdict:
+    """The TD quote of the TDREPORT was given."""
     if "td-quote.bin" in case.endorsements:
         return PASSED
     return failed(
@@ -192,10 +195,12 @@ def _nonce(case: Case) -> Verdict:
 
 
 def _report_data(case: Case) -> Verdict:
+    """The report data of the hardware is the expected one."""
     return judge_report_data(case, case.bound_data)
 
 
 def _user_data(case: Case) -> Verdict:
+    """The guest wrote the expected user data."""
     if case.user_data is None:
         return not_asked("give the expected user data to have it compared")
     found = case.runtime.user_data

@@ -66,6 +66,7 @@ CHECKS: Final[Registry[Case]] = Registry()
 
 @CHECKS.evidence("log.format")
 def _format(case: Case) -> Verdict:
+    """The bytes are an event log that ends where it says."""
     case.read_log()
     return PASSED
 
@@ -89,11 +90,13 @@ def _registers(case: Case) -> Verdict:
 
 @CHECKS.evidence("log.banks")
 def _banks(case: Case) -> Verdict:
+    """Every event has a digest of SHA-384, so that the log can be replayed."""
     return judge_replay(case.replayed, _BANK)
 
 
 @CHECKS.evidence("quote.present")
 def _present(case: Case) -> Verdict:
+    """The quote of the TD was given beside the log."""
     if _QUOTE in case.endorsements:
         return PASSED
     return absent(
@@ -119,16 +122,19 @@ def _replays(case: Case, number: int) -> Verdict:
 
 @CHECKS.evidence("log.rtmr0")
 def _rtmr0(case: Case) -> Verdict:
+    """Replayed, the log gives RTMR0 of the quote."""
     return _replays(case, 0)
 
 
 @CHECKS.evidence("log.rtmr1")
 def _rtmr1(case: Case) -> Verdict:
+    """Replayed, the log gives RTMR1 of the quote."""
     return _replays(case, 1)
 
 
 @CHECKS.evidence("log.rtmr2")
 def _rtmr2(case: Case) -> Verdict:
+    """Replayed, the log gives RTMR2 of the quote."""
     return _replays(case, 2)
 
 
@@ -144,16 +150,19 @@ def _rtmr3(case: Case) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """The report data of the quote is the nonce, or what the caller says it became."""
     return judge_nonce(case, case.read_quote().body.report_data)
 
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """The report data of the quote is the expected one."""
     return judge_report_data(case, case.read_quote().body.report_data)
 
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """Nothing is expected that a quote does not have."""
     if case.user_data is None:
         return not_asked("a TD's quote has report data instead")
     return failed(expected=case.user_data, found=None, advice="Give report_data instead.")

@@ -79,12 +79,14 @@ CHECKS: Final[Registry[Case]] = Registry()
 
 @CHECKS.evidence("document.format")
 def _format(case: Case) -> Verdict:
+    """The document is TCB info or QE identity, each member once."""
     case.read_document()
     return PASSED
 
 
 @CHECKS.evidence("chain")
 def _chain(case: Case) -> Verdict:
+    """Its signer leads to a pinned root."""
     names = _CHAINS[isinstance(case.document, TcbInfo)]
     if not any(name in case.endorsements for name in names):
         return absent(names[0], advice="The service sends it in a header along with the document.")
@@ -97,11 +99,13 @@ def _chain(case: Case) -> Verdict:
 
 @CHECKS.evidence("signature")
 def _signature(case: Case) -> Verdict:
+    """It is signed, over the bytes as they were served."""
     return check_document_signature(case.entry, case.chain.value[0])
 
 
 @CHECKS.evidence("validity")
 def _validity(case: Case) -> Verdict:
+    """It is in force."""
     document = case.document
     return check_window("the document", document.issue_date, document.next_update, case.at)
 
@@ -114,21 +118,25 @@ def _unfit(case: Case, value: bytes | None) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """No nonce is expected of a document."""
     return _unfit(case, case.nonce)
 
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """No report data is expected of a document."""
     return _unfit(case, case.report_data)
 
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """No user data is expected of a document."""
     return _unfit(case, case.user_data)
 
 
 @CHECKS.policy("code.kind")
 def _code_kind(case: Case) -> Verdict:
+    """A policy that names code is not met by a document."""
     if case.policy.accept_any_code:
         return _NOT_HERE
     return failed(expected="code that the policy names", found="a document of the vendor's")

@@ -78,12 +78,14 @@ def judge_replay(found: Replay, *banks: str) -> Verdict:
 
 @CHECKS.evidence("log.format")
 def _format(case: Case) -> Verdict:
+    """The bytes are an event log that ends where it says."""
     case.read_log()
     return PASSED
 
 
 @CHECKS.evidence("log.banks")
 def _banks(case: Case) -> Verdict:
+    """In some bank every event has a digest, so that the log can be replayed."""
     return judge_replay(case.replayed)
 
 
@@ -101,6 +103,7 @@ def _quote(case: Case) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """No nonce is expected of a log."""
     if case.nonce is None:
         return not_asked("an event log carries no nonce")
     return failed(expected=case.nonce, found=None, advice="An event log carries no nonce.")
@@ -108,6 +111,7 @@ def _nonce(case: Case) -> Verdict:
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """No report data is expected of a log."""
     if case.report_data is None:
         return not_asked("an event log carries no report data")
     return failed(expected=case.report_data, found=None, advice="It carries no report data.")
@@ -115,6 +119,7 @@ def _report_data(case: Case) -> Verdict:
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """No user data is expected of a log."""
     if case.user_data is None:
         return not_asked("an event log carries no user data")
     return failed(expected=case.user_data, found=None, advice="It carries no user data.")

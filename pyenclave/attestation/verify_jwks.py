@@ -105,6 +105,7 @@ _FRESHNESS: Final = ("nonce", "report_data", "user_data")  # a key set is made f
 
 @CHECKS.evidence("keys.format")
 def _format(case: Case) -> Verdict:
+    """The key set can be read; each key has a name of its own and certificates."""
     case.read_entries()
     return PASSED
 
@@ -135,6 +136,7 @@ def _judge_others(case: Case, part: str) -> Verdict:
 
 @CHECKS.evidence("certificate.signature")
 def _signature(case: Case) -> Verdict:
+    """The certificate of each attested key is signed by that key."""
     for entry in case.attested:
         verdict = self_signature(entry.chain[0])
         if verdict is not PASSED:
@@ -144,6 +146,7 @@ def _signature(case: Case) -> Verdict:
 
 @CHECKS.evidence("certificate.validity")
 def _validity(case: Case) -> Verdict:
+    """The certificate of each attested key is valid at the time of judging."""
     for entry in case.attested:
         verdict = pki.check_validity(entry.chain[:1], case.at)
         if verdict is not PASSED:
@@ -153,6 +156,7 @@ def _validity(case: Case) -> Verdict:
 
 @CHECKS.evidence("binding.key")
 def _binding(case: Case) -> Verdict:
+    """The report data of each quote is the hash of the certificate's key."""
     for entry in case.attested:
         quoted = case.inner(entry).quoted_data
         if not legacy_binding(entry.chain[0].spki, quoted, "open-enclave"):
@@ -191,6 +195,7 @@ def _policy(case: Case) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """No nonce is expected of a key set."""
     if case.nonce is None:
         return not_asked("a key set is not made for a challenge")
     return failed(expected=case.nonce, found="none: a key set is not made for a challenge")
@@ -198,11 +203,13 @@ def _nonce(case: Case) -> Verdict:
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """The report data of the first quote is the expected one."""
     return judge_report_data(case, case.inner(case.attested[0]).quoted_data)
 
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """No user data is expected of a key set."""
     if case.user_data is None:
         return not_asked("a key set has no user data")
     return failed(expected=case.user_data, found="none")

@@ -101,6 +101,7 @@ CHECKS: Final[Registry[Case]] = Registry()
 
 @CHECKS.evidence("document.format")
 def _document(case: Case) -> Verdict:
+    """The bytes are a signed document with every field that one has, and nothing after it."""
     case.read_document()
     return PASSED
 
@@ -124,47 +125,56 @@ def _pcrs(case: Case) -> Verdict:
 
 @CHECKS.evidence("chain.format")
 def _chain(case: Case) -> Verdict:
+    """The certificates in the document can be read."""
     chain = case.read_chain()
     return pki.check_length(chain, PROFILE)
 
 
 @CHECKS.evidence("chain.root")
 def _root(case: Case) -> Verdict:
+    """The chain ends in the pinned root of AWS, or one that was given."""
     return pki.check_root(case.chain, case.anchors("nitro"))
 
 
 @CHECKS.evidence("chain.names")
 def _names(case: Case) -> Verdict:
+    """Each certificate names the next one as its issuer."""
     return pki.check_names(case.chain)
 
 
 @CHECKS.evidence("chain.algorithms")
 def _algorithms(case: Case) -> Verdict:
+    """Keys and signatures are ECDSA on P-384 with SHA-384."""
     return pki.check_algorithms(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.constraints")
 def _constraints(case: Case) -> Verdict:
+    """Only authorities may issue, and no deeper than they are allowed to."""
     return pki.check_constraints(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.key_usage")
 def _key_usage(case: Case) -> Verdict:
+    """Each key is meant for what it did."""
     return pki.check_key_usage(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.validity")
 def _validity(case: Case) -> Verdict:
+    """Every certificate is valid at the time of judging."""
     return pki.check_validity(case.chain, case.at)
 
 
 @CHECKS.evidence("chain.signatures")
 def _chain_signatures(case: Case) -> Verdict:
+    """Each certificate is signed by the next one."""
     return case.chain_signatures()
 
 
 @CHECKS.evidence("document.signature")
 def _signature(case: Case) -> Verdict:
+    """The leaf's key signed the document."""
     if case.signature_holds():
         return PASSED
     return failed(
@@ -207,6 +217,7 @@ def _compare(
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """The document has the nonce."""
     if case.nonce is None:
         return not_asked("give the nonce that was sent, or the document may be an old one")
     advice = "Replayed, or made for another challenge."
@@ -215,6 +226,7 @@ def _nonce(case: Case) -> Verdict:
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """Nothing is expected that a document does not have."""
     if case.report_data is None:
         return not_asked("a Nitro document has user data and a public key instead")
     return failed(
@@ -226,11 +238,13 @@ def _report_data(case: Case) -> Verdict:
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """The document has the expected user data."""
     return _compare("user data", case.user_data, case.payload.user_data)
 
 
 @CHECKS.policy("document.age")
 def _age(case: Case) -> Verdict:
+    """The document is not older than the policy allows."""
     limit, made = case.policy.max_age, _moment(case.payload)
     if limit is None:
         return not_asked("name max_age to have the document's age compared")
@@ -245,6 +259,7 @@ def _age(case: Case) -> Verdict:
 
 @CHECKS.policy("debug")
 def _debug(case: Case) -> Verdict:
+    """The enclave does not run in debug mode, where PCR0 to 2 are zero."""
     if case.debug and not case.policy.allow_debug:
         return failed(
             expected="a production enclave",
@@ -256,6 +271,7 @@ def _debug(case: Case) -> Verdict:
 
 @CHECKS.policy("code.pcrs")
 def _code(case: Case) -> Verdict:
+    """The PCRs that the policy names have its values."""
     return judge_registers(
         case,
         "pcrs",

@@ -143,64 +143,76 @@ def _attestation_key(case: Case) -> object:
 
 @CHECKS.evidence("evidence.format")
 def _container(case: Case) -> Verdict:
+    """The bytes are evidence of this platform, whole."""
     case.read_container()
     return PASSED
 
 
 @CHECKS.evidence("quote.format")
 def _quote(case: Case) -> Verdict:
+    """The quote inside can be read."""
     case.read_quote()
     return PASSED
 
 
 @CHECKS.evidence("quote.vendor")
 def _vendor(case: Case) -> Verdict:
+    """The quote is of this platform's vendor identifier."""
     return _equal(QE_VENDOR_ID, case.quote.qe_vendor_id, "This is not a pyenclave quote.")
 
 
 @CHECKS.evidence("chain.format")
 def _chain(case: Case) -> Verdict:
+    """The certificates in the quote can be read."""
     case.read_chain()
     return PASSED
 
 
 @CHECKS.evidence("chain.root")
 def _root(case: Case) -> Verdict:
+    """The chain ends in a root that the relying party enrolled."""
     return pki.check_root(case.chain, case.anchors())
 
 
 @CHECKS.evidence("chain.names")
 def _names(case: Case) -> Verdict:
+    """Each certificate names the next one as its issuer."""
     return pki.check_names(case.chain)
 
 
 @CHECKS.evidence("chain.algorithms")
 def _algorithms(case: Case) -> Verdict:
+    """Keys and signatures are of the algorithms that the platform uses."""
     return pki.check_algorithms(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.constraints")
 def _constraints(case: Case) -> Verdict:
+    """Only authorities may issue, and no deeper than they are allowed to."""
     return pki.check_constraints(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.key_usage")
 def _key_usage(case: Case) -> Verdict:
+    """Each key is meant for what it did."""
     return pki.check_key_usage(case.chain, PROFILE)
 
 
 @CHECKS.evidence("chain.validity")
 def _validity(case: Case) -> Verdict:
+    """Every certificate is valid at the time of judging."""
     return pki.check_validity(case.chain, case.at)
 
 
 @CHECKS.evidence("chain.signatures")
 def _chain_signatures(case: Case) -> Verdict:
+    """Each certificate is signed by the next one."""
     return pki.check_signatures(case.chain)
 
 
 @CHECKS.evidence("qe.signature")
 def _qe_signature(case: Case) -> Verdict:
+    """The certified key signed the report of the platform."""
     quote = case.quote
     key = case.chain[0].public_key()
     return _signed(key, quote.qe_report_signature, quote.qe_report.to_bytes())
@@ -217,6 +229,7 @@ def _qe_identity(case: Case) -> Verdict:
 
 @CHECKS.evidence("qe.binding")
 def _qe_binding(case: Case) -> Verdict:
+    """The platform's report names the attestation key; its other half is zero."""
     quote = case.quote
     digest = hashlib.sha256(quote.attestation_key + quote.qe_auth_data).digest()
     return _equal(digest + bytes(32), quote.qe_report.report_data)
@@ -224,6 +237,7 @@ def _qe_binding(case: Case) -> Verdict:
 
 @CHECKS.evidence("quote.signature")
 def _quote_signature(case: Case) -> Verdict:
+    """The attestation key signed the quote."""
     quote = case.quote
     return _signed(_attestation_key(case), quote.signature, quote.signed_bytes)
 
@@ -253,18 +267,21 @@ def _attributes(case: Case) -> Verdict:
 
 @CHECKS.evidence("record.format")
 def _record(case: Case) -> Verdict:
+    """The protection record can be read."""
     case.read_record()
     return PASSED
 
 
 @CHECKS.evidence("record.signature")
 def _record_signature(case: Case) -> Verdict:
+    """The attestation key signed the protection record."""
     record = case.record
     return _signed(_attestation_key(case), record.signature, record.signed_bytes())
 
 
 @CHECKS.evidence("record.binding")
 def _record_binding(case: Case) -> Verdict:
+    """The quote's CONFIGID is the hash of the protection record."""
     digest = hashlib.sha256(case.container.record).digest()
     return _equal(digest + bytes(32), case.body.config_id)
 
@@ -312,6 +329,7 @@ def _binding(case: Case) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """The evidence was made for the nonce."""
     found = case.container.nonce
     if case.nonce is None:
         return not_asked("give the nonce that was sent, or the evidence may be an old one")
@@ -322,6 +340,7 @@ def _nonce(case: Case) -> Verdict:
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """The report data is the expected one."""
     if case.report_data is None:
         return not_asked("give the expected report data to have it compared")
     return _equal(case.report_data, case.body.report_data)
@@ -329,6 +348,7 @@ def _report_data(case: Case) -> Verdict:
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """Measured code put the expected user data in."""
     found = case.container.user_data
     if case.user_data is None:
         return not_asked("give the expected user data to have it compared")
@@ -339,6 +359,7 @@ def _user_data(case: Case) -> Verdict:
 
 @CHECKS.policy("enclave.debug")
 def _debug(case: Case) -> Verdict:
+    """The enclave is no debug enclave, unless the policy allows it."""
     if case.body.attributes.debug and not case.policy.allow_debug:
         return failed(
             expected="a production enclave",
@@ -350,6 +371,7 @@ def _debug(case: Case) -> Verdict:
 
 @CHECKS.policy("enclave.jit")
 def _jit(case: Case) -> Verdict:
+    """The enclave cannot execute memory that was written, unless the policy allows it."""
     if case.record.jit and not case.policy.allow_jit:
         return failed(expected="no memory that is written, then executed", found="jit")
     return PASSED
@@ -357,6 +379,7 @@ def _jit(case: Case) -> Verdict:
 
 @CHECKS.policy("platform.software")
 def _software(case: Case) -> Verdict:
+    """The platform is in a TEE, unless the policy accepts software."""
     if case.record.tee == "none" and not case.policy.dangerous_allow_software:
         return failed(
             expected="a platform in a TEE",
@@ -369,6 +392,7 @@ def _software(case: Case) -> Verdict:
 
 @CHECKS.policy("platform.level")
 def _level(case: Case) -> Verdict:
+    """The level is at least the policy's."""
     wanted = case.policy.min_level
     if LEVELS.index(case.record.level) < LEVELS.index(wanted):
         return failed(expected=f"at least {wanted}", found=case.record.level)
@@ -377,6 +401,7 @@ def _level(case: Case) -> Verdict:
 
 @CHECKS.policy("platform.bits")
 def _bits(case: Case) -> Verdict:
+    """The protections that the policy names held at launch."""
     wanted = case.policy.required_bits
     if not wanted:
         return not_asked("name required_bits to have protections demanded")
@@ -393,6 +418,7 @@ def _bits(case: Case) -> Verdict:
 
 @CHECKS.policy("platform.svn")
 def _platform_svn(case: Case) -> Verdict:
+    """The platform's security version is high enough."""
     if case.record.platform_svn < case.policy.min_platform_svn:
         return failed(
             expected=f"at least {case.policy.min_platform_svn}",
@@ -407,6 +433,7 @@ _NO_CODE: Final = "name mrenclave or mrsigner, or any code is accepted"
 
 @CHECKS.policy("code.mrenclave")
 def _mrenclave(case: Case) -> Verdict:
+    """The measurement is one that the policy names."""
     return judge_reference(
         case,
         "mrenclave",
@@ -418,6 +445,7 @@ def _mrenclave(case: Case) -> Verdict:
 
 @CHECKS.policy("code.mrsigner")
 def _mrsigner(case: Case) -> Verdict:
+    """The signer is one that the policy names."""
     return judge_reference(
         case,
         "mrsigner",
@@ -429,6 +457,7 @@ def _mrsigner(case: Case) -> Verdict:
 
 @CHECKS.policy("code.product_id")
 def _product(case: Case) -> Verdict:
+    """The product is the one that the policy names."""
     wanted = case.policy.product_id
     if wanted is None:
         return not_asked("name product_id to have it compared", found=case.body.isv_prod_id)
@@ -439,6 +468,7 @@ def _product(case: Case) -> Verdict:
 
 @CHECKS.policy("code.security_version")
 def _security_version(case: Case) -> Verdict:
+    """The security version is high enough."""
     wanted = case.policy.min_security_version
     if wanted is None:
         return not_asked("name min_security_version to have it compared", found=case.body.isv_svn)

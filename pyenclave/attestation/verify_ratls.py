@@ -92,12 +92,14 @@ CHECKS: Final[Registry[Case]] = Registry()
 
 @CHECKS.evidence("certificate.format")
 def _format(case: Case) -> Verdict:
+    """The bytes are one certificate with evidence in it."""
     case.read_certificate()
     return PASSED
 
 
 @CHECKS.evidence("certificate.quote")
 def _quote(case: Case) -> Verdict:
+    """The evidence is a quote that can be read."""
     case.read_quote()
     return PASSED
 
@@ -218,6 +220,7 @@ CHECKS.include("tdx", verify_tdx.CHECKS, _inner_tdx, optional=True)
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """The claims beside the quote have the nonce."""
     if case.nonce is None:
         return not_asked("give the nonce that was sent, or the certificate may be an old one")
     found = case.found.nonce
@@ -232,11 +235,13 @@ def _nonce(case: Case) -> Verdict:
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """The report data of the quote is the expected one."""
     return judge_report_data(case, case.quoted)
 
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """Nothing is expected that a certificate does not have."""
     if case.user_data is None:
         return not_asked("RA-TLS certificates have claims instead")
     return failed(expected=case.user_data, found="none")

@@ -62,6 +62,7 @@ adopt(CHECKS, POLICY)
 
 @CHECKS.policy("enclave.debug")
 def _debug(case: Case) -> Verdict:
+    """The enclave is no debug enclave, unless the policy allows it."""
     if case.body.attributes.debug and not case.policy.allow_debug:
         return failed(
             expected="a production enclave",
@@ -74,6 +75,7 @@ def _debug(case: Case) -> Verdict:
 
 @CHECKS.policy("code.mrenclave")
 def _mrenclave(case: Case) -> Verdict:
+    """The measurement is one that the policy names."""
     if not case.policy.reference("mrenclave"):
         return NAME("mrenclave")
     advice = "Other code runs there. pyenclave measure sgx tells what to expect."
@@ -82,6 +84,7 @@ def _mrenclave(case: Case) -> Verdict:
 
 @CHECKS.policy("code.mrsigner")
 def _mrsigner(case: Case) -> Verdict:
+    """The signer is one that the policy names."""
     if not case.policy.reference("mrsigner"):
         return NAME("mrsigner")
     return judge_reference(case, "mrsigner", case.body.mrsigner, advice="Somebody else signed it.")
@@ -89,6 +92,7 @@ def _mrsigner(case: Case) -> Verdict:
 
 @CHECKS.policy("code.product_id")
 def _product(case: Case) -> Verdict:
+    """The product is the one that the policy names."""
     wanted, found = case.policy.product_id, case.body.isv_prod_id
     if wanted is None:
         return NAME("product_id")
@@ -99,6 +103,7 @@ def _product(case: Case) -> Verdict:
 
 @CHECKS.policy("code.security_version")
 def _security_version(case: Case) -> Verdict:
+    """The security version is high enough."""
     wanted, found = case.policy.min_security_version, case.body.isv_svn
     if wanted is None:
         return NAME("min_security_version")
@@ -109,6 +114,7 @@ def _security_version(case: Case) -> Verdict:
 
 @CHECKS.policy("code.config_id")
 def _config_id(case: Case) -> Verdict:
+    """CONFIGID, which the host sets at launch, is one that the policy names."""
     if not case.policy.reference("config_id"):
         return NAME("config_id")
     return judge_reference(case, "config_id", case.body.config_id)
@@ -116,6 +122,7 @@ def _config_id(case: Case) -> Verdict:
 
 @CHECKS.policy("code.isv_ext_prod_id")
 def _ext_product(case: Case) -> Verdict:
+    """ISVEXTPRODID is one that the policy names."""
     if not case.policy.reference("isv_ext_prod_id"):
         return NAME("isv_ext_prod_id")
     return judge_reference(case, "isv_ext_prod_id", case.body.isv_ext_prod_id)
@@ -123,6 +130,7 @@ def _ext_product(case: Case) -> Verdict:
 
 @CHECKS.policy("code.isv_family_id")
 def _family(case: Case) -> Verdict:
+    """ISVFAMILYID is one that the policy names."""
     if not case.policy.reference("isv_family_id"):
         return NAME("isv_family_id")
     return judge_reference(case, "isv_family_id", case.body.isv_family_id)

@@ -151,12 +151,14 @@ _NAME: Final = {
 
 @CHECKS.evidence("report.format")
 def _report(case: Case) -> Verdict:
+    """The bytes are a report of a known version, its reserved fields zero."""
     case.read_report()
     return PASSED
 
 
 @CHECKS.evidence("table.format")
 def _table(case: Case) -> Verdict:
+    """The certificate table behind the report, if there is one, can be read."""
     case.read_table()
     return PASSED
 
@@ -179,6 +181,7 @@ register_chain(CHECKS)
 
 @CHECKS.evidence("report.signature")
 def _signature(case: Case) -> Verdict:
+    """The key of the certificate signed the report."""
     if case.signature_holds():
         return PASSED
     return failed(
@@ -239,6 +242,7 @@ def _hwid(case: Case) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """The report data is the nonce, or the bytes that the caller says it became."""
     if case.nonce is None:
         return _NO_NONCE
     return judge_nonce(case, case.report.report_data)
@@ -246,6 +250,7 @@ def _nonce(case: Case) -> Verdict:
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """The report data is the expected one."""
     if case.report_data is None:
         return _NO_REPORT_DATA
     return judge_report_data(case, case.report.report_data)
@@ -253,6 +258,7 @@ def _report_data(case: Case) -> Verdict:
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """Nothing is expected that a report does not have."""
     if case.user_data is None:
         return _NO_USER_DATA
     return failed(
@@ -264,6 +270,7 @@ def _user_data(case: Case) -> Verdict:
 
 @CHECKS.policy("guest.debug")
 def _debug(case: Case) -> Verdict:
+    """The guest policy forbids debugging, unless the policy allows it."""
     if case.report.debug and not case.policy.allow_debug:
         return failed(
             expected="a guest that nobody can debug",
@@ -275,6 +282,7 @@ def _debug(case: Case) -> Verdict:
 
 @CHECKS.policy("guest.migration")
 def _migration(case: Case) -> Verdict:
+    """The guest has no migration agent, unless the policy allows one."""
     if case.report.migrate_ma and not case.policy.allow_migration_agent:
         return failed(
             expected="a guest without migration agent",
@@ -287,6 +295,7 @@ def _migration(case: Case) -> Verdict:
 
 @CHECKS.policy("guest.vmpl")
 def _vmpl(case: Case) -> Verdict:
+    """Who asked for the report has a privilege level that the policy accepts."""
     wanted, found = case.policy.max_vmpl, case.report.vmpl
     if wanted is None:
         return _NAME["max_vmpl"]
@@ -301,6 +310,7 @@ def _vmpl(case: Case) -> Verdict:
 
 @CHECKS.policy("guest.policy")
 def _policy_bits(case: Case) -> Verdict:
+    """The guest policy has the required bits and none of the forbidden ones."""
     wanted, unwanted = case.policy.required_policy_bits, case.policy.forbidden_policy_bits
     if not wanted and not unwanted:
         return _NAME["required_policy_bits or forbidden_policy_bits"]
@@ -318,6 +328,7 @@ def _policy_bits(case: Case) -> Verdict:
 
 @CHECKS.policy("guest.svn")
 def _guest_svn(case: Case) -> Verdict:
+    """GUEST_SVN is high enough."""
     wanted, found = case.policy.min_guest_svn, case.report.guest_svn
     if wanted is None:
         return _NAME["min_guest_svn"]
@@ -328,6 +339,7 @@ def _guest_svn(case: Case) -> Verdict:
 
 @CHECKS.policy("platform.bits")
 def _platform_bits(case: Case) -> Verdict:
+    """PLATFORM_INFO has the required bits."""
     wanted = case.policy.required_platform_bits
     if not wanted:
         return _NAME["required_platform_bits"]
@@ -391,6 +403,7 @@ def _one_of(case: Case, name: str, found: bytes, advice: str) -> Verdict:
 
 @CHECKS.policy("code.launch_digest")
 def _launch_digest(case: Case) -> Verdict:
+    """The launch digest is one that the policy names."""
     return _one_of(
         case,
         "launch_digest",
@@ -402,6 +415,7 @@ def _launch_digest(case: Case) -> Verdict:
 
 @CHECKS.policy("code.id_key_digest")
 def _id_key(case: Case) -> Verdict:
+    """The digest of the key that signed the ID block is one that the policy names."""
     return _one_of(
         case, "id_key_digest", case.report.id_key_digest, "Somebody else signed the ID block."
     )
@@ -409,6 +423,7 @@ def _id_key(case: Case) -> Verdict:
 
 @CHECKS.policy("code.author_key_digest")
 def _author_key(case: Case) -> Verdict:
+    """The digest of the author key is one that the policy names."""
     report = case.report
     wanted = case.policy.reference("author_key_digest")
     if wanted and not report.author_key_en:
@@ -424,16 +439,19 @@ def _author_key(case: Case) -> Verdict:
 
 @CHECKS.policy("guest.family_id")
 def _family_id(case: Case) -> Verdict:
+    """FAMILY_ID is one that the policy names."""
     return _one_of(case, "family_id", case.report.family_id, "The ID block is of another family.")
 
 
 @CHECKS.policy("guest.image_id")
 def _image_id(case: Case) -> Verdict:
+    """IMAGE_ID is one that the policy names."""
     return _one_of(case, "image_id", case.report.image_id, "The ID block is of another image.")
 
 
 @CHECKS.policy("guest.host_data")
 def _host_data(case: Case) -> Verdict:
+    """HOST_DATA is one that the policy names."""
     return _one_of(
         case,
         "host_data",

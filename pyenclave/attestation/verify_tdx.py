@@ -96,6 +96,7 @@ adopt(CHECKS, POLICY)
 
 @CHECKS.policy("td.debug")
 def _debug(case: Case) -> Verdict:
+    """Nobody can debug the TD, unless the policy allows it."""
     if case.body.debug and not case.policy.allow_debug:
         return failed(
             expected="a TD that nobody can debug",
@@ -143,6 +144,7 @@ def _attributes(case: Case) -> Verdict:
 
 @CHECKS.policy("td.sept_ve_disable")
 def _sept_ve(case: Case) -> Verdict:
+    """SEPT_VE_DISABLE is as the policy says."""
     wanted = case.policy.sept_ve_disable
     if wanted is None:
         return NAME("sept_ve_disable")
@@ -158,6 +160,7 @@ def _sept_ve(case: Case) -> Verdict:
 
 @CHECKS.policy("code.mrtd")
 def _mrtd(case: Case) -> Verdict:
+    """MRTD is one that the policy names."""
     if not case.policy.reference("mrtd"):
         return NAME("mrtd")
     advice = "Another firmware was started. pyenclave measure tdx tells what to expect."
@@ -166,6 +169,7 @@ def _mrtd(case: Case) -> Verdict:
 
 @CHECKS.policy("code.rtmrs")
 def _rtmrs(case: Case) -> Verdict:
+    """The RTMRs that the policy names have its values."""
     if not case.policy.registers("rtmrs"):
         return NAME("rtmrs")
     return judge_registers(case, "rtmrs", dict(enumerate(case.body.rtmrs)))
@@ -173,6 +177,7 @@ def _rtmrs(case: Case) -> Verdict:
 
 @CHECKS.policy("code.mr_config_id")
 def _config_id(case: Case) -> Verdict:
+    """MRCONFIGID is one that the policy names."""
     if not case.policy.reference("mr_config_id"):
         return NAME("mr_config_id")
     return judge_reference(case, "mr_config_id", case.body.mr_config_id)
@@ -180,6 +185,7 @@ def _config_id(case: Case) -> Verdict:
 
 @CHECKS.policy("code.mr_owner")
 def _owner(case: Case) -> Verdict:
+    """MROWNER is one that the policy names."""
     if not case.policy.reference("mr_owner"):
         return NAME("mr_owner")
     return judge_reference(case, "mr_owner", case.body.mr_owner)
@@ -187,6 +193,7 @@ def _owner(case: Case) -> Verdict:
 
 @CHECKS.policy("code.mr_owner_config")
 def _owner_config(case: Case) -> Verdict:
+    """MROWNERCONFIG is one that the policy names."""
     if not case.policy.reference("mr_owner_config"):
         return NAME("mr_owner_config")
     return judge_reference(case, "mr_owner_config", case.body.mr_owner_config)
@@ -194,6 +201,7 @@ def _owner_config(case: Case) -> Verdict:
 
 @CHECKS.policy("platform.mr_seam")
 def _seam(case: Case) -> Verdict:
+    """The measurement of the TDX module is one that the policy names."""
     if not case.policy.reference("mr_seam"):
         return NAME("mr_seam")
     return judge_reference(case, "mr_seam", case.body.mr_seam, advice="Another TDX module runs.")

@@ -159,6 +159,7 @@ def _maa_key(case: Case) -> Verdict:
 
 @MAA_CHECKS.evidence("token.type")
 def _maa_type(case: Case) -> Verdict:
+    """The token says which kind of TEE was attested."""
     found = case.payload.get("x-ms-attestation-type")
     inner = tee_claims(case.payload).get("x-ms-attestation-type")
     for value in (found, inner):
@@ -209,6 +210,7 @@ GOOGLE_CHECKS: Final = base_checks(
 
 @GOOGLE_CHECKS.evidence("token.issuer")
 def _google_issuer(case: Case) -> Verdict:
+    """The issuer is Confidential Space."""
     found = case.payload.get("iss")
     if found == _GOOGLE:
         return PASSED
@@ -225,6 +227,7 @@ def _google_hardware(case: Case) -> Verdict:
 
 @GOOGLE_CHECKS.policy("secure_boot")
 def _secure_boot(case: Case) -> Verdict:
+    """The VM booted with Secure Boot, unless the policy allows debug."""
     found = case.payload.get("secboot")
     if found is True or case.policy.allow_debug:
         return PASSED
@@ -266,6 +269,7 @@ def _ear_format(case: Case) -> Verdict:
 
 @EAR_CHECKS.policy("ear.status")
 def _ear_status(case: Case) -> Verdict:
+    """Every appraisal in the result has a tier that the policy accepts."""
     wanted = case.policy.ear_tiers
     if not ear.is_ear(case.payload):
         if set(wanted) == set(ear.TIERS):

@@ -92,40 +92,49 @@ def register_chain(registry: Registry[Any]) -> None:
 
 
 def _format(case: VekCase) -> Verdict:
+    """The certificate of the signing key and its issuers are there and can be read."""
     case.read_chain()
     return PASSED
 
 
 def _vek(case: VekCase) -> Verdict:
+    """The certificate has AMD's extensions, as its kind has them."""
     case.read_vek()
     return PASSED
 
 
 def _root(case: VekCase) -> Verdict:
+    """The chain ends in the pinned root of its product line, or one that was given."""
     return amd.check_root(case.chain, case.line_anchors())
 
 
 def _names(case: VekCase) -> Verdict:
+    """Each certificate names the next one as its issuer."""
     return case.chain.names
 
 
 def _algorithms(case: VekCase) -> Verdict:
+    """Keys and signatures are those that AMD uses: RSA-PSS with SHA-384, P-384."""
     return case.chain.algorithms
 
 
 def _constraints(case: VekCase) -> Verdict:
+    """Only authorities may issue, and no deeper than they are allowed to."""
     return case.chain.constraints
 
 
 def _key_usage(case: VekCase) -> Verdict:
+    """Each key is meant for what it did."""
     return case.chain.key_usage
 
 
 def _validity(case: VekCase) -> Verdict:
+    """Every certificate is valid at the time of judging."""
     return amd.check_validity(case.chain, case.at)
 
 
 def _signatures(case: VekCase) -> Verdict:
+    """Each certificate is signed by the next one."""
     return case.chain.signatures
 
 
@@ -154,6 +163,7 @@ _NO_CRL: Final = not_asked(
 
 
 def _crl(case: VekCase) -> Verdict:
+    """The revocation list is the root's and in force, and revokes nothing of the chain."""
     data = case.endorsements.get("crl.der")
     if data is None:
         return _NO_CRL
@@ -224,16 +234,19 @@ def _no_report(name: str, value: bytes | None) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """No nonce is expected of a certificate."""
     return _no_report("nonce", case.nonce)
 
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """No report data is expected of a certificate."""
     return _no_report("report data", case.report_data)
 
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """No user data is expected of a certificate."""
     return _no_report("user data", case.user_data)
 
 

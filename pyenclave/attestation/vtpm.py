@@ -211,6 +211,7 @@ def register_vtpm(registry: Registry[Any]) -> None:
 
 
 def _format(case: VtpmCase) -> Verdict:
+    """The vTPM's quote can be read, and nothing of it is there without it."""
     if case.read_quote() is not None:
         return PASSED
     alone = [name for name in ("tpm-quote.sig", "tpm-eventlog.bin") if name in case.endorsements]
@@ -226,6 +227,7 @@ def _format(case: VtpmCase) -> Verdict:
 
 
 def _signature(case: VtpmCase) -> Verdict:
+    """The attestation key in the runtime claims signed the vTPM's quote."""
     if case.quote is None:
         return _NO_QUOTE
     case.read_signature()
@@ -253,6 +255,7 @@ def _selection(case: VtpmCase) -> Verdict:
 
 
 def _digest(case: VtpmCase) -> Verdict:
+    """The PCR values that were given are those that were quoted."""
     if case.quote is None:
         return _NO_QUOTE
     case.read_values()
@@ -289,6 +292,7 @@ def _event_log(case: VtpmCase) -> Verdict:
 
 
 def _ak_format(case: VtpmCase) -> Verdict:
+    """The certificate of the attestation key can be read."""
     return PASSED if case.read_certificates() is not None else _NO_CERTIFICATE
 
 
@@ -315,6 +319,7 @@ def _same_key(certificate: Certificate, ak: RsaKey) -> bool:
 
 
 def _ak_validity(case: VtpmCase) -> Verdict:
+    """The certificate of the attestation key is valid at the time of judging."""
     found = case.certificates
     if found is None:
         return _NO_CERTIFICATE
@@ -364,6 +369,7 @@ _EVIDENCE: Final = {
 
 
 def _pcrs(case: VtpmCase) -> Verdict:
+    """The PCRs that the policy names are quoted and have its values."""
     return judge_registers(
         case,
         "pcrs",
