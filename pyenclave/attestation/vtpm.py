@@ -280,6 +280,14 @@ def _event_log(case: VtpmCase) -> Verdict:
     proven = case.proven()
     if not proven or "sha256" not in found.registers:
         return failed(expected="quoted PCR values and a log of the same bank", found="not both")
+    said = [i for i in _FIRMWARE_PCRS if i in found.registers["sha256"]]
+    unquoted = [i for i in said if i not in proven]
+    if unquoted or not said:
+        return failed(
+            expected="a quote of every PCR of the firmware that the log has events of",
+            found=f"PCR {', '.join(map(str, unquoted)) or '0 to 7'} not among both",
+            advice="Quote sha256:0,1,2,3,4,5,6,7 and what else the policy names.",
+        )
     wrong = [i for i in _FIRMWARE_PCRS if i in proven and found.value("sha256", i) != proven[i]]
     if not wrong:
         return PASSED
