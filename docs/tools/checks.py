@@ -65,6 +65,9 @@ CURES: Final = {
     "again.",
     "user_data": "Give `report_data` (quotes, reports) or demand claims (tokens) instead.",
     # which code
+    "nitro-document:code.kind": "Name PCR0 or PCR8: roles and instances are no code.",
+    "azure-hcl-*:code.kind": "Name the firmware (`launch_digest`, `id_key_digest`, `mrtd`): PCRs "
+    "alone are the word of whatever firmware makes the vTPM.",
     "code.kind": "Name an identity that this kind has, or use a policy for it.",
     "code.identity": "Ask for a report: a certificate says nothing of code.",
     "code.claims": "Another workload, or another claim than was meant: see the claims printed.",
@@ -99,6 +102,8 @@ CURES: Final = {
     "debug": "Whoever runs the machine reads its memory: launch it without debug; `allow_debug` "
     "only for tests.",
     "enclave.jit": "Build the image without `jit`, or accept it (`allow_jit`).",
+    "*-jwt:platform.software": "That machine's operator reads its memory: use a confidential one, "
+    "or `dangerous_allow_software`.",
     "platform.software": "Whoever controls that machine can forge this evidence. If you trust it: "
     "`dangerous_allow_software`.",
     "platform.level": "Launch it at a higher level.",
@@ -108,6 +113,8 @@ CURES: Final = {
     "platform.chip": "Have the host show the chip ID (MASK_CHIP_ID off), or "
     "`allow_masked_chip_id`.",
     "guest.migration": "Launch it with a guest policy without bit 18; if you trust the agent: "
+    "`allow_migration_agent`.",
+    "td.migration": "Start the TD without MIGRATABLE; if you trust its migration TD: "
     "`allow_migration_agent`.",
     "guest.vmpl": "Ask for the report from a higher privilege level (a lower number).",
     "guest.policy": "Launch the guest with another guest policy.",
@@ -213,6 +220,8 @@ CURES: Final = {
     "trust it.",
     "binding.*": "Certificate and quote do not belong together: somebody may stand between. "
     "Refuse.",
+    "certificate.extensions": "The certificate demands something that nobody here understands: "
+    "have it made without.",
     "certificate.quote": _AGAIN,
     "certificate.signature": "Whoever made it does not have the key; of an issuer, give its root.",
     "qe.origin": "No quoting enclave of Intel's that is known; if Intel's changed, give "
@@ -237,8 +246,11 @@ refuses. What a result says beside a check (expected, found, advice) is more exa
 
 This page is made by `python docs/tools/checks.py` from the checks as they are registered.
 
-One check is added at the end of every kind: `code.named` (policy) fails where the policy names
+Two checks are added at the end of every kind, if they fail. `code.named` (policy): the policy names
 code, but none of its identities is one that this kind of evidence has. Name one that it has.
+`policy.answered` (policy): the policy demands something that this kind of evidence cannot answer,
+and names no identity of a kind that can: an audience of a quote, PCRs of a bare SEV-SNP report.
+Leave the field out for this kind, with one policy for each kind.
 """
 
 

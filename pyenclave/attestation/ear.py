@@ -29,6 +29,9 @@ _SOFTWARE: Final = "platform.software"
 _TOKENS: Final = frozenset(
     ("maa-jwt", "google-confidential-space-jwt", "attestation-result-jwt", "x5c-jwt")
 )
+# Documents of vendors: genuine or not, they say nothing of any machine that runs now.
+_NO_ATTESTER: Final = frozenset(("sgx-collateral", "sev-snp-vek-cert", "maa-jwks", "tcg-eventlog"))
+_MAX_DEPTH: Final = 4  # of claims inside claims
 _MAX_NONCE: Final = 64  # bytes (draft-ietf-rats-ear: 8 to 64)
 
 
@@ -36,8 +39,10 @@ def trustworthiness(result: AttestationResult) -> dict[str, int]:
     """
     Return the trustworthiness vector of *result*: category → value.
 
-    A category that the evidence says nothing about is left out.
+    A category that the evidence says nothing about is left out. What attests no machine has none.
     """
+    if result.kind in _NO_ATTESTER:
+        return {}
     software = _is_software(result)
     vector: dict[str, int] = {}
     if not result.genuine:
@@ -73,7 +78,16 @@ def _debug(result: AttestationResult) -> bool:
     failed = any(
         check.name.endswith(names) and check.outcome == "failed" for check in result.checks
     )
-    return failed or result.claims.get("debug") is True
+    return failed or True in _said(result.claims, "debug")
+
+
+def _said(claims: Mapping[str, Any], name: str, depth: int = _MAX_DEPTH) -> list[Any]:
+    """Return what *claims* say by that *name*; evidence inside evidence has claims of its own."""
+    found = [claims[name]] if name in claims else []
+    for value in claims.values():
+        if depth and isinstance(value, Mapping):
+            found += _said(value, name, depth - 1)
+    return found
 
 
 def _hardware(result: AttestationResult, *, software: bool) -> int:
@@ -83,10 +97,10 @@ def _hardware(result: AttestationResult, *, software: bool) -> int:
         return _CONTRAINDICATED
     if result.kind in _TOKENS:
         return _TRUSTED if result.accepted else _UNSAFE
-    status = result.claims.get("tcb_status")
-    if status == "Revoked":
+    statuses = _said(result.claims, "tcb_status")
+    if "Revoked" in statuses:
         return _CONTRAINDICATED
-    if status is not None and status != "UpToDate":
+    if any(status is not None and status != "UpToDate" for status in statuses):
         return _UNSAFE
     tcb = [check for check in result.checks if "tcb." in check.name or "collateral." in check.name]
     return _TRUSTED if all(check.holds for check in tcb) else _UNSAFE

@@ -180,6 +180,7 @@ def _hardware(case: Case, found: object, known: tuple[str, ...]) -> Verdict:
 
 @MAA_CHECKS.policy("platform.software")
 def _maa_hardware(case: Case) -> Verdict:
+    """What was attested is confidential hardware, not trusted launch, VBS or a bare TPM."""
     found = tee_claims(case.payload).get("x-ms-attestation-type")
     return _hardware(case, found, _MAA_TEES)
 
@@ -219,6 +220,7 @@ def _google_issuer(case: Case) -> Verdict:
 
 @GOOGLE_CHECKS.policy("platform.software")
 def _google_hardware(case: Case) -> Verdict:
+    """The machine keeps its operator out; a shielded VM does not."""
     found = case.payload.get("hwmodel")
     if "hwmodel" not in case.payload:
         return not_asked("the token does not name its hardware")

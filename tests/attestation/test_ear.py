@@ -130,3 +130,23 @@ def test_what_is_signed_is_accepted_with_the_verifiers_key(form: Any) -> None:
     assert "token.times" in late.refused_by
     refused = sign_ear(result(check("chain.root", "failed")), key=KEY, kid="us", form=form)
     assert "ear.status" in appraise(refused.encode(), at=AT, **options).refused_by
+
+
+@pytest.mark.parametrize("kind", ["sgx-collateral", "sev-snp-vek-cert", "maa-jwks", "tcg-eventlog"])
+def test_a_document_of_a_vendor_makes_no_machine_trustworthy(kind: str) -> None:
+    """Anybody can show a chip's certificate: as an attestation result it says nothing."""
+    vendors = AttestationResult(kind=kind, checks=(check("chain.root"),), claims={}, at=AT)
+    assert vendors.accepted
+    assert trustworthiness(vendors) == {}
+    (appraisal,) = appraisals_of(to_ear(vendors)).values()
+    assert appraisal.status == "none"
+
+
+def test_debug_and_levels_of_evidence_inside_evidence_count() -> None:
+    """The claims of a TD stand below those of its event log."""
+    inner = result(*GOOD, kind="tdx-ccel", quote={"debug": True, "tcb_status": "UpToDate"})
+    assert trustworthiness(inner)["runtime-opaque"] == 96
+    old = result(*GOOD, kind="tdx-ccel", quote={"debug": False, "tcb_status": "OutOfDate"})
+    assert trustworthiness(old)["hardware"] == 32
+    good = result(*GOOD, kind="tdx-ccel", quote={"debug": False, "tcb_status": "UpToDate"})
+    assert trustworthiness(good)["hardware"] == 2
