@@ -208,10 +208,10 @@ _PROFILE: Final = pki.Profile(
 _RSA_BITS: Final = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChainFacts:
     """
-    A chain, and what follows from its bytes alone.
+    A chain, and what follows from its bytes alone. Equal to itself only.
 
     Attributes:
         certificates: Leaf, intermediate, root as it was given or is pinned.

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from pyenclave.attestation import kinds
+from pyenclave.attestation.cache import known
 from pyenclave.attestation.demands import unanswered
 from pyenclave.attestation.detect import kind_of
 from pyenclave.attestation.endorsements import EMPTY, Endorsements
@@ -175,7 +176,7 @@ def _endorsements(given: Given | None) -> Endorsements:
 
 def _roots(roots: Iterable[Root]) -> tuple[bytes, ...]:
     """Return pinned roots in DER; each must be readable as a certificate."""
-    return tuple(_root(root) for root in _listed(roots))
+    return tuple([_root(root) for root in _listed(roots)])
 
 
 def _root(root: Root) -> bytes:
@@ -183,7 +184,7 @@ def _root(root: Root) -> bytes:
         from pyenclave.formats.x509 import Certificate
 
         try:
-            return Certificate.from_bytes(root).der
+            return known("root", root, Certificate.from_bytes).value.der
         except EvidenceFormatError as error:
             raise ValueError(f"a root is no certificate: {error}") from None
     from cryptography import x509

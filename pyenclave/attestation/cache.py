@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, TypeVar
 
+from pyenclave.attestation import memo
+
 __all__ = ["FACTS", "Cache", "Known", "clear", "known"]
 
 T = TypeVar("T")
@@ -27,12 +29,15 @@ class Known(Generic[T]):
 
     Attributes:
         value: What was read. It is shared by all appraisals and must not be changed.
+        seen: For whoever wants to do something only the second time.
+        used: Whether it was asked for again since the store last looked.
     """
 
-    __slots__ = ("_facts", "value")
+    __slots__ = ("_facts", "seen", "used", "value")
 
     def __init__(self, value: T) -> None:
         self.value = value
+        self.seen = self.used = False
         self._facts: dict[Hashable, Any] = {}
 
     def fact(self, name: Hashable, derive: Callable[[], F]) -> F:
@@ -54,7 +59,10 @@ class Known(Generic[T]):
 
 class Cache:
     """
-    A bounded store; the oldest entries leave first. Threads may share it.
+    A bounded store; the oldest entries leave first, but those in use get another turn.
+
+    So a fleet of new platforms does not drive out the collateral that they share. Threads may
+    share it.
 
     Args:
         max_items: How many entries there may be.
@@ -83,6 +91,7 @@ class Cache:
         key = (what, data)
         found = self._entries.get(key)
         if found is not None:
+            found.used = True
             return found
         made = Known(read(data))
         with self._lock:
@@ -94,8 +103,12 @@ class Cache:
                 self._size += len(data)
             while len(self._entries) > self._max_items or self._size > self._max_bytes:
                 oldest = next(iter(self._entries))
-                del self._entries[oldest]
-                self._size -= len(oldest[1])
+                entry = self._entries.pop(oldest)
+                if entry.used:
+                    entry.used = False
+                    self._entries[oldest] = entry
+                else:
+                    self._size -= len(oldest[1])
         return made
 
     def clear(self) -> None:
@@ -116,3 +129,4 @@ def known(what: str, data: bytes, read: Callable[[bytes], T]) -> Known[T]:
 def clear() -> None:
     """Forget everything; for tests and measurements."""
     FACTS.clear()
+    memo.clear()

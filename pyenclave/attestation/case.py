@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pyenclave.attestation.checks import (
     BREAKS,
@@ -99,6 +99,22 @@ class CaseBase:
             "roots": self.roots,
         }
         return cls(**(values | changes))
+
+    def bare(self, at: datetime, endorsements: Endorsements = EMPTY, **parts: object) -> Self:
+        """
+        Return a case with the roots of this one and nothing else: what is asked for beyond fails.
+
+        Args:
+            at: When validity is judged.
+            endorsements: Files that it has.
+            parts: Parts that count as read.
+        """
+        nobody: Any = None
+        made = type(self)(
+            data=b"", policy=nobody, at=at, endorsements=endorsements, roots=self.roots
+        )
+        made._read |= parts  # noqa: SLF001
+        return made
 
     def anchors(self, *vendors: str) -> tuple[Certificate, ...]:
         """Return the pinned roots of *vendors* (names of `roots.VENDORS`) and the caller's own."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeAlias, TypeVar
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
+from pyenclave.attestation import memo
+from pyenclave.attestation.memo import Block, Remembered
 from pyenclave.attestation.result import Check, Outcome, Part
 from pyenclave.errors import EnclaveError
 
@@ -110,6 +112,51 @@ Inner = TypeVar("Inner", bound="CaseBase")
 CheckFunction = Callable[[Case], Verdict]
 
 
+class _Watched(dict[str, CheckFunction[Case]]):
+    """A table that tells when it is changed; there is no other way than item by item."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        super().__init__()
+        self._tell = changed
+
+    def __setitem__(self, name: str, function: CheckFunction[Case]) -> None:
+        super().__setitem__(name, function)
+        self._tell()
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._tell()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("checks are registered one by one")
+
+    update = pop = popitem = clear = setdefault = __ior__ = _refuse
+
+
+class _Step(Generic[Case]):
+    """A check as it is run, and what it said last if that was a constant."""
+
+    __slots__ = ("function", "last", "name", "part")
+
+    def __init__(self, name: str, part: Part, function: CheckFunction[Case]) -> None:
+        self.name = name
+        self.part = part
+        self.function = function
+        self.last: tuple[Verdict, Check] | tuple[None, None] = (None, None)
+
+
+_Segment: TypeAlias = "tuple[Block[Case] | None, int, list[_Step[Case]]]"
+
+
+class _Plan(Generic[Case]):
+    """The checks in the order in which they run; equal to itself only."""
+
+    __slots__ = ("segments",)
+
+    def __init__(self, segments: tuple[_Segment[Case], ...]) -> None:
+        self.segments = segments
+
+
 class Registry(Generic[Case]):
     """
     Checks by name, in the order in which they run.
@@ -122,9 +169,13 @@ class Registry(Generic[Case]):
 
     def __init__(self) -> None:
         self.included: dict[str, str] = {}
-        self.functions: dict[str, CheckFunction[Case]] = {}
+        self.functions: dict[str, CheckFunction[Case]] = _Watched(self._changed)
         self.parts: dict[str, Part] = {}
-        self._last: dict[str, tuple[Verdict, Check]] = {}
+        self._blocks: list[Block[Case]] = []
+        self._plan: _Plan[Case] | None = None
+
+    def _changed(self) -> None:
+        self._plan = None
 
     def evidence(self, name: str) -> Callable[[CheckFunction[Case]], CheckFunction[Case]]:
         """Register the decorated function as check *name*: is the evidence genuine?"""
@@ -194,25 +245,98 @@ class Registry(Generic[Case]):
                 self._register(f"{prefix}.{name}", registry.parts[name])(included(function))
                 self.included[f"{prefix}.{name}"] = prefix
 
+    def remember(self, block: Block[Case]) -> None:
+        """Have the checks of *block* remembered together; they are registered here already."""
+        missing = block.names - set(self.functions)
+        if missing:
+            raise ValueError(f"no check is called {', '.join(sorted(missing))}")
+        self._blocks.append(block)
+        self._plan = None
+
     def run(self, case: Case) -> tuple[Check, ...]:
         """Run every check on *case*."""
-        done: list[Check] = []
-        last = self._last
+        found: list[Check] = []
+        outcomes: dict[Block[Case], Remembered | None] = {}
+        plan = self._plan
+        if plan is None:
+            plan = self._plan = self._planned()
+        for block, index, steps in plan.segments:
+            if block is not None:
+                if block not in outcomes:
+                    outcomes[block] = self._recall(plan, block, case)
+                known = outcomes[block]
+                if known is not None:
+                    found += known.checks[index]
+                    continue
+            self._judge(steps, case, found)
+        return tuple(found)
+
+    def _planned(self) -> _Plan[Case]:
+        """Return the checks in their order, those of one block that are neighbours together."""
+        owners = {name: block for block in self._blocks for name in block.names}
+        segments: list[_Segment[Case]] = []
+        counts: dict[Block[Case], int] = {}
         for name, function in self.functions.items():
+            block = owners.get(name)
+            if not segments or segments[-1][0] is not block:
+                index = 0
+                if block is not None:
+                    index = counts.get(block, 0)
+                    counts[block] = index + 1
+                segments.append((block, index, []))
+            segments[-1][2].append(_Step(name, self.parts[name], function))
+        return _Plan(tuple(segments))
+
+    def _recall(self, plan: _Plan[Case], block: Block[Case], case: Case) -> Remembered | None:
+        """Return how the checks of *block* come out on *case*; None if they have to be run."""
+        try:
+            key = block.key(case)
+        except (NotReachedError, EnclaveError, *BREAKS):
+            return None
+        if key is None:
+            return None
+        # A check that somebody exchanges makes another plan; of the old one nothing is found.
+        whole = (plan, block, key)
+        found = memo.find(whole, case.at)
+        if found is None:
+            moment = memo.Moment.of(case.at)
+            reduced = block.reduce(case, moment)
+            checks: list[tuple[Check, ...]] = []
+            for owner, _, steps in plan.segments:
+                if owner is block:
+                    judged: list[Check] = []
+                    self._judge(steps, reduced, judged)
+                    checks.append(tuple(judged))
+            parts = {
+                name: value
+                for name, value in reduced._read.items()  # noqa: SLF001
+                if name not in block.given
+            }
+            found = memo.remembered(checks, moment, parts)
+            if found is None:
+                return None
+            memo.keep(whole, found)
+        case._read.update(found.parts)  # noqa: SLF001
+        return found
+
+    @staticmethod
+    def _judge(steps: list[_Step[Case]], case: Case, found: list[Check]) -> None:
+        """Run *steps* on *case*, and put what they say into *found*."""
+        for step in steps:
             try:
-                verdict = function(case)
+                verdict = step.function(case)
             except _NotHereError:
                 continue
             except (NotReachedError, EnclaveError, *BREAKS) as error:
                 verdict = _verdict_of(error)
             # Most checks give one constant verdict again and again; what it looks like stays.
-            known = last.get(name)
-            if known is not None and known[0] is verdict:
-                done.append(known[1])
+            last = step.last
+            if last[0] is verdict:
+                found.append(last[1])
                 continue
             check = Check(
-                name=name,
-                part=self.parts[name],
+                name=step.name,
+                part=step.part,
                 outcome=verdict.outcome,
                 expected=shown(verdict.expected),
                 found=shown(verdict.found),
@@ -220,9 +344,8 @@ class Registry(Generic[Case]):
                 asked=verdict.asked,
             )
             if verdict.outcome != "failed" and verdict.found is None:
-                last[name] = (verdict, check)
-            done.append(check)
-        return tuple(done)
+                step.last = verdict, check
+            found.append(check)
 
 
 def _verdict_of(error: Exception) -> Verdict:

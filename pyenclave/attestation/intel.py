@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, ClassVar, Final, TypeVar
 
-from pyenclave.attestation import pki
+from pyenclave.attestation import pki, roots
 from pyenclave.attestation.cache import Known, known
 from pyenclave.attestation.case import CaseBase
 from pyenclave.attestation.checks import (
@@ -22,6 +25,7 @@ from pyenclave.attestation.checks import (
     Verdict,
     failed,
 )
+from pyenclave.attestation.memo import Block, Moment
 from pyenclave.errors import CollateralError, EnclaveError
 from pyenclave.formats import dcap
 from pyenclave.formats.pck import PckExtension
@@ -29,6 +33,7 @@ from pyenclave.formats.sgx import FLAG_DEBUG
 from pyenclave.formats.x509 import MAX_CHAIN, Certificate, pem_blocks
 
 __all__ = [
+    "CHAIN_BLOCK",
     "EVIDENCE",
     "PROFILE",
     "Chain",
@@ -57,17 +62,30 @@ Chain = Known[tuple[Certificate, ...]]
 C = TypeVar("C", bound="IntelCase")
 
 
+_END: Final = b"-----END CERTIFICATE-----\n"
+
+
 def read_chain(what: str, data: bytes) -> Chain:
     """Return the certificates in *data* (PEM), the leaf first, read once for the same bytes."""
 
     def read(text: bytes) -> tuple[Certificate, ...]:
-        blocks = pem_blocks(text, "CERTIFICATE", limit=MAX_CHAIN)
         # The same few issuers come with every platform's certificate.
-        return pki.ordered(
-            known("certificate", block, Certificate.from_der).value for block in blocks
-        )
+        leaf, end, issuers = text.partition(_END)
+        if issuers.startswith(b"-----BEGIN"):
+            blocks = pem_blocks(leaf + end, "CERTIFICATE", limit=MAX_CHAIN)
+            blocks += known("issuers", issuers, _issuer_blocks).value
+        else:
+            blocks = pem_blocks(text, "CERTIFICATE", limit=MAX_CHAIN)
+        certificates = [
+            known("certificate", block, Certificate.from_der).value for block in blocks[1:]
+        ]
+        return pki.ordered((Certificate.from_der(blocks[0]), *certificates))
 
     return known(what, data, read)
+
+
+def _issuer_blocks(text: bytes) -> tuple[bytes, ...]:
+    return pem_blocks(text, "CERTIFICATE", limit=MAX_CHAIN - 1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,10 +176,10 @@ class IntelCase(CaseBase):
     @property
     def pinned(self) -> frozenset[tuple[bytes, bytes]]:
         """The names and public keys of the pinned roots."""
-        return self._part(
-            "pinned",
-            lambda: frozenset((anchor.subject, anchor.spki) for anchor in self.intel_anchors),
-        )
+        found = self._read.get("pinned")
+        if isinstance(found, frozenset):
+            return found
+        return self._part("pinned", lambda: _keys_of(roots.for_kind("intel"), self.roots))
 
     def judge_root(self, chain: tuple[Certificate, ...]) -> Verdict:
         """Judge whether *chain* ends in a pinned root."""
@@ -185,6 +203,14 @@ class IntelCase(CaseBase):
             return self.read_endorsement(check, name, reader)
         except EnclaveError:
             raise NotReachedError(check) from None
+
+
+@lru_cache(maxsize=64)
+def _keys_of(
+    pinned: tuple[Certificate, ...], given: tuple[bytes, ...]
+) -> frozenset[tuple[bytes, bytes]]:
+    found = (*pinned, *map(roots.certificate, given))
+    return frozenset((root.subject, root.spki) for root in found)
 
 
 def adopt(target: Registry[C], source: Registry[IntelCase]) -> None:
@@ -355,6 +381,33 @@ def _platform(case: IntelCase) -> Verdict:
     return PASSED
 
 
+# ---- what is remembered of a chain ---------------------------------------------------------------
+
+
+def _chain_key(case: IntelCase) -> Hashable | None:
+    """All that the checks of the chain depend on; a chain is worth it when it comes again."""
+    entry = case.chain_entry
+    if not entry.seen:
+        entry.seen = True
+        return None
+    return entry, case.pinned
+
+
+def _chain_only(case: IntelCase, at: Moment) -> IntelCase:
+    """Return a case with nothing but the chain and the roots."""
+    return case.bare(at, quote=SimpleNamespace(), chain=case.chain_entry)
+
+
+#: The checks of the chain and of what its first certificate says.
+CHAIN_BLOCK: Final[Block[Any]] = Block(
+    names=frozenset(name for name in EVIDENCE.functions if name.startswith("chain."))
+    | {"pck.format"},
+    key=_chain_key,
+    reduce=_chain_only,
+    given=frozenset(("quote", "chain")),
+)
+
+
 # ---- who signed ---------------------------------------------------------------------------------
 
 
@@ -363,7 +416,7 @@ def qe_signature_holds(case: IntelCase) -> bool:
     quote, leaf = case.any_quote, case.chain[0]
     return case._part(  # noqa: SLF001
         "qe.signature",
-        lambda: signed_by(leaf, quote.qe_report_signature, quote.qe_report.to_bytes()),
+        lambda: signed_by(leaf, quote.qe_report_signature, quote.qe_report_bytes),
     )
 
 

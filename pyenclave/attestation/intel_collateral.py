@@ -7,8 +7,9 @@ given has to be authentic, in force, of this platform, and must not speak agains
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any, Final
 
 from pyenclave.attestation import pki, tcb
@@ -32,6 +33,7 @@ from pyenclave.attestation.intel import (
     read_chain,
     static_facts,
 )
+from pyenclave.attestation.memo import Block, Moment
 from pyenclave.errors import EnclaveError
 from pyenclave.formats.tcb import QeIdentity, QeLevel, TcbInfo
 from pyenclave.formats.x509 import Certificate, Crl
@@ -42,6 +44,7 @@ __all__ = [
     "check_document_signature",
     "check_signer_chain",
     "check_window",
+    "collateral_block",
     "evaluations",
     "qe_fits",
     "qe_identity",
@@ -499,6 +502,68 @@ def _revoked(case: IntelCase) -> Verdict:
                 advice="Intel has withdrawn its trust in this TCB level: do not use the machine.",
             )
     return PASSED
+
+
+# ---- what is remembered -------------------------------------------------------------------------
+
+
+def _seen_of_body(case: IntelCase) -> dict[str, Any]:
+    """Return what the checks see of a TD; of an enclave nothing."""
+    body: Any = case.any_quote.report_body
+    names = ("tee_tcb_svn", "tee_tcb_svn2", "mrsigner_seam", "seam_attributes")
+    return {name: getattr(body, name) for name in names} if case.tee == "TDX" else {}
+
+
+def _key(case: IntelCase) -> Hashable:
+    """All that the checks of the collateral depend on besides the time."""
+    pck, report = case.pck, case.any_quote.qe_report
+    return (
+        case.pinned,
+        tuple(case.endorsements.files.items()),
+        tuple(certificate.der for certificate in case.chain[1:]),
+        (pck.fmspc, pck.pce_id, pck.components, pck.pce_svn),
+        (report.mrsigner, report.isv_prod_id, report.isv_svn),
+        (report.attributes.flags, report.attributes.xfrm, report.misc_select),
+        tuple(_seen_of_body(case).values()),
+    )
+
+
+def _reduced(case: IntelCase, at: Moment) -> IntelCase:
+    """Return a case with nothing but what is in the key."""
+    pck, quote, chain = case.pck, case.any_quote, case.chain
+    report = quote.qe_report
+    return case.bare(
+        at,
+        case.endorsements,
+        quote=SimpleNamespace(
+            qe_report=SimpleNamespace(
+                mrsigner=report.mrsigner,
+                isv_prod_id=report.isv_prod_id,
+                isv_svn=report.isv_svn,
+                attributes=report.attributes,
+                misc_select=report.misc_select,
+            ),
+            report_body=SimpleNamespace(**_seen_of_body(case)),
+        ),
+        chain=Known((None, *chain[1:])),
+        pck=SimpleNamespace(
+            fmspc=pck.fmspc, pce_id=pck.pce_id, components=pck.components, pce_svn=pck.pce_svn
+        ),
+    )
+
+
+def collateral_block(*more: str) -> Block[Any]:
+    """
+    Return the checks of collateral, and *more* of one kind, as a block to be remembered.
+
+    Whether this very PCK certificate is revoked is asked each time.
+    """
+    return Block(
+        names=(frozenset(COLLATERAL.functions) | set(more)) - {"revocation.pck"},
+        key=_key,
+        reduce=_reduced,
+        given=frozenset(("quote", "chain", "pck")),
+    )
 
 
 # ---- how long it holds --------------------------------------------------------------------------

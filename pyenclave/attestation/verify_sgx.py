@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Final
 
 from pyenclave.attestation.case import judge_reference
 from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed
-from pyenclave.attestation.intel import EVIDENCE, IntelCase, adopt
-from pyenclave.attestation.intel_collateral import COLLATERAL
+from pyenclave.attestation.intel import CHAIN_BLOCK, EVIDENCE, IntelCase, adopt
+from pyenclave.attestation.intel_collateral import COLLATERAL, collateral_block
 from pyenclave.attestation.intel_policy import (
     NAME,
     POLICY,
@@ -140,6 +140,10 @@ def _family(case: Case) -> Verdict:
 def _code_kind(case: Case) -> Verdict:
     """A policy that names code of other kinds of evidence only is not met by this one."""
     return judge_code_kind(case, "mrenclave", "mrsigner")
+
+
+CHECKS.remember(CHAIN_BLOCK)
+CHECKS.remember(collateral_block())
 
 
 def _body_claims(case: Case) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pyenclave.attestation.checks import (
     failed,
     not_asked,
 )
-from pyenclave.attestation.verify_vek import VekCase, chain_claims, register_chain
+from pyenclave.attestation.verify_vek import CHAIN_BLOCK, VekCase, chain_claims, register_chain
 from pyenclave.errors import EnclaveError, EvidenceFormatError
 from pyenclave.formats import snp, snp_certs
 from pyenclave.formats.snp import SnpReport
@@ -177,6 +177,7 @@ def _product(case: Case) -> Verdict:
 
 
 register_chain(CHECKS)
+CHECKS.remember(CHAIN_BLOCK)
 
 
 @CHECKS.evidence("report.signature")

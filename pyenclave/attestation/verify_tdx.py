@@ -14,8 +14,13 @@ from typing import Any, ClassVar, Final
 from pyenclave.attestation import tcb
 from pyenclave.attestation.case import judge_reference, judge_registers
 from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed
-from pyenclave.attestation.intel import EVIDENCE, IntelCase, adopt
-from pyenclave.attestation.intel_collateral import COLLATERAL, evaluations, tcb_info
+from pyenclave.attestation.intel import CHAIN_BLOCK, EVIDENCE, IntelCase, adopt
+from pyenclave.attestation.intel_collateral import (
+    COLLATERAL,
+    collateral_block,
+    evaluations,
+    tcb_info,
+)
 from pyenclave.attestation.intel_policy import (
     NAME,
     POLICY,
@@ -211,6 +216,10 @@ def _seam(case: Case) -> Verdict:
 def _code_kind(case: Case) -> Verdict:
     """A policy that names code of other kinds of evidence only is not met by this one."""
     return judge_code_kind(case, "mrtd")
+
+
+CHECKS.remember(CHAIN_BLOCK)
+CHECKS.remember(collateral_block("tdx.module"))
 
 
 def _body_claims(case: Case) -> dict[str, Any]:

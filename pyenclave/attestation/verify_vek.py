@@ -8,7 +8,7 @@ ones, so they are registered by a function.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,11 +22,13 @@ from pyenclave.attestation.checks import (
     failed,
     not_asked,
 )
+from pyenclave.attestation.endorsements import EMPTY, Endorsements
+from pyenclave.attestation.memo import Block, Moment
 from pyenclave.errors import EnclaveError
 from pyenclave.formats.snp import KEY_VCEK
 from pyenclave.formats.x509 import Certificate
 
-__all__ = ["CHECKS", "Case", "VekCase", "chain_claims", "register_chain"]
+__all__ = ["CHAIN_BLOCK", "CHECKS", "Case", "VekCase", "chain_claims", "register_chain"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -186,6 +188,24 @@ _CHAIN_CHECKS: Final = {
 }
 
 
+def _key(case: VekCase) -> Hashable:
+    """All that the checks of the chain depend on besides the time."""
+    return case.chain, case.roots, case.endorsements.get("crl.der")
+
+
+def _reduced(case: VekCase, at: Moment) -> VekCase:
+    """Return a case with nothing but what is in the key."""
+    crl = case.endorsements.get("crl.der")
+    files = EMPTY if crl is None else Endorsements({"crl.der": crl})
+    return case.bare(at, files, chain=case.chain)
+
+
+#: The checks of a chain that was read: remembered together.
+CHAIN_BLOCK: Final[Block[Any]] = Block(
+    names=frozenset(_CHAIN_CHECKS), key=_key, reduce=_reduced, given=frozenset(("chain",))
+)
+
+
 def chain_claims(case: VekCase) -> dict[str, Any]:
     """Return what the endorsement key's certificate says, as far as it can be read."""
     try:
@@ -222,6 +242,7 @@ class Case(VekCase):
 
 CHECKS: Final[Registry[Case]] = Registry()
 register_chain(CHECKS)
+CHECKS.remember(CHAIN_BLOCK)
 
 
 def _no_report(name: str, value: bytes | None) -> Verdict:

@@ -149,15 +149,16 @@ class Reader:
 
     def take(self, size: int, name: str) -> bytes:
         """Take *size* bytes, which the error calls *name*."""
-        if size > self.remaining:
+        start = self.offset
+        end = start + size
+        if end > len(self._data):
             raise self._error(
-                f"{self._what}: {name} at offset {self.offset} does not fit",
+                f"{self._what}: {name} at offset {start} does not fit",
                 expected=f"{size} bytes",
                 found=f"{self.remaining} bytes",
             )
-        part = self._data[self.offset : self.offset + size]
-        self.offset += size
-        return part
+        self.offset = end
+        return self._data[start:end]
 
     def integer(self, size: int, name: str) -> int:
         """Take an unsigned integer of *size* bytes."""

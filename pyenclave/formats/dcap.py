@@ -108,6 +108,7 @@ class _Quote:
     certification_type: int
     certification_data: bytes
     _signed: bytes | None = field(default=None, init=False, repr=False, compare=False)
+    _certified: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def tee_type(self) -> int:
@@ -143,6 +144,11 @@ class _Quote:
             return header + body
         kind = self.body_type.to_bytes(2, "little") + len(body).to_bytes(4, "little")
         return header + kind + body
+
+    @property
+    def qe_report_bytes(self) -> bytes:
+        """What ``qe_report_signature`` covers."""
+        return self.qe_report.to_bytes() if self._certified is None else self._certified
 
     @property
     def platform_ids(self) -> PlatformIds | None:
@@ -245,7 +251,8 @@ class _Quote:
             )
             part.end()
             part = Reader(inner, "quote certification data", EvidenceFormatError)
-        fields["qe_report"] = ReportBody.from_bytes(part.take(_SGX_BODY, "QE report"))
+        qe_report = part.take(_SGX_BODY, "QE report")
+        fields["qe_report"] = ReportBody.from_bytes(qe_report)
         fields["qe_report_signature"] = part.take(64, "QE report signature")
         fields["qe_auth_data"] = part.take(part.integer(2, "QE auth data size"), "QE auth data")
         fields["certification_type"] = part.integer(2, "certification data type")
@@ -260,6 +267,7 @@ class _Quote:
         quote = cls(report_body=parsed, **fields)  # type: ignore[call-arg]
         # Every byte of it went into a field and would be written again just so.
         object.__setattr__(quote, "_signed", raw[:signed_size])
+        object.__setattr__(quote, "_certified", qe_report)
         return quote
 
 

@@ -113,6 +113,11 @@ class Der:
     def _bounds(self, tag: int | None) -> tuple[int, int]:
         """Return where the content of the next element begins and ends."""
         data, at, stop = self._data, self._position, self._stop
+        # Nearly every element: of the right tag, short, and all there.
+        if stop - at >= 2 and data[at] == tag and tag & 0x1F != 0x1F:
+            end = at + 2 + data[at + 1]
+            if end <= stop and data[at + 1] < 0x80:
+                return at + 2, end
         if stop - at < 2:
             raise self.fail("an element is missing", expected=_named(tag), found="the end")
         found = data[at]

@@ -7,6 +7,7 @@ once and has one type, one size and one range; anything else is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -120,6 +121,9 @@ class PckExtension:
             EvidenceFormatError: Malformed.
 
         """
+        usual = _usual(data)
+        if usual is not None:
+            return usual
         outer = Der(data, _WHAT)
         body = outer.sequence()
         outer.end()
@@ -152,3 +156,88 @@ def _configuration(item: Der) -> Mapping[int, bool]:
         values[number] = table[number].boolean()
         table[number].end()
     return MappingProxyType(values)
+
+
+# ---- the form in which Intel writes it -----------------------------------------------------------
+
+_OID: Final = bytes.fromhex("2a864886f84d010d01")
+
+
+def _expression() -> re.Pattern[bytes]:
+    """
+    Return an expression for the DER of all fields in Intel's order, each length included.
+
+    Two lengths are left to be compared: of the whole, and of the list of SVNs.
+    """
+
+    def name(*arcs: int) -> bytes:
+        oid = _OID + bytes(arcs)
+        return re.escape(bytes((der.OBJECT_IDENTIFIER, len(oid))) + oid)
+
+    def octets(size: int, *arcs: int) -> bytes:
+        length = 2 + len(_OID) + len(arcs) + 2 + size
+        return b"\x30%s%s\x04%s(.{%d})" % (
+            re.escape(bytes((length,))),
+            name(*arcs),
+            re.escape(bytes((size,))),
+            size,
+        )
+
+    parts = [b"\x30\x82(..)", octets(16, 1)]
+    # The SVNs: 30 length { OID, 30 82 length { … } }; the item around them has a long length, too.
+    parts.append(b"\x30\x82(..)" + name(2) + b"\x30\x82(..)")
+    for index in range(1, _COMPONENTS + 1):
+        oid = name(2, index)
+        parts.append(
+            b"\x30(?:\x10%s\x02\x01(?=[\x00-\x7f])|\x11%s\x02\x02\x00(?=[\x80-\xff]))(.)"
+            % (oid, oid)
+        )
+    oid = name(2, _PCE_SVN)
+    parts.append(
+        b"\x30(?:\x10%s\x02\x01([\x00-\x7f])"
+        b"|\x11%s\x02\x02(\x00[\x80-\xff]|[\x01-\x7f].)"
+        b"|\x12%s\x02\x03(\x00[\x80-\xff].))" % (oid, oid, oid)
+    )
+    parts.append(octets(16, 2, _CPU_SVN))
+    parts.append(b"()")  # where the list of SVNs ends
+    parts += [octets(2, 3), octets(6, 4)]
+    parts.append(b"\x30\x0f" + name(5) + b"\x0a\x01([\x00-\x02])")
+    flags = b"".join(
+        b"\x30\x10" + name(7, index) + b"\x01\x01([\x00\xff])" for index in range(1, 4)
+    )
+    parts.append(b"(?:%s\x30\x44%s\x30\x36%s)?" % (octets(16, 6), name(7), flags))
+    return re.compile(b"".join(parts), re.DOTALL)
+
+
+_PATTERN: Final = _expression()
+
+
+def _usual(data: bytes) -> PckExtension | None:
+    """Return what *data* reads as if it has Intel's form; everything else is read one by one."""
+    match = _PATTERN.fullmatch(data)
+    if match is None:
+        return None
+    values = match.groups()
+    end = match.start(25)
+    # Whole: content after four bytes; the item of the SVNs and the list in it end together.
+    if (
+        int.from_bytes(values[0], "big") != len(data) - 4
+        or int.from_bytes(values[2], "big") != end - match.end(3)
+        or int.from_bytes(values[3], "big") != end - match.end(4)
+        or min(values[0][0], values[2][0], values[3][0]) == 0
+    ):
+        return None
+    instance = values[28]
+    return PckExtension(
+        ppid=values[1],
+        components=tuple(b"".join(values[4:20])),
+        pce_svn=int.from_bytes(values[20] or values[21] or values[22], "big"),
+        cpu_svn=values[23],
+        pce_id=values[25],
+        fmspc=values[26],
+        sgx_type=values[27][0],
+        platform_instance_id=instance,
+        configuration=None
+        if instance is None
+        else MappingProxyType({index + 1: values[29 + index] == b"\xff" for index in range(3)}),
+    )
