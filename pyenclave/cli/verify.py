@@ -23,6 +23,8 @@ _MARK: Final = {
 }
 _MAX_ROOT: Final = 1 << 20  # bytes of a file of roots
 _MAX_SHOWN: Final = 160  # characters of a claim: 64 bytes in hex, and some words
+_NOT_REACHED: Final = "not reached: "
+_FEW: Final = 2  # checks that were not reached for one reason and are still listed singly
 _INDENT: Final = " " * 9
 
 
@@ -164,11 +166,30 @@ def _print(result: AttestationResult, endorsements: Endorsements) -> None:
 
 
 def print_checks(result: AttestationResult) -> None:
-    """Print each check of *result*."""
+    """Print each check of *result*; what was not reached for one reason is one line."""
     width = max((len(check.name) for check in result.checks), default=0)
+    unreached: list[Check] = []
     for check in result.checks:
+        if unreached and check.advice != unreached[0].advice:
+            _say_unreached(unreached, width)
+            unreached = []
+        if check.outcome == "skipped" and (check.advice or "").startswith(_NOT_REACHED):
+            unreached.append(check)
+            continue
         for text in _lines(check, width):
             output.say(text)
+    _say_unreached(unreached, width)
+
+
+def _say_unreached(checks: list[Check], width: int) -> None:
+    if len(checks) > _FEW:
+        text, colour = _MARK["skipped"]
+        names = f"{checks[0].name} to {checks[-1].name}: {len(checks)} checks"
+        output.say(f"{output.paint(text, colour)}  {names} {output.line(checks[0].advice or '')}")
+        return
+    for check in checks:
+        for line in _lines(check, width):
+            output.say(line)
 
 
 def _lines(check: Check, width: int) -> Iterator[str]:
