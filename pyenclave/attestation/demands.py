@@ -10,6 +10,7 @@ met by the bare hardware report, and an audience is not met by a quote.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -79,12 +80,18 @@ def _demanded(policy: AppraisalPolicy, field: str) -> bool:
     return value is not None and value != ()
 
 
-def _answered(field: str, kind: str, names: Iterable[str]) -> bool:
-    checks, families = ANSWERS[field]
-    # Two families have a check of this name, about different bits.
-    if "platform.bits" in checks and (kind == "pyenclave") is not ("own" in families):
-        return False
-    return any(f".{name}".endswith(f".{check}") for name in names for check in checks)
+# Kinds have few sets of checks, so this is worked out a few times in a process.
+@lru_cache(maxsize=64)
+def _answered(kind: str, names: tuple[str, ...]) -> frozenset[str]:
+    """Return the fields that the checks *names* of *kind* answer."""
+    found = set()
+    for field, (checks, families) in ANSWERS.items():
+        # Two families have a check of this name, about different bits.
+        if "platform.bits" in checks and (kind == "pyenclave") is not ("own" in families):
+            continue
+        if any(f".{name}".endswith(f".{check}") for name in names for check in checks):
+            found.add(field)
+    return frozenset(found)
 
 
 def unanswered(policy: AppraisalPolicy, kind: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -99,8 +106,7 @@ def unanswered(policy: AppraisalPolicy, kind: str, names: Iterable[str]) -> tupl
     demanded = [field for field in ANSWERS if _demanded(policy, field)]
     if not demanded:
         return ()
-    listed = tuple(names)
-    answered = {field for field in demanded if _answered(field, kind, listed)}
+    answered = _answered(kind, tuple(names)).intersection(demanded)
     # An identity of another family says that the policy speaks of that family too.
     others = {field for field in NAMES_CODE if field in demanded and field not in answered}
     if answered.intersection(_MACHINES):
