@@ -483,11 +483,13 @@ class AppraisalPolicy:
             form: ``json`` or ``toml``.
 
         Raises:
-            ValueError: Not well-formed, an unknown or doubled field, or a wrong value.
+            ValueError: Too large, not well-formed, an unknown or doubled field, or a wrong value.
 
         """
         from pyenclave.attestation import policy_text
 
+        if len(text) > MAX_FILE:
+            raise ValueError(f"policy: more than {MAX_FILE} characters")
         values = policy_text.values_of(text, form=form)
         known = {item.name for item in fields(cls)}
         for name in values:

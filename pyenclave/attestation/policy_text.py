@@ -29,9 +29,18 @@ _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,3}")
 _WINDOW: Final = ("value", "not_before", "not_after")
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _MAX_DEPTH: Final = 16
-# TOML: strings (four forms) and comments, so that only brackets of structure are counted.
+# TOML: strings (four forms) and comments, so that only brackets of structure are counted. A string
+# that does not end is malformed, and taken as far as it goes: looking for its end again from every
+# later quote would take time with their square.
 _TOML_OPAQUE: Final = re.compile(
-    r'"""(?:[^\\]|\\.)*?"""|\'\'\'.*?\'\'\'|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*', re.DOTALL
+    r'''
+    """(?:[^"\\]|\\.?|"{1,2}(?!"))*+(?:"{3,5}|\Z)
+    | \'{3}(?:[^\']|\'{1,2}(?!\'))*+(?:\'{3,5}|\Z)
+    | "(?:[^"\\\n]|\\.?)*+(?:"|\Z|(?=\n))
+    | \'[^\'\n]*+(?:\'|\Z|(?=\n))
+    | \#[^\n]*
+    ''',
+    re.DOTALL | re.VERBOSE,
 )
 
 
@@ -78,14 +87,20 @@ def _json(text: str) -> Any:
 
 
 def _toml(text: str) -> Any:
-    depth = 0
+    depth = dots = 0
     for character in _TOML_OPAQUE.sub("", text):
-        if character in "[{":
+        if character == ".":
+            # Every dot of a name is a table, and the library's time grows with their square.
+            dots += 1
+        elif character in "[{":
             depth += 1
-            if depth > _MAX_DEPTH:
-                raise ValueError("policy: nested too deeply")
+            dots = 0
         elif character in "]}":
             depth -= 1
+        elif character in "=,\n":
+            dots = 0
+        if max(depth, dots) > _MAX_DEPTH:
+            raise ValueError("policy: nested too deeply")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -215,7 +216,20 @@ def test_toml_has_times_of_its_own():
         )
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "a = " + "[" * 100_000, "a = " + "{b=" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "a = " + "[" * 100_000,
+        "a = " + "{b=" * 5000,
+        # Two quotes more may end a string of several lines; a third one would begin another.
+        'a = ["""x"""", ' + "[" * 100_000 + '"',
+        "a = ['''x''''', " + "[" * 100_000 + "'",
+        "a." * 500_000 + "a = 1",
+        "[" + "a." * 500_000 + "a]",
+    ],
+    ids=["arrays", "value", "tables", "after quotes", "after apostrophes", "name", "header"],
+)
 def test_att_24_deep_nesting_is_refused_before_it_is_parsed(text):
     with pytest.raises(ValueError, match="deeply"):
         AppraisalPolicy.from_text(text, form="toml")
@@ -224,6 +238,22 @@ def test_att_24_deep_nesting_is_refused_before_it_is_parsed(text):
 def test_brackets_in_strings_and_comments_nest_nothing():
     text = f'mrtd = "{D48}" # {"[" * 50}\nissuers = ["{"[" * 50}", \'{"{" * 50}\']\n'
     assert AppraisalPolicy.from_text(text, form="toml").issuers == ("[" * 50, "{" * 50)
+
+
+@pytest.mark.parametrize("piece", ['\\"', '"', "'", '"""', "'''", '"a\\', '"""a"', "\\"])
+@pytest.mark.parametrize("start", ["", '"', 'a = "', 'a = """', "a = '''"])
+def test_att_24_strings_without_an_end_take_no_more_time_than_their_length(start, piece):
+    text = (start + piece * p.MAX_FILE)[: p.MAX_FILE]
+    before = time.process_time()
+    with pytest.raises(ValueError, match="policy"):
+        AppraisalPolicy.from_text(text, form="toml")
+    assert time.process_time() - before < 5
+
+
+def test_a_text_beyond_the_limit_is_refused():
+    for form in ("toml", "json"):
+        with pytest.raises(ValueError, match="more than"):
+            AppraisalPolicy.from_text(" " * (p.MAX_FILE + 1), form=form)
 
 
 def test_a_file_beyond_the_limit_or_of_another_encoding_is_refused(tmp_path, monkeypatch):

@@ -19,6 +19,9 @@ _TOKENS = (
     *b'[ { " \\u0000 \\ud800 null true -0 1e999 NaN . = , : ( ) && => ; ! == \n \r\n \0'.split(
         b" "
     ),
+    b'\\"',
+    b'"""',
+    b"'''",
     b"\x30\x80",
     b"\x30\x84\xff\xff\xff\xff",
     b"\xa0\x82",
