@@ -8,11 +8,13 @@ breaks ends that one. A finding is kept as a file, and ``--repeat FILE TARGET`` 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -29,8 +31,15 @@ def vectors() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def prepare() -> None:
+    """Find the helpers, and an installed pyenclave before the checkout's."""
+    sys.path[:0] = [str(HERE), str(HERE.parent / "attestation")]
+    if importlib.util.find_spec("pyenclave") is None:
+        sys.path.insert(0, str(ROOT))
+
+
 def imported() -> ModuleType:
-    sys.path[:0] = [str(ROOT), str(HERE), str(HERE.parent / "attestation")]
+    prepare()
     import fuzz_targets
 
     return fuzz_targets
@@ -40,7 +49,7 @@ def one(name: str, corpus: Path, arguments: list[str]) -> None:
     """Fuzz one target in this process; does not return."""
     import atheris
 
-    sys.path[:0] = [str(ROOT), str(HERE), str(HERE.parent / "attestation")]
+    prepare()
     with atheris.instrument_imports(include=["pyenclave"]):
         import fuzz_targets
     import fuzz_guard
@@ -116,6 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", help="default: every target")
     parser.add_argument("--seconds", type=int, default=3600, help="for each target")
+    parser.add_argument("--jobs", type=int, default=1, help="targets at the same time")
     parser.add_argument("--corpus", type=Path, default=ROOT / "build" / "fuzz")
     parser.add_argument("--list", action="store_true", help="name the targets")
     parser.add_argument("--one", metavar="TARGET", help=argparse.SUPPRESS)
@@ -143,12 +153,18 @@ def main() -> int:
     )
     print("|---|---|---|---|---|---|", flush=True)
     failed, began = 0, time.monotonic()
-    for name in args.targets or known:
+
+    def fuzz(name: str) -> tuple[str, float, int, dict[str, int]]:
         start = time.monotonic()
         status, figures = run(name, args.seconds, args.corpus / name, args.corpus / "findings")
+        return name, time.monotonic() - start, status, figures
+
+    pool = ThreadPoolExecutor(max_workers=args.jobs)
+    for ended in as_completed([pool.submit(fuzz, name) for name in args.targets or known]):
+        name, spent, status, figures = ended.result()
         failed += status != 0
         print(
-            f"| {name} | {time.monotonic() - start:.0f}"
+            f"| {name} | {spent:.0f}"
             f" | {figures.get('number_of_executed_units', 0):,}"
             f" | {len([*(args.corpus / name).iterdir()])}"
             f" | {figures.get('peak_rss_mb', 0)} | {'see above' if status else 'none'} |",
