@@ -139,13 +139,15 @@ class Cache:
         finally:
             os.close(descriptor)
 
-    def check_not_older(self, family: str, number: int) -> None:
+    def check_not_older(self, family: str, number: int, *, remember: bool) -> None:
         """
-        Refuse an evaluation that is older than one that was seen of *family*, and remember it.
+        Refuse an evaluation that is older than one that was seen of *family*.
 
         Args:
             family: What the number is of: TEE, FMSPC and object.
             number: Its ``tcbEvaluationDataNumber``.
+            remember: Take it for seen from now on; only if its signature holds, or whoever answers
+                once could have all true collateral refused for ever.
 
         Raises:
             CollateralError: Older than what was seen, or the record of it cannot be read.
@@ -171,5 +173,5 @@ class Cache:
                     advice="Somebody serves old collateral, or the source changed from 'early' to "
                     "'standard'; allow_older=True (--allow-older) takes it all the same.",
                 )
-            if number > seen.get(family, 0):
+            if remember and number > seen.get(family, 0):
                 self._write(path, json.dumps(seen | {family: number}).encode())

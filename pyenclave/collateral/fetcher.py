@@ -27,6 +27,7 @@ class Fetcher:
         keep: Seconds for which an answer is used again. Vendors' collateral changes about once a
             month; a day is what their own clients take.
         allow_older: Take collateral that is older than what was seen before.
+        roots: Roots beside Intel's own (DER or PEM) whose collateral is remembered as seen.
     """
 
     client: Client = field(default_factory=Client)
@@ -34,6 +35,7 @@ class Fetcher:
     offline: bool = False
     keep: float = _DAY
     allow_older: bool = False
+    roots: tuple[bytes, ...] = ()
 
     async def get(
         self,
@@ -84,7 +86,7 @@ class Fetcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def check_not_older(self, family: str, number: int) -> None:
+    def check_not_older(self, family: str, number: int, *, signed: bool) -> None:
         """Refuse what is older than what was seen, where there is a cache that remembers it."""
         if self.cache is not None and not self.allow_older:
-            self.cache.check_not_older(family, number)
+            self.cache.check_not_older(family, number, remember=signed)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Literal
 from urllib.parse import quote, unquote
 
+from pyenclave.attestation import AppraisalPolicy, appraise
 from pyenclave.collateral.fetcher import Fetcher
 from pyenclave.collateral.http import Response
 from pyenclave.errors import CollateralError, EvidenceFormatError
@@ -131,12 +133,7 @@ async def fetch_intel(
         raise CollateralError(
             f"{tcb_url}: TCB info of another platform", expected=fmspc.hex(), found=served[:40]
         )
-    for family, item in ((f"{tee} {served} tcb", info), (f"{tee} qe", identity)):
-        number = item.get("tcbEvaluationDataNumber")
-        if type(number) is not int:
-            raise CollateralError(f"{family}: no tcbEvaluationDataNumber", found=str(number)[:40])
-        fetcher.check_not_older(f"{family} {source.update}", number)
-    return {
+    files = {
         "tcb-info.json": tcb.body,
         "tcb-info-issuer-chain.pem": _chain(
             tcb, tcb_url, "TCB-Info-Issuer-Chain", "SGX-TCB-Info-Issuer-Chain"
@@ -147,3 +144,32 @@ async def fetch_intel(
         "pck-crl-issuer-chain.pem": _chain(pck, pck_url, "SGX-PCK-CRL-Issuer-Chain"),
         "root-ca-crl.der": _crl(root.body, root_url),
     }
+    for family, name, item in (
+        (f"{tee} {served} tcb", "tcb-info.json", info),
+        (f"{tee} qe", "qe-identity.json", identity),
+    ):
+        number = item.get("tcbEvaluationDataNumber")
+        if type(number) is not int:
+            raise CollateralError(f"{family}: no tcbEvaluationDataNumber", found=str(number)[:40])
+        signed = _is_signed(files, name, item, fetcher.roots)
+        fetcher.check_not_older(f"{family} {source.update}", number, signed=signed)
+    return files
+
+
+def _is_signed(
+    files: Mapping[str, bytes], name: str, item: Mapping[str, Any], roots: tuple[bytes, ...]
+) -> bool:
+    """Whether a document holds up to a root at the time of its issue."""
+    try:
+        issued = datetime.fromisoformat(str(item.get("issueDate")))
+        result = appraise(
+            files[name],
+            policy=AppraisalPolicy.permissive(),
+            endorsements=files,
+            freshness="not_checked",
+            roots=roots,
+            at=issued,
+        )
+    except (EvidenceFormatError, ValueError):
+        return False
+    return result.genuine

@@ -134,3 +134,16 @@ def test_a_td_report_of_azure_without_its_quote_is_not_genuine(made: dict[str, S
     result = judge(replace(sample, endorsements=files), AppraisalPolicy.permissive())
     assert not result.genuine
     assert "td.quote" in result.refused_by
+
+
+def test_a_nonce_of_zeros_is_an_impossible_argument() -> None:
+    """Report data that nobody set is all zeros: such a nonce would make any evidence fresh."""
+    chip = AmdChip("milan")
+    with pytest.raises(ValueError, match="zeros"):
+        appraise(
+            chip.report(),
+            policy=AppraisalPolicy.strict(),
+            endorsements=chip.endorsements(),
+            nonce=bytes(32),
+            roots=[chip.root],
+        )

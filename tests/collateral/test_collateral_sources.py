@@ -134,6 +134,19 @@ def test_att_09_older_collateral_than_was_seen_is_refused(pccs: Any, tmp_path: P
     intel(pccs, Fetcher(client, Cache(tmp_path / "other"), keep=0))
 
 
+def test_att_09_what_nobody_signed_is_not_remembered_as_seen(pccs: Any, tmp_path: Path) -> None:
+    served = pccs.answers["/sgx/certification/v4/tcb"]
+    genuine = served.body
+    now = json.loads(genuine)["tcbInfo"]["tcbEvaluationDataNumber"]
+    served.body = genuine.replace(
+        b'"tcbEvaluationDataNumber":%d' % now, b'"tcbEvaluationDataNumber":%d' % (now + 9)
+    )
+    fetcher = Fetcher(Client(timeout=5, attempts=1), Cache(tmp_path / "c"), keep=0)
+    intel(pccs, fetcher)  # it is handed out, and refused when evidence is verified
+    served.body = genuine
+    assert intel(pccs, fetcher)["tcb-info.json"] == genuine
+
+
 def test_the_cache_answers_until_it_is_too_old(pccs: Any, tmp_path: Path) -> None:
     client = Client(timeout=5, attempts=1)
     first = intel(pccs, Fetcher(client, Cache(tmp_path / "c")))
@@ -172,12 +185,12 @@ def test_the_cache_must_be_the_users_own(tmp_path: Path) -> None:
 
 def test_the_record_of_what_was_seen_is_not_lost_by_damage(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    cache.check_not_older("a", 5)
-    cache.check_not_older("b", 1)
+    cache.check_not_older("a", 5, remember=True)
+    cache.check_not_older("b", 1, remember=True)
     for damage in (b"", b"[]", b'{"a":"x"}', b'{"a":true}'):
         (tmp_path / "seen.state").write_bytes(damage)
         with pytest.raises(CollateralError):
-            cache.check_not_older("a", 5)
+            cache.check_not_older("a", 5, remember=True)
 
 
 # ---- AMD --------------------------------------------------------------------------------------
