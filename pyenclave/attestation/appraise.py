@@ -101,11 +101,11 @@ def appraise(
         data=data,
         kind=kind.name,
         policy=policy,
-        endorsements=_endorsements(endorsements),
+        endorsements=given(endorsements),
         nonce=_bytes("nonce", nonce, MIN_NONCE, MAX_NONCE),
         user_data=_bytes("user_data", user_data, 0, MAX_USER_DATA),
         report_data=_bytes("report_data", report_data, 64, 64),
-        roots=_roots(roots),
+        roots=pinned(roots),
         at=moment,
     )
     checks = kind.checks.run(case)
@@ -131,10 +131,11 @@ def _code_not_compared(policy: AppraisalPolicy, checks: tuple[Check, ...]) -> tu
     A policy may name identities of several kinds, and evidence of one kind has only some of them.
     But one at least must have been compared, or a policy for SGX would take any Nitro enclave.
     """
-    if policy.accept_any_code or any(
-        f".{check.name}".rpartition(".code.")[1] and check.asked for check in checks
-    ):
+    if policy.accept_any_code:
         return ()
+    for check in checks:
+        if check.asked and (check.name.startswith("code.") or ".code." in check.name):
+            return ()
     return (
         Check(
             name="code.named",
@@ -147,11 +148,25 @@ def _code_not_compared(policy: AppraisalPolicy, checks: tuple[Check, ...]) -> tu
     )
 
 
+_MAX_ANSWERED: Final = 64
+_ANSWERED: Final[
+    dict[tuple[int, str, tuple[str, ...]], tuple[AppraisalPolicy, tuple[str, ...]]]
+] = {}
+
+
 def _not_answered(
     policy: AppraisalPolicy, kind: str, checks: tuple[Check, ...]
 ) -> tuple[Check, ...]:
     """Refuse evidence that has no answer to what the policy demands of it."""
-    fields = unanswered(policy, kind, [check.name for check in checks])
+    names = tuple([check.name for check in checks])
+    # A policy is frozen; what is kept holds it, so its identity names no other one meanwhile.
+    found = _ANSWERED.get((id(policy), kind, names))
+    if found is None:
+        if len(_ANSWERED) >= _MAX_ANSWERED:
+            _ANSWERED.clear()
+        found = policy, unanswered(policy, kind, names)
+        _ANSWERED[id(policy), kind, names] = found
+    fields = found[1]
     if not fields:
         return ()
     return (
@@ -166,17 +181,18 @@ def _not_answered(
     )
 
 
-def _endorsements(given: Given | None) -> Endorsements:
-    if given is None:
+def given(files: Given | None) -> Endorsements:
+    """Return endorsements in whatever form a caller gave them."""
+    if files is None:
         return EMPTY
-    if isinstance(given, Endorsements):
-        return given
-    if isinstance(given, Mapping):
-        return Endorsements.of(given)
-    return Endorsements.from_path(given)
+    if isinstance(files, Endorsements):
+        return files
+    if isinstance(files, Mapping):
+        return Endorsements.of(files)
+    return Endorsements.from_path(files)
 
 
-def _roots(roots: Iterable[Root]) -> tuple[bytes, ...]:
+def pinned(roots: Iterable[Root]) -> tuple[bytes, ...]:
     """Return pinned roots in DER; each must be readable as a certificate."""
     return tuple([_root(root) for root in _listed(roots)])
 

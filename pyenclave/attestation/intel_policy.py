@@ -38,11 +38,17 @@ __all__ = ["NAME", "POLICY", "base_claims", "gathered", "judge_code_kind", "tcb_
 
 POLICY: Final[Registry[IntelCase]] = Registry()
 
-#: What is said of a field that the policy does not name.
-NAME: Final[Callable[[str], Verdict]] = lambda name: _NAMED.setdefault(  # noqa: E731
-    name, not_asked(f"name {name} in the policy to have it compared")
-)
 _NAMED: Final[dict[str, Verdict]] = {}
+
+
+def NAME(name: str) -> Verdict:  # noqa: N802
+    """Return what is said of a field that the policy does not name; always the same object."""
+    found = _NAMED.get(name)
+    if found is None:
+        found = _NAMED[name] = not_asked(f"name {name} in the policy to have it compared")
+    return found
+
+
 _NO_NONCE: Final = not_asked("give the nonce that was sent, or the evidence may be an old one")
 _NO_REPORT_DATA: Final = not_asked("give the expected report data to have it compared")
 _NO_USER_DATA: Final = not_asked("a quote has no user data of its own")

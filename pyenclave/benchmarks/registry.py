@@ -33,6 +33,13 @@ _ROWS: dict[str, tuple[str, str]] = {
     "ecall_python": ("calls", "ecall_python"),
     "ecall_sleeping": ("calls", "ecall_sleeping"),
     "launch_zygote": ("launching", "launch_zygote"),
+    "verify_sgx_quote": ("verifying", "verify_sgx_quote"),
+    "verify_sgx_quote_known": ("verifying", "verify_sgx_quote_known"),
+    "verify_tdx_quote": ("verifying", "verify_tdx_quote"),
+    "verify_tdx_quote_known": ("verifying", "verify_tdx_quote_known"),
+    "verify_snp_report": ("verifying", "verify_snp_report"),
+    "verify_batch": ("verifying", "verify_batch"),
+    "import_attestation": ("verifying", "import_attestation"),
 }
 
 
