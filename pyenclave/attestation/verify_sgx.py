@@ -40,6 +40,9 @@ class Case(IntelCase):
     @property
     def body(self) -> sgx.ReportBody:
         """The enclave's report, for other checks."""
+        found = self._read.get("quote")
+        if isinstance(found, dcap.Quote):
+            return found.report_body
         return self.need("quote.format", self.read_quote).report_body
 
 

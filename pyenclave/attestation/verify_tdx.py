@@ -60,6 +60,9 @@ class Case(IntelCase):
     @property
     def body(self) -> tdx.TdReportBody:
         """The TD's report, for other checks."""
+        found = self._read.get("quote")
+        if isinstance(found, dcap.TdQuote):
+            return found.report_body
         return self.need("quote.format", self.read_quote).report_body
 
 

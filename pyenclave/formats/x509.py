@@ -539,7 +539,6 @@ _BLOCK: Final = re.compile(
     rb"\s*-----BEGIN ([A-Z0-9 ]{1,32})-----\r?\n([A-Za-z0-9+/=\r\n]+)"
     rb"-----END ([A-Z0-9 ]{1,32})-----"
 )
-_END_OF_LINE: Final = re.compile(rb"[\r\n]+")
 
 
 def encode_pem(data: bytes, label: str = "CERTIFICATE") -> bytes:
@@ -579,7 +578,8 @@ def pem_blocks(
         if len(blocks) == limit:
             raise EvidenceFormatError(f"PEM: more than {limit} of {label}")
         try:
-            blocks.append(binascii.a2b_base64(_END_OF_LINE.sub(b"", match[2]), strict_mode=True))
+            body = match[2].replace(b"\n", b"").replace(b"\r", b"")
+            blocks.append(binascii.a2b_base64(body, strict_mode=True))
         except binascii.Error as error:
             raise EvidenceFormatError(f"PEM: {label} is not base64", found=str(error)) from None
         position = match.end()
