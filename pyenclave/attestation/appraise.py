@@ -90,8 +90,6 @@ def appraise(
             if nonce is None
             else "freshness='not_checked' contradicts a nonce"
         )
-    if nonce is not None and not any(nonce):
-        raise ValueError("a nonce of zeros is what evidence without one has; make a random one")
     moment = datetime.now(UTC) if at is None else at
     if moment.tzinfo is None:
         raise ValueError("at: a time without a zone is ambiguous")

@@ -142,6 +142,13 @@ def judge_nonce(case: CaseBase, found: bytes) -> Verdict:
     """
     if case.nonce is None:
         return not_asked("give the nonce that was sent, or the evidence may be an old one")
+    if not any(case.nonce if case.report_data is None else case.report_data):
+        # What nobody set is all zeros, and would be fresh for ever.
+        return failed(
+            expected="a random nonce",
+            found="zeros",
+            advice="Report data that nobody set is all zeros: make the nonce with secrets.",
+        )
     if case.report_data is not None:
         if hmac.compare_digest(case.report_data, found):
             return PASSED
