@@ -30,6 +30,10 @@ _HCL_TYPE_AT: Final = 1224
 _HCL_TYPES: Final = {1: "VBS", 3: "no hardware", 5: "Arm CCA"}
 _SPEC_ID_AT: Final = 32
 
+_CCA_TAGS: Final = (b"\xd9\x01\x8f", b"\xd9\x03\x8b")  # 399, 907
+_CCA_PARTS: Final = (b"\x19\xac\xca", b"\x19\xac\xd1")
+_SPDM_REQUEST: Final = 37  # bytes of a request for signed measurements
+
 # DER of object identifiers, tag and length included.
 _AMD_EXTENSIONS: Final = bytes.fromhex("060a2b060104019c7801")  # 1.3.6.1.4.1.3704.1.…; see below
 _RA_TLS: Final = tuple(
@@ -164,8 +168,6 @@ def _cbor_head(data: bytes, at: int) -> tuple[int, int, int]:
 
 def _cose(data: bytes) -> str | None:
     """COSE_Sign1: [protected header, header, payload, signature], with or without tag 18."""
-    if data[:3] == b"\xd9\x01\x8f":
-        raise _seen("an Arm CCA token", "This kind cannot be verified yet.")
     at = 1 if data[:1] == b"\xd2" else 0
     if data[at : at + 1] != b"\x84":
         return None
@@ -182,6 +184,25 @@ def _cose(data: bytes) -> str | None:
     if b"module_id" in payload or b"cabundle" in payload:
         return "nitro-document"
     raise _seen("a COSE_Sign1 message that is no AWS Nitro document")
+
+
+def _cca(data: bytes) -> str | None:
+    """A collection of two parts, under its own tag or that of a collection of messages."""
+    if data[:3] not in _CCA_TAGS:
+        return None
+    if data[3:4] == b"\xa2" and data[4:7] in _CCA_PARTS:
+        return "arm-cca-token"
+    raise _seen(
+        "a collection of messages (CMW), or a damaged Arm CCA token",
+        "A CCA token has two parts, 44234 and 44241.",
+    )
+
+
+def _gpu(data: bytes) -> str | None:
+    """SPDM 1.1: a request for measurements, and the response after it."""
+    if data[:2] == b"\x11\xe0" and data[_SPDM_REQUEST : _SPDM_REQUEST + 2] == b"\x11\x60":
+        return "nvidia-gpu-report"
+    return None
 
 
 def _token(data: bytes) -> str | None:
@@ -256,9 +277,14 @@ def _amd(der: bytes) -> bool:
 def _json(data: bytes) -> str | None:
     if data.lstrip(b" \t\r\n")[:1] != b"{":
         return None
-    from pyenclave.formats import jsonstrict
+    from pyenclave.formats.decoded_token import DecodedToken
 
-    members = jsonstrict.object_of(data, "JSON evidence")
+    token = DecodedToken.from_bytes(data, "JSON evidence")
+    members = token.claims
+    if token.header is not None:
+        if token.is_maa:
+            return "maa-claims"
+        raise _seen(f"two JSON objects, of issuer {token.issuer[:80]!r}", "Give the token itself.")
     if "keys" in members:
         return "maa-jwks"
     if "signature" in members and ("tcbInfo" in members or "enclaveIdentity" in members):
@@ -267,15 +293,21 @@ def _json(data: bytes) -> str | None:
         raise _seen("a JSON object around a token", "Give the token itself.")
     if "vcekCert" in members or "certificateChain" in members:
         raise _seen("certificates of AMD in JSON", "They are endorsements, no evidence.")
+    if "anyOf" in members or ("key" in members and "claims" in members):
+        return "akv-release-policy"
+    if token.is_maa:
+        return "maa-claims"
     raise _seen(f"a JSON object with {', '.join(sorted(members))[:200] or 'no members'}")
 
 
 _LOOKS: Final[tuple[Callable[[bytes], str | None], ...]] = (
     _own,
+    _gpu,
     _quote,
     _hcl,
     _event_log,
     _snp,
+    _cca,
     _cose,
     _token,
     _certificate,
@@ -292,7 +324,10 @@ def _unknown(data: bytes) -> EvidenceFormatError:
             "Give the HCL report as evidence, and this as tpm-quote.msg beside it.",
         )
     if data[:2] in (b"\x10\xe0", b"\x11\xe0", b"\x12\xe0"):
-        return _seen("an SPDM message, as of an NVIDIA GPU", "This kind cannot be verified yet.")
+        return _seen(
+            "an SPDM message, as of an NVIDIA GPU",
+            "A report is the request in version 1.1 with the response after it.",
+        )
     if data[:8] == b"\1\0\0\0\2\0\0\0" and _quote(data[16:]):
         return _seen("an Open Enclave report", "The quote follows its header of 16 bytes.")
     if data[:1] == b"\x81" and len(data) == 1024:

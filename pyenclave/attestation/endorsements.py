@@ -2,9 +2,10 @@
 Endorsements: what vendors say about their hardware, and the other files beside a piece of evidence.
 
 Nothing here is believed because it was given: the checks verify each file up to a pinned root. A
-root among the files is no anchor. The one exception is ``jwks.json``: nothing signs an issuer's key
-set, so giving it says "I fetched these keys from the issuer that I chose", and a token of one of
-them is believed. Take it from no folder that came with the token.
+root among the files is no anchor. Two files are exceptions, because nothing signs them. Giving
+``jwks.json`` says "I fetched these keys from the issuer that I chose", and a token of one of them
+is believed; ``cpak-pub.json`` says the same of the attestation key of an Arm platform. Take them
+from no folder that came with the token.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ KNOWN_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "vek.der": "VCEK or VLEK",
         "ask.pem": "ASK, or ASVK for a VLEK",
         "ark.pem": "ARK; compared with the pinned one",
-        "crl.der": "AMD's revocation list",
+        "crl.der": "revocation list of AMD, or of an issuer of NVIDIA's",
         # Azure
         "td-quote.bin": "TD quote beside an HCL report",
         "runtime-data.json": "runtime data of an HCL report",
@@ -54,6 +55,11 @@ KNOWN_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "ak-cert-nv.der": "the same, as read from the vTPM",
         # tokens
         "jwks.json": "keys of a token's issuer, which whoever gives them vouches for",
+        "claims.json": "claims of a token, to try a release policy on",
+        # Arm
+        "cpak-pub.json": "attestation key of a CCA platform, which whoever gives it vouches for",
+        # NVIDIA
+        "cert-chain.pem": "certificate of the GPU's attestation key, and its issuers",
         # event logs
         "quote.bin": "the quote that an event log or certificate belongs to",
     }

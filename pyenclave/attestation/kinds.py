@@ -44,6 +44,10 @@ KINDS: Final[Mapping[str, str]] = MappingProxyType(
         "maa-cert": "verify_ratls",
         "tdx-ccel": "verify_ccel",
         "tcg-eventlog": "verify_eventlog",
+        "arm-cca-token": "verify_cca",
+        "nvidia-gpu-report": "verify_nvidia",
+        "akv-release-policy": "verify_release_policy",
+        "maa-claims": "verify_maa_claims",
     }
 )
 

@@ -76,6 +76,9 @@ REFERENCES: Final[Mapping[str, tuple[tuple[int, ...], bool]]] = MappingProxyType
         "host_data": ((32,), True),
         "family_id": ((16,), True),
         "image_id": ((16,), True),
+        "rim": ((32, 48, 64), False),
+        "rpv": ((64,), True),
+        "implementation_id": ((32,), False),
     }
 )
 # Tables of registers: field → sizes, highest number, and those that are zero only in a debug or
@@ -84,6 +87,8 @@ REGISTERS: Final[Mapping[str, tuple[tuple[int, ...], int, tuple[int, ...]]]] = M
     {
         "rtmrs": ((48,), 3, ()),
         "pcrs": ((32, 48, 64), 31, (0, 1, 2)),
+        "rems": ((32, 48, 64), 3, ()),
+        "gpu_measurements": ((48,), 254, ()),
     }
 )
 # Limits: field → largest value.
@@ -130,7 +135,9 @@ NAMES_CODE: Final = (
     "launch_digest",
     "id_key_digest",
     "author_key_digest",
+    "rim",
     "pcrs",
+    "gpu_measurements",
     "claims",
 )
 
@@ -234,6 +241,11 @@ class AppraisalPolicy:
         allow_migration_agent: SEV-SNP and TDX: accept guests whose memory a migration agent (a
             migration TD) may get.
         allow_masked_chip_id: SEV-SNP: accept reports of a VCEK that do not name their chip.
+        rim: Arm CCA: initial measurement of the realm, 32, 48 or 64 bytes.
+        rems: Arm CCA: extensible measurement 0 to 3 → 32, 48 or 64 bytes.
+        rpv: Arm CCA: personalization value of the realm, 64 bytes.
+        implementation_id: Arm CCA: which implementation of the platform, 32 bytes.
+        gpu_measurements: NVIDIA: index 1 to 254 → 48 bytes.
         pcrs: Nitro and vTPM: register → 32, 48 or 64 bytes.
         tcb_statuses: Intel: accepted statuses of the TCB.
         accepted_advisories: Intel: with a status other than UpToDate, the platform's advisories
@@ -284,6 +296,11 @@ class AppraisalPolicy:
     required_platform_bits: tuple[str, ...] = ()
     allow_migration_agent: bool = False
     allow_masked_chip_id: bool = False
+    rim: GivenReferences = None
+    rems: GivenRegisters = field(default=None, hash=False)
+    rpv: GivenReferences = None
+    implementation_id: GivenReferences = None
+    gpu_measurements: GivenRegisters = field(default=None, hash=False)
     pcrs: GivenRegisters = field(default=None, hash=False)
     tcb_statuses: tuple[str, ...] = ("UpToDate",)
     accepted_advisories: tuple[str, ...] = ()
@@ -342,10 +359,11 @@ class AppraisalPolicy:
             raise ValueError(f"policy bits {', '.join(sorted(both))} are required and forbidden")
         if "debug" in self.required_policy_bits and not self.allow_debug:
             raise ValueError("required_policy_bits: debug contradicts allow_debug = false")
-        if self.pcrs is not None and not any(
-            any(item.value) for values in self.registers("pcrs").values() for item in values
-        ):
-            raise ValueError("pcrs: a register that is not zero says which code is meant")
+        for name in ("pcrs", "gpu_measurements"):
+            if getattr(self, name) is not None and not any(
+                any(item.value) for values in self.registers(name).values() for item in values
+            ):
+                raise ValueError(f"{name}: a register that is not zero says which code is meant")
         named = [name for name in NAMES_CODE if getattr(self, name) is not None]
         if not named and not self.accept_any_code:
             raise ValueError(

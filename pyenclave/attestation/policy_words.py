@@ -33,6 +33,11 @@ _NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "author_key_digest": "SEV-SNP: author key digest",
         "family_id": "SEV-SNP: FAMILY_ID",
         "image_id": "SEV-SNP: IMAGE_ID",
+        "rim": "Arm CCA: RIM",
+        "rems": "Arm CCA: REM",
+        "rpv": "Arm CCA: RPV",
+        "implementation_id": "Arm CCA: implementation ID",
+        "gpu_measurements": "NVIDIA: measurement ",
         "pcrs": "Nitro, vTPM: PCR",
     }
 )

@@ -22,12 +22,14 @@ IDENTITIES: Final = frozenset(
     {
         "author_key_digest",
         "container_image",
+        "gpu_measurements",
         "id_key_digest",
         "launch_digest",
         "mrenclave",
         "mrsigner",
         "mrtd",
         "pcrs",
+        "rim",
     }
 )
 

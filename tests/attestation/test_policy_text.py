@@ -69,7 +69,8 @@ def policies(draw):
         values["min_tcb"] = {"snp": draw(st.integers(0, 255)), "microcode": 1}
     values["sept_ve_disable"] = draw(st.none() | st.booleans())
     named = {"mrenclave", "mrsigner", "mrtd", "launch_digest", "id_key_digest", "pcrs", "claims"}
-    values["accept_any_code"] = not (named | {"author_key_digest"}) & set(values)
+    named |= {"author_key_digest", "rim", "gpu_measurements"}
+    values["accept_any_code"] = not named & set(values)
     return AppraisalPolicy(**values)
 
 

@@ -125,11 +125,11 @@ CHAINS: dict[str, Callable[[Kind], Any]] = {
 }
 
 _VALUES = {name: b"\x5a" * sizes[0] for name, (sizes, _) in REFERENCES.items()}
-_IDENTITIES = ("mrenclave", "mrtd", "launch_digest", "id_key_digest", "author_key_digest")
+_IDENTITIES = ("mrenclave", "mrtd", "launch_digest", "id_key_digest", "author_key_digest", "rim")
 
 
 def _policy(**fields: Any) -> AppraisalPolicy:
-    named = {*_IDENTITIES, "pcrs", "claims"} & fields.keys()
+    named = {*_IDENTITIES, "pcrs", "gpu_measurements", "claims"} & fields.keys()
     return AppraisalPolicy(**fields) if named else AppraisalPolicy.any_code(**fields)
 
 
@@ -152,7 +152,7 @@ def common(kind: Kind) -> Iterator[tuple[str, Run]]:
     yield wrong("code.claims", policy=_policy(claims={"some.claim": 1}))
     for name in ("product_id", "min_security_version", "min_guest_svn", "max_vmpl"):
         yield wrong(f"code.{name}", policy=_policy(**{name: 4 if name != "max_vmpl" else 0}))
-    for name in ("rtmrs", "pcrs"):
+    for name in ("rtmrs", "pcrs", "rems", "gpu_measurements"):
         yield wrong(f"code.{name}", policy=_policy(**{name: {0: b"\x5a" * 48}}))
     for name, value in _VALUES.items():
         if name != "mrsigner":

@@ -41,6 +41,7 @@ _FINGERPRINTS: Final = MappingProxyType(
             "148b293821bb0c6a317f413c8ba475814091cb22d49b9e3c94198db8e8f86c39"
         ),
         "intel-sgx-root-ca": "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3",
+        "nvidia-device-root": "102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48",
     }
 )
 
@@ -55,6 +56,7 @@ VENDORS: Final = MappingProxyType(
         "nitro": ("aws-nitro-root-g1",),
         "google-cs": ("google-confidential-space-root",),
         "azure-vtpm": ("azure-virtual-tpm-root-2023",),
+        "nvidia": ("nvidia-device-root",),
     }
 )
 
