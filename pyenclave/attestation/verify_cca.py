@@ -315,9 +315,15 @@ def _token_claims(case: Case) -> dict[str, Any]:
     token = case.token
     return {
         "tag": token.tag,
-        "platform_alg": token.platform.header.get(1),
-        "realm_alg": token.realm.header.get(1),
+        "platform_alg": _algorithm(token.platform),
+        "realm_alg": _algorithm(token.realm),
     }
+
+
+def _algorithm(message: Sign1) -> int | None:
+    """Return the algorithm's number; the header is CBOR, and may have anything there."""
+    found = message.header.get(1)
+    return found if type(found) is int else None
 
 
 def _platform_claims(case: Case) -> dict[str, Any]:

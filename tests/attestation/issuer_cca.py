@@ -87,6 +87,14 @@ def platform_claims(realm: RealmClaims, **changes: Any) -> PlatformClaims:
     return replace(made, **changes)
 
 
+def newest() -> dict[str, Any]:
+    """Return the options of a token whose parts have the newest profiles."""
+    return {
+        "realm": {"profile": REALM_PROFILES[-1]},
+        "platform": {"profile": PLATFORM_PROFILES[-1]},
+    }
+
+
 def message(payload: bytes, key: ec.EllipticCurvePrivateKey, **changes: Any) -> Sign1:
     algorithm = _ALGORITHMS[key.curve.name]
     return replace(Sign1.sign(payload, key=key, algorithm=algorithm, tagged=True), **changes)

@@ -97,6 +97,10 @@ def chain(**changes: Any) -> bytes:
     return b"".join(item.public_bytes(Encoding.PEM) for item in made)
 
 
+def root() -> bytes:
+    return certificate("root").public_bytes(Encoding.DER)
+
+
 def crl(
     *, revoked: tuple[int, ...] = (), issuer: str = "brom", end: timedelta = timedelta(1)
 ) -> bytes:
@@ -142,7 +146,7 @@ def judge(data: bytes, **changes: Any) -> AttestationResult:
     options: dict[str, Any] = {
         "policy": AppraisalPolicy(gpu_measurements={1: DIGEST}),
         "nonce": NONCE,
-        "roots": [certificate("root").public_bytes(Encoding.DER)],
+        "roots": [root()],
         "endorsements": endorsements,
         "at": AT,
     }

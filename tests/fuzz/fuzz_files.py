@@ -224,4 +224,8 @@ def _(corpus: Corpus) -> Iterator[bytes]:
         b'{"claim":"x-ms-sgx-is-debuggable","equals":"false"},'
         b'{"anyOf":[{"claim":"a.b","equals":1},{"claim":"c","equals":true}]}]}]}'
     )
+    yield (
+        b'{"key":{"authority":{"endpoint":"x.attest.azure.net"}},'
+        b'"claims":[[{"claim":"a","exists":true}]]}'
+    )
     yield from corpus.files("attestation/akv-release-policy*/policy.json")

@@ -31,8 +31,10 @@ from pyenclave.formats import (
     jsonstrict,
     pck,
     sealed,
+    spdm,
     x509,
 )
+from pyenclave.formats.cca import RealmClaims
 from pyenclave.measurement import (
     difference,
     eif,
@@ -309,6 +311,18 @@ def compare_files(data: bytes) -> object:
     return found
 
 
+def read_cca_realm(data: bytes) -> object:
+    found: RealmClaims = stable(RealmClaims.from_bytes, canonical=False)(data)  # type: ignore[assignment]
+    return found.read_key()
+
+
+def read_gpu_report(data: bytes) -> object:
+    found = spdm.GpuReport.from_bytes(data)
+    if found.signed + found.signature != data:
+        raise UnstableError("bytes that are neither signed nor the signature")
+    return found.named_fields()
+
+
 # ---- appraisal ------------------------------------------------------------------------------
 
 
@@ -332,6 +346,9 @@ def endorsements() -> Mapping[str, Mapping[str, bytes]]:
             "td-quote.bin": own.intel.td_quote(),
         },
         "tokens": {"jwks.json": own.get("jwks")[0]},
+        "cca": own.cca.cpak_file(),
+        "nvidia": {"cert-chain.pem": own.nvidia.chain(), "crl.der": own.nvidia.crl()},
+        "release": {"claims.json": own.get("decoded-token")[0]},
         "none": {},
     }
 
@@ -339,7 +356,7 @@ def endorsements() -> Mapping[str, Mapping[str, bytes]]:
 @functools.cache
 def roots() -> tuple[bytes, ...]:
     own = corpus_of_own()
-    return (own.intel.root, own.amd.root, own.nitro.root)
+    return (own.intel.root, own.amd.root, own.nitro.root, own.nvidia.root())
 
 
 POLICY = AppraisalPolicy.permissive()

@@ -16,11 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from pyenclave.errors import EnclaveError
 from pyenclave.formats import cbor, dcap, jose
+from pyenclave.formats.cca import CcaToken
 from pyenclave.formats.cose import Sign1
+from pyenclave.formats.cose_key import write_key
 from pyenclave.formats.hcl import REPORT_TYPE_TDX
 from pyenclave.formats.nitro import NitroDocument
 from pyenclave.formats.snp_certs import CertificateTable
@@ -100,6 +102,18 @@ class Corpus:
         import issuer_pyenclave
 
         return issuer_pyenclave.Issuer()
+
+    @functools.cached_property
+    def cca(self) -> ModuleType:
+        import issuer_cca
+
+        return issuer_cca
+
+    @functools.cached_property
+    def nvidia(self) -> ModuleType:
+        import issuer_nvidia
+
+        return issuer_nvidia
 
     @functools.cached_property
     def azure_tdx(self) -> AzureVm:
@@ -381,6 +395,43 @@ def _(corpus: Corpus) -> Iterator[bytes]:
         except EnclaveError:
             continue
         yield Sign1.from_bytes(data).payload
+
+
+@seeds("cca")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    yield corpus.cca.token()
+    yield corpus.cca.token(tag=907, **corpus.cca.newest())
+    yield from corpus.files("attestation/arm-cca-*/token.cbor")
+
+
+@seeds("cca-platform")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    yield from (CcaToken.from_bytes(data).platform.payload for data in corpus.get("cca"))
+
+
+@seeds("cca-realm")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    yield from (CcaToken.from_bytes(data).realm.payload for data in corpus.get("cca"))
+
+
+@seeds("cose-key")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    for curve in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()):
+        yield write_key(corpus.cca.key_of("seed", curve).public_key())
+    yield cbor.dumps({1: 1, -1: 6, -2: bytes(32), 3: -8, 4: [2]})
+
+
+@seeds("gpu-report")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    yield corpus.nvidia.report()
+    yield from corpus.files("attestation/nvidia-*/report.bin")
+
+
+@seeds("decoded-token")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    yield b'{"alg": "RS256"}\n\n{"iss": "https://x.attest.azure.net", "x-ms-ver": "1.0"}\n'
+    yield b'{"iss": "https://x.attest.azure.net", "a": {"b": 1.5}}'
+    yield from corpus.files("attestation/*/decoded-token.json.txt")
 
 
 @seeds("cbor")

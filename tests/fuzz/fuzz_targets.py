@@ -19,6 +19,7 @@ from fuzz_reads import (
     read_azure_policy,
     read_base64,
     read_cbor,
+    read_cca_realm,
     read_ccel,
     read_certificate,
     read_der,
@@ -26,6 +27,7 @@ from fuzz_reads import (
     read_elf,
     read_enclave_elf,
     read_expected,
+    read_gpu_report,
     read_image,
     read_json,
     read_policy,
@@ -52,8 +54,11 @@ from pyenclave.errors import (
 )
 from pyenclave.formats import (
     bundle,
+    cca,
     cose,
+    cose_key,
     dcap,
+    decoded_token,
     eventlog,
     evidence,
     hcl,
@@ -115,8 +120,17 @@ def _formats() -> list[Target]:
     return [
         t("bundle", stable(bundle.Bundle.from_bytes, canonical=False), "bundle", COLLATERAL),
         t("cbor", read_cbor, "cbor"),
+        t("cca", stable(cca.CcaToken.from_bytes, canonical=False), "cca"),
+        t(
+            "cca-platform",
+            stable(cca.PlatformClaims.from_bytes, canonical=False),
+            "cca-platform",
+        ),
+        t("cca-realm", read_cca_realm, "cca-realm"),
+        t("cose-key", cose_key.read_key, "cose-key"),
         t("cose", stable(cose.Sign1.from_bytes, canonical=False), "nitro"),
         t("dcap", stable(dcap.read_quote, canonical=False), "quote"),
+        t("decoded-token", decoded_token.DecodedToken.from_bytes, "decoded-token"),
         t("der", read_der, "certificate"),
         t("elf", read_elf, "elf", IMAGE),
         t("elf-enclave", read_enclave_elf, "sgx-file", MEASURED),
@@ -159,6 +173,7 @@ def _formats() -> list[Target]:
             stable(snp_certs.CertificateTable.from_bytes, canonical=False),
             "snp-certificates",
         ),
+        t("spdm", read_gpu_report, "gpu-report"),
         t("tcb-info", tcb.TcbInfo.from_bytes, "tcb-info", COLLATERAL),
         t("tcb-qe-identity", tcb.QeIdentity.from_bytes, "qe-identity", COLLATERAL),
         t("tdx", stable(tdx.TdReportBody.from_bytes), "td-body"),
@@ -211,6 +226,10 @@ def _attestation() -> list[Target]:
         ("maa-jwks", "sgx", "attested-jwks"),
         ("ra-tls-cert", "sgx", "ra-tls"),
         ("eventlog", "tdx", "eventlog"),
+        ("arm-cca-token", "cca", "cca"),
+        ("nvidia-gpu-report", "nvidia", "gpu-report"),
+        ("akv-release-policy", "release", "release-policy"),
+        ("maa-claims", "none", "decoded-token"),
         ("pyenclave", "none", "evidence"),
     ):
         found.append(t(f"appraise-{kind}", judged(family), kind_of_seeds, whole, rounds=60))
@@ -225,6 +244,9 @@ def _attestation() -> list[Target]:
         ("azure", "hcl"),
         ("azure-tdx", "hcl-tdx"),
         ("tokens", "jwt"),
+        ("cca", "cca"),
+        ("nvidia", "gpu-report"),
+        ("release", "release-policy"),
     ):
         name = f"endorsements-{family}"
         fuzz_seeds.SEEDS[name] = endorsement_seeds(family)
@@ -252,6 +274,10 @@ def _(corpus: Corpus) -> list[bytes]:
         "jwks",
         "tcb-info",
         "eventlog",
+        "cca",
+        "gpu-report",
+        "release-policy",
+        "decoded-token",
     )
     found = [seed for kind in named for seed in corpus.get(kind)[:4]]
     return found + corpus.get("certificate")[:3] + corpus.get("pem")[:2]
