@@ -29,10 +29,13 @@ GROUPS: Final = {
         "x5c-jwt",
     ),
     "RA-TLS certificates, and Azure Attestation's own": ("ra-tls-cert", "maa-cert"),
+    "Arm CCA": ("arm-cca-token",),
+    "NVIDIA GPUs": ("nvidia-gpu-report",),
     "Event logs": ("tdx-ccel", "tcg-eventlog"),
     "Our own platform": ("pyenclave",),
     "Intel's collateral by itself": ("sgx-collateral",),
     "Attested keys of Azure Attestation": ("maa-jwks",),
+    "What is read and never genuine": ("akv-release-policy", "maa-claims"),
 }
 
 _AGAIN: Final = "Get it again as it was made, whole; if it is newer than this version, upgrade."
@@ -49,6 +52,8 @@ CURES: Final = {
     "sgx-collateral:nonce": _NOT_HERE,
     "tcg-eventlog:nonce": _NOT_HERE,
     "maa-jwks:nonce": _NOT_HERE,
+    "akv-release-policy:nonce": _NOT_HERE,
+    "maa-claims:nonce": _NOT_HERE,
     "sev-snp-vek-cert:nonce": _NOT_HERE,
     "nonce": "Replayed, or made for another challenge: ask again with a new nonce. Where code "
     "hashes it into the report data, give `report_data` too.",
@@ -56,6 +61,9 @@ CURES: Final = {
     "tcg-eventlog:report_data": _NOT_HERE,
     "sev-snp-vek-cert:report_data": _NOT_HERE,
     "nitro-document:report_data": "Give it as `user_data`.",
+    "nvidia-gpu-report:report_data": "Give it as nonce: a GPU signs 32 bytes of the asker's.",
+    "akv-release-policy:report_data": _NOT_HERE,
+    "maa-claims:report_data": _NOT_HERE,
     "*-jwt:report_data": "Only Azure's tokens of VMs tell it; bind what matters by claims.",
     "report_data": "The evidence speaks of something else (another key, another message): ask "
     "again.",
@@ -63,6 +71,9 @@ CURES: Final = {
     "pyenclave:user_data": "The enclave said something else: ask again.",
     "azure-hcl-*:user_data": "The guest writes it to NV index 0x01400002 and reads the report "
     "again.",
+    "nvidia-gpu-report:user_data": "Bind it into the nonce that is sent.",
+    "akv-release-policy:user_data": _NOT_HERE,
+    "maa-claims:user_data": _NOT_HERE,
     "user_data": "Give `report_data` (quotes, reports) or demand claims (tokens) instead.",
     # which code
     "nitro-document:code.kind": "Name PCR0 or PCR8: roles and instances are no code.",
@@ -82,6 +93,7 @@ CURES: Final = {
     "what to expect, `--explain` where two launches part.",
     "nitro-document:code.pcrs": "Another image runs there: `pyenclave measure eif` tells its PCRs.",
     "code.pcrs": "`pyenclave measure eventlog` explains what was measured; only quoted PCRs count.",
+    "code.gpu_measurements": "NVIDIA's manifests of the driver and the VBIOS have the values.",
     "code.rtmrs": "`pyenclave measure eventlog` explains what was measured.",
     "code.*version": "Run a newer version.",
     "code.min_*": "Run a newer version.",
@@ -185,7 +197,22 @@ CURES: Final = {
     "vek.*": "The certificate is of another kind or product: fetch the one of this report.",
     "pck.format": _CHAIN,
     "pck.platform": "The certificate is of another platform: ask for the one of this quote.",
+    "cpak.format": "Give the platform's key as a public JSON Web Key.",
+    "nvidia-gpu-report:chain.format": "Give the chain that the driver hands out as "
+    "`cert-chain.pem`.",
     # the evidence itself
+    "arm-cca-token:platform.signature": "Give the key of this platform (`cpak-pub.json`), by its "
+    "instance ID; with it, the token was changed.",
+    "platform.profile": "A profile newer than this package: upgrade it.",
+    "realm.profile": "A profile newer than this package: upgrade it.",
+    "platform.lifecycle": "The platform's keys prove nothing in this state: do not trust it.",
+    "platform.implementation": "Another platform: if it is right, name the value found.",
+    "realm.key": _AGAIN,
+    "realm.binding": "The two parts are of different tokens: ask again, or do not trust it.",
+    "report.whole": "Ask for all measurements.",
+    "report.fwid": "The report is of other firmware than was certified: do not trust it.",
+    "maa-claims:claims.signature": "Give the token itself, not what somebody decoded.",
+    "akv-release-policy:policy.signature": "Give evidence or a token: a policy proves nothing.",
     "hcl.copy": "Leave `runtime-data.json` out, or cut it from the report without change.",
     "hcl.type": "The report is of other hardware, or damaged: read it again.",
     "hcl.vmpl": "The guest made this report by itself: read it from the vTPM.",

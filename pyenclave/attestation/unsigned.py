@@ -23,6 +23,7 @@ def register_unsigned(registry: Registry[Any], name: str, *, what: str, advice: 
 
     @registry.evidence(name)
     def _signature(case: CaseBase) -> Verdict:
+        """Somebody signed this: never so, which makes this kind readable and never genuine."""
         del case
         return failed(
             expected="something signed", found=f"{what}: nothing is signed", advice=advice
@@ -39,6 +40,7 @@ def register_unsigned(registry: Registry[Any], name: str, *, what: str, advice: 
 def _register_missing(registry: Registry[Any], field: str, advice: str) -> None:
     @registry.policy(field)
     def _missing(case: CaseBase) -> Verdict:
+        """What is not signed has none: to expect some refuses."""
         wanted = getattr(case, field)
         if wanted is None:
             return not_asked(advice)

@@ -139,18 +139,21 @@ CHECKS: Final[Registry[Case]] = Registry()
 
 @CHECKS.evidence("token.format")
 def _token(case: Case) -> Verdict:
+    """The token is a collection of two signed parts, the platform's and the realm's."""
     case.read_token()
     return PASSED
 
 
 @CHECKS.evidence("platform.format")
 def _platform(case: Case) -> Verdict:
+    """The platform's part has all its claims, each of its type and size."""
     case.read_platform()
     return PASSED
 
 
 @CHECKS.evidence("platform.profile")
 def _platform_profile(case: Case) -> Verdict:
+    """The platform's claims are of a profile that is known."""
     found = case.platform.profile
     if found in cca.PLATFORM_PROFILES:
         return PASSED
@@ -159,6 +162,7 @@ def _platform_profile(case: Case) -> Verdict:
 
 @CHECKS.evidence("cpak.format")
 def _cpak_format(case: Case) -> Verdict:
+    """The platform's key, if it is given, is a public key that verifies signatures."""
     if case.read_cpak() is None:
         return not_asked(f"no {CPAK} was given")
     return PASSED
@@ -166,6 +170,7 @@ def _cpak_format(case: Case) -> Verdict:
 
 @CHECKS.evidence("platform.signature")
 def _platform_signature(case: Case) -> Verdict:
+    """The platform's key that was given signed the platform's part."""
     signed = case.platform_signed()
     if signed is None:
         return absent("the platform's attestation key", advice=_GIVE)
@@ -193,13 +198,14 @@ def _lifecycle(case: Case) -> Verdict:
 
 @CHECKS.evidence("realm.format")
 def _realm(case: Case) -> Verdict:
+    """The realm's part has all its claims, each of its type and size."""
     case.read_realm()
     return PASSED
 
 
 @CHECKS.evidence("realm.profile")
 def _realm_profile(case: Case) -> Verdict:
-    """None is the legacy form: the platform's profile speaks for both."""
+    """The realm's claims are of a profile that is known, or of none, as the legacy form."""
     found = case.realm.profile
     if found in cca.REALM_PROFILES:
         return PASSED
@@ -208,6 +214,7 @@ def _realm_profile(case: Case) -> Verdict:
 
 @CHECKS.evidence("realm.key")
 def _realm_key(case: Case) -> Verdict:
+    """The realm's key is one that verifies signatures."""
     case.read_realm_key()
     return PASSED
 
@@ -226,6 +233,7 @@ def _binding(case: Case) -> Verdict:
 
 @CHECKS.evidence("realm.signature")
 def _realm_signature(case: Case) -> Verdict:
+    """The realm's key signed the realm's part."""
     if case.realm_signed():
         return PASSED
     return failed(
@@ -240,16 +248,19 @@ def _realm_signature(case: Case) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """The realm's challenge is the nonce that was sent, or what it becomes."""
     return judge_nonce(case, case.realm.challenge)
 
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """The realm's challenge is the 64 bytes that are expected."""
     return judge_report_data(case, case.realm.challenge)
 
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """A CCA token has none beside its challenge: to expect some refuses."""
     if case.user_data is None:
         return not_asked("a token has a challenge of 64 bytes and no other user data")
     return failed(
@@ -261,6 +272,7 @@ def _user_data(case: Case) -> Verdict:
 
 @CHECKS.policy("debug")
 def _debug(case: Case) -> Verdict:
+    """Nobody debugs the platform, unless the policy allows it."""
     if case.platform.lifecycle >> 8 in _DEBUG and not case.policy.allow_debug:
         return failed(
             expected="a secured platform",
@@ -272,11 +284,13 @@ def _debug(case: Case) -> Verdict:
 
 @CHECKS.policy("platform.implementation")
 def _implementation(case: Case) -> Verdict:
+    """The platform's implementation is one that the policy names."""
     return judge_reference(case, "implementation_id", case.platform.implementation_id)
 
 
 @CHECKS.policy("code.rim")
 def _rim(case: Case) -> Verdict:
+    """The realm's initial measurement is one that the policy names."""
     return judge_reference(
         case,
         "rim",
@@ -288,12 +302,14 @@ def _rim(case: Case) -> Verdict:
 
 @CHECKS.policy("code.rems")
 def _rems(case: Case) -> Verdict:
+    """The extensible measurements that the policy names have its values."""
     advice = "Code in the realm extended something else."
     return judge_registers(case, "rems", dict(enumerate(case.realm.rems)), advice=advice)
 
 
 @CHECKS.policy("code.rpv")
 def _rpv(case: Case) -> Verdict:
+    """The realm's personalization value is one that the policy names."""
     return judge_reference(case, "rpv", case.realm.rpv)
 
 

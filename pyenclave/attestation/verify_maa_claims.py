@@ -45,6 +45,7 @@ CHECKS: Final[Registry[Case]] = Registry()
 
 @CHECKS.evidence("claims.format")
 def _format(case: Case) -> Verdict:
+    """The text is one JSON object (claims) or two (header and claims)."""
     case.read_token()
     return PASSED
 

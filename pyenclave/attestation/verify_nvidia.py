@@ -11,7 +11,7 @@ values (``gpu_measurements``).
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -99,6 +99,7 @@ CHECKS: Final[Registry[Case]] = Registry()
 
 @CHECKS.evidence("report.format")
 def _report(case: Case) -> Verdict:
+    """The report is a request and a signed response of SPDM 1.1, whole."""
     case.read_report()
     return PASSED
 
@@ -114,24 +115,55 @@ def _whole(case: Case) -> Verdict:
 
 @CHECKS.evidence("chain.format")
 def _chain(case: Case) -> Verdict:
+    """The chain of the key that signs was given and can be read."""
     return pki.check_length(case.read_chain(), PROFILE)
 
 
-_CHAIN_CHECKS: Final[Mapping[str, Callable[[Case], Verdict]]] = {
-    "chain.root": lambda case: pki.check_root(case.chain, case.anchors("nvidia")),
-    "chain.names": lambda case: pki.check_names(case.chain),
-    "chain.algorithms": lambda case: pki.check_algorithms(case.chain, PROFILE),
-    "chain.constraints": lambda case: pki.check_constraints(case.chain, PROFILE),
-    "chain.key_usage": lambda case: pki.check_key_usage(case.chain, PROFILE),
-    "chain.validity": lambda case: pki.check_validity(case.chain, case.at),
-    "chain.signatures": lambda case: chains.check_signatures(case.chain),
-}
-for _name, _judge in _CHAIN_CHECKS.items():
-    CHECKS.evidence(_name)(_judge)
+@CHECKS.evidence("chain.root")
+def _chain_root(case: Case) -> Verdict:
+    """The chain ends at NVIDIA's root of device identities, or one of the caller's."""
+    return pki.check_root(case.chain, case.anchors("nvidia"))
+
+
+@CHECKS.evidence("chain.names")
+def _chain_names(case: Case) -> Verdict:
+    """Each certificate names the next one as its issuer."""
+    return pki.check_names(case.chain)
+
+
+@CHECKS.evidence("chain.algorithms")
+def _chain_algorithms(case: Case) -> Verdict:
+    """Keys are of P-384, signatures ECDSA with SHA-384."""
+    return pki.check_algorithms(case.chain, PROFILE)
+
+
+@CHECKS.evidence("chain.constraints")
+def _chain_constraints(case: Case) -> Verdict:
+    """Only CAs issue, each within its path length; nothing critical is unknown."""
+    return pki.check_constraints(case.chain, PROFILE)
+
+
+@CHECKS.evidence("chain.key_usage")
+def _chain_key_usage(case: Case) -> Verdict:
+    """CAs may sign certificates; the leaf may sign, and no certificates."""
+    return pki.check_key_usage(case.chain, PROFILE)
+
+
+@CHECKS.evidence("chain.validity")
+def _chain_validity(case: Case) -> Verdict:
+    """Every certificate is valid at the time given."""
+    return pki.check_validity(case.chain, case.at)
+
+
+@CHECKS.evidence("chain.signatures")
+def _chain_signatures(case: Case) -> Verdict:
+    """Each certificate is signed by the next one, the root by itself."""
+    return chains.check_signatures(case.chain)
 
 
 @CHECKS.evidence("crl")
 def _crl(case: Case) -> Verdict:
+    """If a list is given, it is in force and of an issuer in the chain, and revokes none of it."""
     data = case.endorsements.get("crl.der")
     if data is None:
         return not_asked("no revocation list was given; NVIDIA's certificates name theirs")
@@ -144,6 +176,7 @@ def _crl(case: Case) -> Verdict:
 
 @CHECKS.evidence("report.signature")
 def _signature(case: Case) -> Verdict:
+    """The leaf's key signed request and response."""
     if case.signed():
         return PASSED
     return failed(
@@ -169,6 +202,7 @@ def _fwid(case: Case) -> Verdict:
 
 @CHECKS.policy("nonce")
 def _nonce(case: Case) -> Verdict:
+    """The request has the nonce that was sent."""
     found = case.report.nonce
     if case.nonce is None:
         return not_asked("give the nonce that was sent, or the report may be an old one")
@@ -185,6 +219,7 @@ def _nonce(case: Case) -> Verdict:
 
 @CHECKS.policy("report_data")
 def _report_data(case: Case) -> Verdict:
+    """A GPU's report has none: to expect some refuses."""
     if case.report_data is None:
         return not_asked("a GPU's report has a nonce and no report data")
     return failed(
@@ -196,6 +231,7 @@ def _report_data(case: Case) -> Verdict:
 
 @CHECKS.policy("user_data")
 def _user_data(case: Case) -> Verdict:
+    """A GPU's report has none: to expect some refuses."""
     if case.user_data is None:
         return not_asked("a GPU's report has no user data")
     return failed(
@@ -205,6 +241,7 @@ def _user_data(case: Case) -> Verdict:
 
 @CHECKS.policy("code.gpu_measurements")
 def _measurements(case: Case) -> Verdict:
+    """The measurements that the policy names have its values."""
     return judge_registers(
         case,
         "gpu_measurements",

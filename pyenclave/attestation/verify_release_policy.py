@@ -136,12 +136,14 @@ CHECKS: Final[Registry[Case]] = Registry()
 
 @CHECKS.evidence("policy.format")
 def _format(case: Case) -> Verdict:
+    """The text is a policy in the vault's grammar, or a configuration of key import."""
     case.read_demand()
     return PASSED
 
 
 @CHECKS.evidence("claims.format")
 def _claims_format(case: Case) -> Verdict:
+    """The claims to try the policy on, if they are given, can be read."""
     if case.read_claims() is None:
         return not_asked(f"give a token's claims as {CLAIMS} to see how the policy decides")
     return PASSED
