@@ -178,6 +178,8 @@ CURES: Final = {
     # keys and certificates
     "sev-snp-*:chain.format": "`pyenclave collateral fetch` gets the certificate of the chip: "
     "`vek.der`.",
+    "nvidia-gpu-report:chain.format": "Give the chain that the driver hands out as "
+    "`cert-chain.pem`.",
     "*-quote:chain.format": "The quote has no certificates: give `pck-chain.pem`.",
     "*-jwt:chain.format": _AGAIN,
     "chain.root": "Not the vendor's root. On purpose? Give yours (`--root`, `roots=`).",
@@ -198,8 +200,6 @@ CURES: Final = {
     "pck.format": _CHAIN,
     "pck.platform": "The certificate is of another platform: ask for the one of this quote.",
     "cpak.format": "Give the platform's key as a public JSON Web Key.",
-    "nvidia-gpu-report:chain.format": "Give the chain that the driver hands out as "
-    "`cert-chain.pem`.",
     # the evidence itself
     "arm-cca-token:platform.signature": "Give the key of this platform (`cpak-pub.json`), by its "
     "instance ID; with it, the token was changed.",
