@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Final, Literal
 from pyenclave.attestation import pki
 from pyenclave.attestation.cache import known
 from pyenclave.attestation.case import CaseBase
-from pyenclave.attestation.chains import check_signatures
 from pyenclave.attestation.checks import (
     BREAKS,
     PASSED,
@@ -289,7 +288,7 @@ def _chain_checks(checks: Registry[Case]) -> None:
         "chain.constraints": lambda _, chain: pki.check_constraints(chain, PROFILE),
         "chain.key_usage": lambda _, chain: pki.check_key_usage(chain, PROFILE),
         "chain.validity": lambda case, chain: pki.check_validity(chain, case.at),
-        "chain.signatures": lambda _, chain: check_signatures(chain),
+        "chain.signatures": lambda _, chain: pki.check_signatures(chain),
     }
 
     def register(name: str) -> None:
@@ -367,7 +366,7 @@ def _chain_claims(case: Case) -> dict[str, Any]:
     chain = case.chain
     if not chain:
         return {}
-    names, signatures = pki.check_names(chain), check_signatures(chain)
+    names, signatures = pki.check_names(chain), pki.check_signatures(chain)
     return {
         "x5c_chain_ok": names.outcome == signatures.outcome == "passed",
         "root_ok": pki.check_root(chain, case.all_anchors()).outcome == "passed",

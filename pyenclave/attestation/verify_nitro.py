@@ -17,7 +17,6 @@ from typing import Any, Final
 from pyenclave.attestation import pki
 from pyenclave.attestation.cache import known
 from pyenclave.attestation.case import CaseBase, judge_registers
-from pyenclave.attestation.chains import check_signatures
 from pyenclave.attestation.checks import (
     BREAKS,
     PASSED,
@@ -83,7 +82,7 @@ class Case(CaseBase):
 
     def chain_signatures(self) -> Verdict:
         """Judge the signatures of the chain."""
-        return check_signatures(self.chain)
+        return pki.check_signatures(self.chain)
 
     def signature_holds(self) -> bool:
         """Whether the leaf signed the document."""

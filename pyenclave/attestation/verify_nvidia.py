@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pyenclave.attestation import chains, pki
+from pyenclave.attestation import pki
 from pyenclave.attestation.cache import known
 from pyenclave.attestation.case import CaseBase, judge_registers
 from pyenclave.attestation.checks import (
@@ -158,7 +158,7 @@ def _chain_validity(case: Case) -> Verdict:
 @CHECKS.evidence("chain.signatures")
 def _chain_signatures(case: Case) -> Verdict:
     """Each certificate is signed by the next one, the root by itself."""
-    return chains.check_signatures(case.chain)
+    return pki.check_signatures(case.chain)
 
 
 @CHECKS.evidence("crl")
@@ -279,7 +279,7 @@ def _report_claims(case: Case) -> dict[str, Any]:
 
 def _chain_claims(case: Case) -> dict[str, Any]:
     chain = case.chain
-    names, signatures = pki.check_names(chain), chains.check_signatures(chain)
+    names, signatures = pki.check_names(chain), pki.check_signatures(chain)
     return {
         "chain": [certificate.common_name for certificate in chain],
         "chain_ok": names.outcome == signatures.outcome == "passed",
