@@ -24,6 +24,13 @@ cdef extern from "pyenclave.h" nogil:
         PYE_FRAME_ATTEST
         PYE_FRAME_RESULT
         PYE_FRAME_ERROR
+        PYE_FRAME_BATCH
+        PYE_FRAME_OCALL_RESULT
+        PYE_FRAME_OCALL_ERROR
+        PYE_FRAME_MORE
+        PYE_FRAME_STOP
+        PYE_FRAME_OCALL
+        PYE_FRAME_ITEM
     ctypedef struct pye_lane_header:
         uint32_t sequence
         uint16_t kind

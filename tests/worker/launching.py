@@ -23,7 +23,7 @@ from pyenclave.errors import EnclaveLostError
 from pyenclave.formats import messages
 from pyenclave.formats.image import FileEntry, Image, ImageInfo, assemble
 from pyenclave.formats.lock import Lock
-from pyenclave.host.enclave import _token
+from pyenclave.host._run import token
 from pyenclave.host.handle import Functions
 from pyenclave.image.build import build, build_script
 
@@ -151,7 +151,7 @@ class Launched:
 
         self.lanes = _core.HostLanes(
             ring.map_ring(self.ring_fd, info.threads),
-            _token(),
+            token(),
             info.threads,
             ring.DEFAULT_SLOT,
             info.message_limit,

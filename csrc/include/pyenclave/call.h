@@ -32,10 +32,17 @@
 #define PYE_FRAME_ATTEST 3 /* evidence over a nonce */
 #define PYE_FRAME_NEXT 4   /* give the next fragment of the reply */
 #define PYE_FRAME_ABORT 5  /* drop the message that is under way */
+#define PYE_FRAME_BATCH 6  /* many calls of function `index`, packed */
+#define PYE_FRAME_OCALL_RESULT 7
+#define PYE_FRAME_OCALL_ERROR 8
+#define PYE_FRAME_MORE 9  /* give the next item of the stream */
+#define PYE_FRAME_STOP 10 /* end the stream */
 /* Of the worker: */
 #define PYE_FRAME_RESULT 129 /* what the function returned */
 #define PYE_FRAME_ERROR 130  /* why there is no result */
 #define PYE_FRAME_ACK 131    /* give the next fragment of the request; or: aborted */
+#define PYE_FRAME_OCALL 132  /* call host function `index`, then go on with this call */
+#define PYE_FRAME_ITEM 133   /* an item of a stream; more follow when asked for */
 
 /* The header at the start of a slot; little-endian, as in memory. */
 typedef struct pye_lane_header {

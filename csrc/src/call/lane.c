@@ -272,9 +272,11 @@ static int is_control(uint16_t kind)
 static int is_message(const pye_lane *lane, uint16_t kind)
 {
     if (lane->host) {
-        return kind == PYE_FRAME_RESULT || kind == PYE_FRAME_ERROR;
+        return kind == PYE_FRAME_RESULT || kind == PYE_FRAME_ERROR || kind == PYE_FRAME_OCALL ||
+               kind == PYE_FRAME_ITEM;
     }
-    return kind == PYE_FRAME_CALL || kind == PYE_FRAME_PING || kind == PYE_FRAME_ATTEST;
+    return kind == PYE_FRAME_CALL || kind == PYE_FRAME_PING || kind == PYE_FRAME_ATTEST ||
+           (kind >= PYE_FRAME_BATCH && kind <= PYE_FRAME_STOP);
 }
 
 static int is_ours_to_get(const pye_lane *lane, uint16_t kind)

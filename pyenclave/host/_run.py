@@ -1,0 +1,228 @@
+"""One launch of an enclave, whoever uses it: its lanes, its process, and why it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from pyenclave import _core
+from pyenclave._platform.client import PlatformClient
+from pyenclave.calls import errors as _call_errors
+from pyenclave.calls import ring
+from pyenclave.errors import (
+    EnclaveClosedError,
+    EnclaveError,
+    EnclaveLostError,
+    EnclavePoisonedError,
+    ImageError,
+)
+from pyenclave.formats.image import MAX_IMAGE
+from pyenclave.formats.messages import Launched
+from pyenclave.formats.record import ProtectionRecord
+from pyenclave.host import _images, _shared
+from pyenclave.host.handle import EnclaveInfo, Functions
+
+__all__ = ["Run", "read_image", "token"]
+
+_MADV_WIPEONFORK = 18  # madvise(2); the mmap module has no name for it
+
+
+def read_image(source: Any) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    try:
+        with open(source, "rb") as file:
+            data = file.read(MAX_IMAGE + 1)
+    except OSError as error:
+        raise ImageError(f"the image cannot be read: {error}") from None
+    if len(data) > MAX_IMAGE:
+        raise ImageError("the image is too large", expected=f"at most {MAX_IMAGE} bytes")
+    return data
+
+
+def token() -> mmap.mmap:
+    """Memory that a forked child sees as zero: how it knows that the ring is not its own."""
+    token = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    token.madvise(_MADV_WIPEONFORK)
+    return token
+
+
+class Run:
+    """One launch: its lanes, its process, and why it ended."""
+
+    def __init__(
+        self,
+        data: bytes,
+        debug: bool | None,
+        require: tuple[str, ...],
+        state: str | os.PathLike[str] | None,
+        queue: int,
+    ) -> None:
+        image = self._image = _images.prepare(data)
+        self.name = image.info.name
+        self.unsigned = not image.signed
+        self._ended: Callable[[], EnclaveError] | None = None
+        self._lock = threading.Lock()
+        self.names = tuple(item.name for item in image.signatures)
+        with contextlib.ExitStack() as stack:
+            ring_fd = ring.create(image.info.threads)
+            stack.callback(os.close, ring_fd)
+            self.client: PlatformClient = _shared.acquire(state)
+            failed = contextlib.ExitStack()
+            with failed:
+                failed.callback(_shared.release, self.client)
+                lanes: Future[_core.HostLanes] = Future()
+                launched, self.pidfd = self.client.launch(
+                    image.fd,
+                    ring_fd,
+                    debug=debug,
+                    require=require,
+                    meanwhile=lambda: _resolve(lanes, lambda: self._make_lanes(ring_fd, queue)),
+                )
+                failed.callback(os.close, self.pidfd)
+                failed.callback(_end, self.client, launched.enclave_id)
+                self.enclave_id = launched.enclave_id
+                self.lanes = lanes.result()
+                self._launched = launched
+                failed.pop_all()
+        self.functions = Functions(image.signatures, self.lanes)
+        self._finalizer = weakref.finalize(
+            self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
+        )
+
+    def _make_lanes(self, ring_fd: int, queue: int) -> _core.HostLanes:
+        info = self._image.info
+        run = weakref.ref(self)
+        return _core.HostLanes(
+            ring.map_ring(ring_fd, info.threads),
+            token(),
+            info.threads,
+            ring.DEFAULT_SLOT,
+            info.message_limit,
+            lambda: _guard(run),
+            lambda check: _broken(run, check),
+            _call_errors.from_frame,
+            threading.Condition(),
+            queue,
+        )
+
+    @functools.cached_property
+    def info(self) -> EnclaveInfo:
+        """What the platform says, read when somebody asks."""
+        return _describe(self._image, self._launched)
+
+    def guard(self) -> None:
+        """Raise if there is no worker to wait for."""
+        ended = self._ended
+        if ended is None and self._worker_ended():
+            self._learn()
+            ended = self._ended
+        if ended is not None:
+            raise ended()
+
+    def _worker_ended(self) -> bool:
+        # A poll object of its own: one must not be used by two threads at once.
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _learn(self) -> None:
+        """The worker's process ended: ask the platform why."""
+        state, reason = "lost", ""
+        with contextlib.suppress(EnclaveError):
+            for _ in range(20):
+                why = self.client.why(self.enclave_id)
+                state, reason = why.state, why.reason
+                if state != "running":
+                    break
+                time.sleep(0.01)  # the platform is about to notice as well
+        if state == "poisoned":
+            self._end_as(lambda: EnclavePoisonedError(f"the enclave is poisoned: {reason}"))
+        else:
+            text = f"the enclave's process ended: {reason}" if reason else ""
+            self._end_as(lambda: EnclaveLostError(text or "the enclave's process ended"))
+
+    def _end_as(self, make: Callable[[], EnclaveError]) -> None:
+        with self._lock:
+            if self._ended is None:
+                self._ended = make
+        self.lanes.close()
+
+    def broken(self, check: str) -> EnclaveError:
+        """The worker broke the protocol: end it and refuse for ever."""
+        self._end_as(
+            lambda: EnclavePoisonedError(
+                "the enclave is poisoned: its answer broke the call protocol", found=check
+            )
+        )
+        self._finalizer()
+        ended = self._ended
+        return ended() if ended is not None else EnclaveClosedError("the enclave was closed")
+
+    def close(self) -> None:
+        self._end_as(lambda: EnclaveClosedError("the enclave was closed"))
+        self._finalizer()
+
+
+def _resolve(future: Future[_core.HostLanes], make: Callable[[], _core.HostLanes]) -> None:
+    """Keep what *make* returns or raises."""
+    try:
+        future.set_result(make())
+    except (EnclaveError, OSError, ValueError, MemoryError) as error:
+        future.set_exception(error)  # whoever asks for the result hears of it, after the answer
+
+
+def _guard(run: weakref.ref[Run]) -> None:
+    this = run()
+    if this is None:
+        raise EnclaveClosedError("the enclave was closed")
+    this.guard()
+
+
+def _broken(run: weakref.ref[Run], check: str) -> EnclaveError:
+    this = run()
+    return EnclaveClosedError("the enclave was closed") if this is None else this.broken(check)
+
+
+def _end(client: PlatformClient, enclave_id: bytes) -> None:
+    with contextlib.suppress(EnclaveError, OSError):
+        client.close_enclave(enclave_id)
+
+
+def _finish(client: PlatformClient, enclave_id: bytes, pidfd: int, pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    _end(client, enclave_id)
+    with contextlib.suppress(OSError):
+        os.close(pidfd)
+    _shared.release(client)
+
+
+def _describe(image: _images.Prepared, launched: Launched) -> EnclaveInfo:
+    record = ProtectionRecord.from_bytes(launched.record)
+    info = image.info
+    return EnclaveInfo(
+        name=info.name,
+        enclave_id=launched.enclave_id,
+        pid=launched.pid,
+        debug=launched.debug,
+        mrenclave=launched.mrenclave,
+        mrsigner=launched.mrsigner,
+        product_id=info.product_id,
+        security_version=info.security_version,
+        threads=info.threads,
+        functions=image.functions,
+        level=record.level,
+        protections={name: bit.value for name, bit in record.bits.items()},
+        record=launched.record,
+        runtime_public_key=launched.runtime_public_key,
+    )
