@@ -11,6 +11,7 @@ from typing import Any
 from pyenclave import __version__, _core, _native
 from pyenclave._platform.client import PlatformClient
 from pyenclave.cli import output
+from pyenclave.cli._remedies import in_container, remedies
 from pyenclave.errors import EnclaveError
 from pyenclave.formats.record import ProtectionRecord
 from pyenclave.host import Enclave
@@ -133,6 +134,8 @@ def _doctor(args: argparse.Namespace) -> int:
         **_tee(),
         "not_protected": list(_NOT_PROTECTED),
     }
+    report["container"] = in_container()
+    report["remedies"] = remedies(report, container=report["container"])
     failed = "error" in report["enclave"] or "error" in report["platform"]
     if args.json:
         output.print_json(report)
@@ -162,6 +165,8 @@ def _print(report: dict[str, Any]) -> None:
     else:
         kept = "EPHEMERAL (in memory only)" if state["ephemeral"] else "a file of this user"
         output.say(f"platform   level {state['level']}; root: {kept}")
+    if report["container"]:
+        output.say(f"container  {report['container']}")
     devices = ", ".join(report["devices"]) or "none found"
     output.say(f"TEE        {report['tee']} (devices: {devices}); provider: {report['provider']}")
     output.say()
@@ -177,6 +182,11 @@ def _print(report: dict[str, Any]) -> None:
             mark = output.paint("yes", "green") if value else output.paint("NO ", "red")
             level = f" ({value})" if value is not True and value else ""
             output.say(f"  {mark} {name:<15} {by:<8} {_MEANING.get(name, '')}{level}")
+    if report["remedies"]:
+        output.say()
+        output.say("missing here, and how to add it:")
+        for item in report["remedies"]:
+            output.say(f"  - {item['missing']}: {item['advice']}")
     output.say()
     output.say("NOT protected at this level:")
     for line in report["not_protected"]:

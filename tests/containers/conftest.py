@@ -1,0 +1,32 @@
+"""The engines' published seccomp profiles."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import pytest
+
+# Where Debian's packages golang-github-containers-common and golang-github-docker-docker-dev have
+# them. Nothing of them is in this project.
+KNOWN = {
+    "podman": "/usr/share/containers/seccomp.json",
+    "docker": "/usr/share/gocode/src/github.com/docker/docker/profiles/seccomp/default.json",
+}
+
+
+@pytest.fixture(params=sorted(KNOWN))
+def profile(request: pytest.FixtureRequest) -> Path:
+    """The default seccomp profile of an engine, as it publishes it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a container's mounts and filter")
+    try:
+        ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        pytest.skip("libseccomp is not installed")
+    folder = os.environ.get("PYENCLAVE_SECCOMP_PROFILES", "/")
+    for path in (Path(folder) / f"{request.param}.json", Path(folder + KNOWN[request.param])):
+        if path.is_file():
+            return path
+    pytest.skip(f"the published profile of {request.param} is not here (.ci/run gets it)")
