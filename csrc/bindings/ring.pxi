@@ -31,6 +31,7 @@ cdef extern from "pyenclave.h" nogil:
         PYE_FRAME_STOP
         PYE_FRAME_OCALL
         PYE_FRAME_ITEM
+        PYE_LANE_MAX_DEPTH
     ctypedef struct pye_lane_header:
         uint32_t sequence
         uint16_t kind
@@ -56,6 +57,10 @@ cdef extern from "pyenclave.h" nogil:
     pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
     pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t slice_ms)
     pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms)
+    pye_status pye_lane_drain_to(pye_lane *lane, uint32_t depth, uint32_t slice_ms)
+    uint32_t pye_lane_depth(const pye_lane *lane)
+    uint16_t pye_lane_held(const pye_lane *lane)
+    pye_status pye_lane_refuse(pye_lane *lane, const char *check)
     const char *pye_lane_broken(const pye_lane *lane)
     int pye_lane_idle(const pye_lane *lane)
     void pye_lane_wake(pye_lane *lane)

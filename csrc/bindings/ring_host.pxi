@@ -229,6 +229,8 @@ cdef class HostLanes:
                     status = pye_lane_wait(lane, &header, wait_ms)
         if status != PYE_OK:
             self.give_up(lane, status)
+        if header.kind != PYE_FRAME_RESULT and header.kind != PYE_FRAME_ERROR:
+            self.give_up(lane, pye_lane_refuse(lane, "turn"))
         total = <size_t>header.total
         if header.kind == PYE_FRAME_RESULT and want == 1 and not plan.arrays and total <= SMALL:
             status = pye_lane_read(lane, small, total, wait_ms)

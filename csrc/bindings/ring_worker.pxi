@@ -366,10 +366,15 @@ cdef class WorkerLane:
                     m.segments[0].data = <const uint8_t *><char *>answer
                     m.segments[0].len = <size_t>len(answer)
                     m.num_segments = 1
-                else:  # a long PING
+                elif self.header.kind == PYE_FRAME_BATCH:
+                    raise _errors.ArgumentError("this enclave answers no batches")
+                elif self.header.kind == PYE_FRAME_PING:  # longer than a slot
                     m.segments[0].data = data
                     m.segments[0].len = total
                     m.num_segments = 1
+                else:
+                    pye_lane_refuse(self.lane, "turn")
+                    self.poison()
             except _errors.EnclavePoisonedError:
                 raise
             except BaseException as error:

@@ -7,123 +7,41 @@ tests do byte by byte.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ring_ends import (
+    ABORT,
+    ACK,
+    ATTEST,
+    BATCH,
+    CALL,
+    ERROR,
+    ITEM,
+    LIMIT,
+    NEXT,
+    OCALL_RESULT,
+    PING,
+    RESULT,
+    SLOT,
+    STOP,
+    STRIDE,
+    Ring,
+    broken,
+    read,
+    transfer,
+    wait,
+    write,
+)  # fmt: skip
 
 from pyenclave import _core
 from pyenclave._ffi import ffi, lib
 
-SLOT = 128
-LIMIT = 1000
-HEADER = struct.Struct("<IHHIIQQ")
-STATE = 256
-STRIDE = 256 + 2 * 256
-CALL, PING, ATTEST, NEXT, ABORT = 1, 2, 3, 4, 5
-RESULT, ERROR, ACK = 129, 130, 131
 EXTREMES = [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1] + [
     2**64 - n for n in (2, 31, 32, 127, 128, 129, 4096)
 ]
-
-
-class Ring:
-    """A ring in the middle of a larger mapping, with both ends of each lane."""
-
-    def __init__(self, lanes: int = 2, limit: int = LIMIT) -> None:
-        self.size = lib.pye_ring_size(lanes, SLOT)
-        assert self.size
-        self.whole = mmap.mmap(-1, self.size + 2 * 4096)
-        self.whole[:4096] = b"\xa5" * 4096
-        self.whole[4096 + self.size :] = b"\xa5" * 4096
-        self.pin = ctypes.c_char.from_buffer(self.whole)
-        self.base = ctypes.addressof(self.pin) + 4096
-        self.ops = ffi.new(
-            "pye_wait_ops *",
-            {
-                "wait": ffi.addressof(lib, "pye_wait_futex"),
-                "wake": ffi.addressof(lib, "pye_wake_futex"),
-                "yield": ffi.addressof(lib, "pye_wait_yield"),
-            },
-        )
-        self.hosts = [self.end(n, lanes, lib.PYE_SIDE_HOST, limit) for n in range(lanes)]
-        self.workers = [self.end(n, lanes, lib.PYE_SIDE_WORKER, limit) for n in range(lanes)]
-
-    def end(self, number, lanes, side, limit):
-        out = ffi.new("pye_lane **")
-        memory = ffi.cast("void *", self.base)
-        rc = lib.pye_lane_new(out, memory, self.size, lanes, SLOT, number, side, limit, self.ops)
-        assert rc == lib.PYE_OK
-        return ffi.gc(out[0], lib.pye_lane_free)
-
-    def offset(self, side: str, lane: int = 0) -> int:
-        return 4096 + 4096 + lane * STRIDE + STATE + (256 if side == "reply" else 0)
-
-    def put(self, side, on=0, payload=b"", **fields):
-        """Write a frame as a hostile peer would: any header, any payload."""
-        header = {
-            "sequence": 1, "kind": CALL if side == "request" else RESULT, "index": 0,
-            "length": len(payload), "lane": on, "total": len(payload), "offset": 0,
-        }  # fmt: skip
-        header.update(fields)
-        at = self.offset(side, on)
-        self.whole[at + 32 : at + 32 + len(payload)] = payload
-        self.whole[at : at + 32] = HEADER.pack(*header.values())
-
-    def get(self, side, lane=0):
-        at = self.offset(side, lane)
-        return HEADER.unpack(self.whole[at : at + 32]), self.whole[at + 32 : at + 32 + SLOT]
-
-    def canaries(self) -> bool:
-        end = 4096 + self.size
-        return self.whole[:4096] == b"\xa5" * 4096 and self.whole[end:] == b"\xa5" * 4096
-
-
-def write(lane, kind, data, index=0):
-    buffer = ffi.from_buffer(data)
-    segments = ffi.new(
-        "pye_segment[1]", [{"data": ffi.cast("uint8_t *", buffer), "len": len(data)}]
-    )
-    return lib.pye_lane_write(lane, kind, index, segments, 1, 0)
-
-
-def wait(lane):
-    header = ffi.new("pye_lane_header *")
-    return lib.pye_lane_wait(lane, header, 0), header
-
-
-def read(lane, size):
-    """Read into a buffer with canaries on both sides."""
-    buffer = ffi.new("uint8_t[]", b"\xa5" * (size + 128))
-    rc = lib.pye_lane_read(lane, buffer + 64, size, 0)
-    data = bytes(ffi.buffer(buffer, size + 128))
-    assert data[:64] == b"\xa5" * 64
-    assert data[64 + size :] == b"\xa5" * 64
-    return rc, data[64 : 64 + size]
-
-
-def transfer(sender, kind, data, receiver, index=0):
-    """Move a whole message, fragment by fragment."""
-    rc = write(sender, kind, data, index)
-    got, header = wait(receiver)
-    assert got == lib.PYE_OK
-    out = ffi.new("uint8_t[]", max(1, len(data)))
-    for _ in range(1 + len(data) // SLOT):
-        taken = lib.pye_lane_read(receiver, out, header.total, 0)
-        if rc == lib.PYE_E_TIMEOUT:
-            rc = write(sender, kind, data, index)
-        if taken == lib.PYE_OK:
-            break
-    assert (rc, taken) == (lib.PYE_OK, lib.PYE_OK)
-    return header, bytes(ffi.buffer(out, len(data)))
-
-
-def broken(lane) -> str:
-    text = lib.pye_lane_broken(lane)
-    return "" if text == ffi.NULL else ffi.string(text).decode()
 
 
 # ---- making ------------------------------------------------------------------------------------
@@ -174,7 +92,7 @@ def model(fields: dict[str, int], limit: int) -> int:
     ok = (
         f["sequence"] == 1
         and f["lane"] == 0
-        and f["kind"] in (CALL, PING, ATTEST)
+        and f["kind"] in (CALL, PING, ATTEST, BATCH)
         and f["length"] <= SLOT
         and f["offset"] == 0
         and f["length"] <= f["total"]
@@ -194,7 +112,10 @@ def numbers(bits: int, *likely: int):
 FIELDS = st.fixed_dictionaries(
     {
         "sequence": st.just(1) | numbers(32),
-        "kind": st.sampled_from([CALL, PING, ATTEST]) | numbers(16, NEXT, ABORT, RESULT, ACK),
+        "kind": st.sampled_from([CALL, PING, ATTEST, BATCH])
+        | numbers(
+            16, *range(NEXT, BATCH), *range(OCALL_RESULT, STOP + 2), *range(RESULT, ITEM + 2)
+        ),
         "index": numbers(16),
         "length": numbers(32),
         "lane": st.just(0) | numbers(32),
@@ -269,8 +190,10 @@ def test_lane_ownership_is_checked():
 
 
 @pytest.mark.parametrize(
-    "kind", [NEXT, ABORT, RESULT, ERROR, ACK, 0, 6, 128, 255, 256 + CALL, 65535]
-)
+    "kind",
+    [NEXT, ABORT, *range(OCALL_RESULT, STOP + 2), *range(RESULT, ITEM + 2), 0, 128, 255, 65535,
+     256 + CALL],
+)  # fmt: skip
 def test_a_frame_out_of_turn_or_of_unknown_kind_breaks_the_worker(kind):
     ring = Ring()
     ring.put("request", kind=kind)

@@ -5,6 +5,10 @@
  * the worker); docs/formats/ring.md gives every byte. The two sides alternate strictly: request
  * n, reply n. A message longer than a slot crosses in fragments, each acknowledged.
  *
+ * The private end knows whose turn it is, and for what. A call that is under way is answered by
+ * RESULT or ERROR, or goes on later: after OCALL the host answers that or makes nested calls first;
+ * after ITEM it asks for MORE or STOPs. Any other kind at that moment breaks the protocol.
+ *
  * Untrusted: all of the memory, at any time. A side reads a header once, as four 64-bit words,
  * checks the copy, copies the payload once, and uses only what it copied. Everything that decides
  * is in the private pye_lane. No system call is made here: the caller gives the means to wait.
@@ -21,6 +25,7 @@
 #define PYE_LANE_MAX_LANES 1024
 #define PYE_LANE_MIN_SLOT 96
 #define PYE_LANE_MAX_SLOT 16777216
+#define PYE_LANE_MAX_DEPTH 8 /* calls under way on one lane, for those who nest them */
 
 /* Sides. */
 #define PYE_SIDE_HOST 1
@@ -33,10 +38,10 @@
 #define PYE_FRAME_NEXT 4   /* give the next fragment of the reply */
 #define PYE_FRAME_ABORT 5  /* drop the message that is under way */
 #define PYE_FRAME_BATCH 6  /* many calls of function `index`, packed */
-#define PYE_FRAME_OCALL_RESULT 7
-#define PYE_FRAME_OCALL_ERROR 8
-#define PYE_FRAME_MORE 9  /* give the next item of the stream */
-#define PYE_FRAME_STOP 10 /* end the stream */
+#define PYE_FRAME_OCALL_RESULT 7 /* what the host function returned */
+#define PYE_FRAME_OCALL_ERROR 8  /* why there is none; empty: nobody waits for the call any more */
+#define PYE_FRAME_MORE 9         /* give the next item of the stream */
+#define PYE_FRAME_STOP 10        /* end the stream */
 /* Of the worker: */
 #define PYE_FRAME_RESULT 129 /* what the function returned */
 #define PYE_FRAME_ERROR 130  /* why there is no result */
@@ -86,8 +91,9 @@ void pye_lane_free(pye_lane *lane);
 
 /* pye_lane_write sends a message of `num` segments. PYE_E_TIMEOUT: `slice_ms` passed while the
  * other side had yet to take a fragment; call again with the same arguments to go on.
- * PYE_E_STATE: it is not this side's turn. PYE_E_PROTOCOL: the other side broke the protocol; the
- * lane is unusable from then on. PYE_E_CLOSED: the other side aborted the message (worker). */
+ * PYE_E_STATE: it is not this side's turn, or not for that kind. PYE_E_PROTOCOL: the other side
+ * broke the protocol; the lane is unusable from then on. PYE_E_CLOSED: the other side dropped the
+ * message (worker); an ocall or an item is answered all the same. */
 PYE_MUST_USE pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
                                        const pye_segment *segments, size_t num, uint32_t slice_ms);
 
@@ -103,13 +109,24 @@ PYE_MUST_USE pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_l
                                       uint32_t slice_ms);
 
 /* pye_lane_drain brings a host's lane whose caller gave up back to where a call may begin,
- * dropping what still comes. PYE_E_TIMEOUT: the worker is still at it. Does not wait longer than
- * `slice_ms`, which may be 0. */
+ * dropping what still comes, ending streams and refusing ocalls. PYE_E_TIMEOUT: the worker is still
+ * at it. Waits `slice_ms` for each of a few frames, and not at all if that is 0. */
 PYE_MUST_USE pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms);
+/* pye_lane_drain_to does the same down to `depth` calls that are still under way. */
+PYE_MUST_USE pye_status pye_lane_drain_to(pye_lane *lane, uint32_t depth, uint32_t slice_ms);
+
+/* pye_lane_depth returns how many calls are under way on the lane, nested ones included. */
+uint32_t pye_lane_depth(const pye_lane *lane);
+/* pye_lane_held returns PYE_FRAME_OCALL or PYE_FRAME_ITEM while that waits for the host's answer,
+ * else 0. */
+uint16_t pye_lane_held(const pye_lane *lane);
+/* pye_lane_refuse breaks the lane for a reason that only its user knows, such as an ocall that does
+ * not exist. `check` names it and must be a literal. Returns PYE_E_PROTOCOL. */
+pye_status pye_lane_refuse(pye_lane *lane, const char *check);
 
 /* pye_lane_broken names the check that failed, or NULL while the protocol holds. */
 const char *pye_lane_broken(const pye_lane *lane);
-/* pye_lane_idle returns 1 when a message may begin (host: may write; worker: may wait). */
+/* pye_lane_idle returns 1 when no call is under way and one may begin. */
 int pye_lane_idle(const pye_lane *lane);
 /* pye_lane_wake wakes this side's own waiting thread, so that its caller looks around. */
 void pye_lane_wake(pye_lane *lane);

@@ -16,6 +16,7 @@ _Static_assert(offsetof(pye_lane_header, length) == 8, "docs/formats/ring.md: he
 _Static_assert(offsetof(pye_lane_header, offset) == 24, "docs/formats/ring.md: header");
 
 #define ALIGNMENT 128 /* processors fetch lines in pairs */
+#define DRAIN_STEPS 16 /* frames that one drain takes at most: a worker must not keep it for ever */
 #define STATE_ASLEEP 0
 #define STATE_CPU 4
 
@@ -51,6 +52,10 @@ struct pye_lane {
     uint32_t length;   /* of the fragment in the slot */
     uint16_t kind;     /* of the message that is read */
     uint16_t index;
+    uint16_t writing; /* kind of the message that is written */
+    uint16_t held;    /* OCALL or ITEM: what the host has to answer; else 0 */
+    uint32_t depth;   /* calls under way */
+    int dropping;     /* ABORTING: what is dropped is this side's own message */
     int host;
     enum phase phase;
 };
@@ -124,7 +129,17 @@ const char *pye_lane_broken(const pye_lane *lane)
 
 int pye_lane_idle(const pye_lane *lane)
 {
-    return lane->phase == (lane->host ? TURN : AWAIT);
+    return lane->phase == (lane->host ? TURN : AWAIT) && lane->depth == 0;
+}
+
+uint32_t pye_lane_depth(const pye_lane *lane)
+{
+    return lane->depth;
+}
+
+uint16_t pye_lane_held(const pye_lane *lane)
+{
+    return lane->held;
 }
 
 static uint32_t *word_at(uint8_t *base, size_t offset)
@@ -161,6 +176,92 @@ static pye_status broken(pye_lane *lane, const char *check)
     lane->phase = BROKEN;
     lane->broken = check;
     return PYE_E_PROTOCOL;
+}
+
+pye_status pye_lane_refuse(pye_lane *lane, const char *check)
+{
+    return broken(lane, check);
+}
+
+/* ---- whose turn, and for what ---- */
+
+static int is_call(uint16_t kind)
+{
+    return kind == PYE_FRAME_CALL || kind == PYE_FRAME_PING || kind == PYE_FRAME_ATTEST ||
+           kind == PYE_FRAME_BATCH;
+}
+
+/* A message of the host whose kind is one that there is. */
+static int is_of_host(uint16_t kind)
+{
+    return is_call(kind) || (kind >= PYE_FRAME_OCALL_RESULT && kind <= PYE_FRAME_STOP);
+}
+
+static int is_of_worker(uint16_t kind)
+{
+    return kind == PYE_FRAME_RESULT || kind == PYE_FRAME_ERROR || kind == PYE_FRAME_OCALL ||
+           kind == PYE_FRAME_ITEM;
+}
+
+/* Whether the host, or else the worker, may begin a message of that kind now. */
+static int in_turn(const pye_lane *lane, uint16_t kind, int by_host)
+{
+    if (!by_host) {
+        return is_of_worker(kind) && lane->depth > 0 && lane->held == 0;
+    }
+    switch (lane->held) {
+    case PYE_FRAME_OCALL:
+        return kind == PYE_FRAME_CALL || kind == PYE_FRAME_OCALL_RESULT ||
+               kind == PYE_FRAME_OCALL_ERROR;
+    case PYE_FRAME_ITEM:
+        return kind == PYE_FRAME_MORE || kind == PYE_FRAME_STOP;
+    default:
+        return is_call(kind) && lane->depth == 0;
+    }
+}
+
+/* Whether the worker may answer before the whole message came, because it is too long: a call by an
+ * error; an ocall's result by whatever the trusted function does then. */
+static int is_early_answer(const pye_lane *lane, uint16_t kind)
+{
+    return lane->host && (kind == PYE_FRAME_ERROR ||
+                          (lane->writing == PYE_FRAME_OCALL_RESULT && is_of_worker(kind)));
+}
+
+/* A call that ends goes back to the ocall in which it was nested. */
+static void end_call(pye_lane *lane)
+{
+    lane->depth--;
+    lane->held = lane->depth > 0 ? PYE_FRAME_OCALL : 0;
+}
+
+/* A message that was in turn began. */
+static void began(pye_lane *lane, uint16_t kind)
+{
+    switch (kind) {
+    case PYE_FRAME_RESULT:
+    case PYE_FRAME_ERROR:
+        end_call(lane);
+        break;
+    case PYE_FRAME_OCALL:
+    case PYE_FRAME_ITEM:
+        lane->held = kind;
+        break;
+    default:
+        lane->depth += is_call(kind) ? 1 : 0;
+        lane->held = 0;
+        break;
+    }
+}
+
+/* The host dropped a message of its own: as if it had never begun. */
+static void undo(pye_lane *lane, uint16_t kind)
+{
+    if (is_call(kind)) {
+        end_call(lane);
+    } else {
+        lane->held = PYE_FRAME_OCALL; /* MORE and STOP are one frame and never dropped */
+    }
 }
 
 /* ---- sending ---- */
@@ -271,12 +372,7 @@ static int is_control(uint16_t kind)
 
 static int is_message(const pye_lane *lane, uint16_t kind)
 {
-    if (lane->host) {
-        return kind == PYE_FRAME_RESULT || kind == PYE_FRAME_ERROR || kind == PYE_FRAME_OCALL ||
-               kind == PYE_FRAME_ITEM;
-    }
-    return kind == PYE_FRAME_CALL || kind == PYE_FRAME_PING || kind == PYE_FRAME_ATTEST ||
-           (kind >= PYE_FRAME_BATCH && kind <= PYE_FRAME_STOP);
+    return lane->host ? is_of_worker(kind) : is_of_host(kind);
 }
 
 static int is_ours_to_get(const pye_lane *lane, uint16_t kind)
@@ -322,7 +418,9 @@ static pye_status take(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
     if (header.offset > header.total || header.length > header.total - header.offset) {
         return broken(lane, "offset");
     }
-    if (is_control(header.kind) && (header.total != 0 || header.index != 0)) {
+    if ((is_control(header.kind) || header.kind == PYE_FRAME_MORE ||
+         header.kind == PYE_FRAME_STOP) &&
+        (header.total != 0 || header.index != 0)) {
         return broken(lane, "control");
     }
     if (header.length < header.total - header.offset && header.length != lane->slot_size) {
@@ -340,6 +438,10 @@ static pye_status announce(pye_lane *lane, const pye_lane_header *header)
     if (header->offset != 0) {
         return broken(lane, "first fragment");
     }
+    if (!in_turn(lane, header->kind, !lane->host)) {
+        return broken(lane, "turn");
+    }
+    began(lane, header->kind);
     lane->kind = header->kind;
     lane->index = header->index;
     lane->total = header->total;
@@ -386,9 +488,6 @@ pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms
     if (rc != PYE_OK) {
         return rc;
     }
-    if (!is_message(lane, out->kind)) {
-        return broken(lane, "turn");
-    }
     return announce(lane, out);
 }
 
@@ -404,6 +503,11 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         total += segments[i].len;
     }
     if (lane->phase == TURN) {
+        if (!in_turn(lane, kind, lane->host)) {
+            return PYE_E_STATE;
+        }
+        began(lane, kind);
+        lane->writing = kind;
         lane->sent = 0;
     } else if (lane->phase != WRITING) {
         return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
@@ -419,8 +523,8 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
             if (header.kind == PYE_FRAME_ABORT) {
                 return aborted(lane);
             }
-            if (lane->host && header.kind == PYE_FRAME_ERROR) {
-                return announce(lane, &header); /* refused before all was sent */
+            if (is_early_answer(lane, header.kind)) {
+                return announce(lane, &header);
             }
             if (header.kind != (lane->host ? PYE_FRAME_ACK : PYE_FRAME_NEXT)) {
                 return broken(lane, "turn");
@@ -456,6 +560,7 @@ pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t 
             }
             PYE_CHECK(rc);
             if (header.kind == PYE_FRAME_ABORT) {
+                undo(lane, lane->kind);
                 rc = aborted(lane);
                 goto done;
             }
@@ -482,45 +587,89 @@ done:
     return rc;
 }
 
-pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms)
+/* One step of a drain that has a frame to take. PYE_OK: it is the host's turn, or its wait again. */
+static pye_status drop_frame(pye_lane *lane, uint32_t slice_ms)
 {
     pye_lane_header header;
     pye_status rc;
+    const enum phase phase = lane->phase;
 
-    if (!lane->host) {
-        return PYE_E_ARGUMENT;
-    }
-    for (;;) {
-        switch (lane->phase) {
-        case TURN:
-            return PYE_OK;
-        case BROKEN:
-            return PYE_E_PROTOCOL;
-        case ANNOUNCED:
-            if (lane->length == lane->total) {
-                lane->phase = TURN;
-                return PYE_OK;
+    if (phase == ANNOUNCED) {
+        memset(&header, 0, sizeof(header));
+        header.length = lane->length;
+        header.total = lane->total;
+    } else {
+        rc = take(lane, &header, slice_ms);
+        if (rc != PYE_OK) {
+            return rc;
+        }
+        if (phase == ABORTING) {
+            if (header.kind != PYE_FRAME_ACK) {
+                return broken(lane, "turn");
             }
-            break;
-        default: /* a frame is to come */
-            rc = take(lane, &header, slice_ms);
+            if (lane->dropping) {
+                undo(lane, lane->writing);
+            }
+            lane->phase = TURN;
+            return PYE_OK;
+        }
+        if (header.kind == PYE_FRAME_ACK) {
+            if (phase != WRITING) {
+                return broken(lane, "turn");
+            }
+            lane->dropping = 1;
+            lane->phase = ABORTING;
+            publish_control(lane, PYE_FRAME_ABORT);
+            return PYE_OK;
+        }
+        if (phase == WRITING && !is_early_answer(lane, header.kind)) {
+            return broken(lane, "turn");
+        }
+        if (phase != READING) {
+            rc = announce(lane, &header);
             if (rc != PYE_OK) {
                 return rc;
             }
-            if (lane->phase == ABORTING) {
-                if (header.kind != PYE_FRAME_ACK) {
-                    return broken(lane, "turn");
-                }
-                lane->phase = TURN;
-                return PYE_OK;
-            }
-            if (is_message(lane, header.kind) && header.length == header.total - header.offset) {
-                lane->phase = TURN;
-                return PYE_OK;
-            }
-            break;
         }
-        lane->phase = ABORTING;
-        publish_control(lane, PYE_FRAME_ABORT);
     }
+    if (header.length == header.total - header.offset) {
+        lane->phase = TURN;
+        return PYE_OK;
+    }
+    lane->dropping = 0;
+    lane->phase = ABORTING;
+    publish_control(lane, PYE_FRAME_ABORT);
+    return PYE_OK;
+}
+
+pye_status pye_lane_drain_to(pye_lane *lane, uint32_t depth, uint32_t slice_ms)
+{
+    if (!lane->host) {
+        return PYE_E_ARGUMENT;
+    }
+    for (int i = 0; i < DRAIN_STEPS; i++) {
+        if (lane->phase == BROKEN) {
+            return PYE_E_PROTOCOL;
+        }
+        if (lane->phase != TURN) {
+            const pye_status rc = drop_frame(lane, slice_ms);
+
+            if (rc != PYE_OK) {
+                return rc;
+            }
+        } else if (lane->depth <= depth) {
+            return PYE_OK;
+        } else { /* trusted code waits for an answer that nobody will give */
+            lane->writing = lane->held == PYE_FRAME_ITEM ? PYE_FRAME_STOP : PYE_FRAME_OCALL_ERROR;
+            began(lane, lane->writing);
+            lane->phase = AWAIT;
+            publish_control(lane, lane->writing);
+        }
+    }
+    return PYE_E_TIMEOUT;
+}
+
+pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms)
+{
+    return pye_lane_drain_to(lane, 0, slice_ms);
 }
