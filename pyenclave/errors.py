@@ -126,9 +126,26 @@ class RuntimeLockError(ImageError):
 
 
 class LaunchError(EnclaveError):
-    """An enclave could not be started."""
+    """
+    An enclave could not be started.
+
+    Attributes:
+        type: Name of the class of the exception that a ``trusted.on_start`` function raised;
+            empty if it was something else.
+
+    """
 
     code = "launch"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        type: str = "",  # noqa: A002 - as EcallError has it
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.type = type
 
 
 class LaunchRefusedError(LaunchError):

@@ -58,6 +58,7 @@ _MAX_RING: Final = 1 << 32
 _CLOSED_TIMEOUT: Final = 30.0  # seconds: imports of the entry count
 _RUNNING_TIMEOUT: Final = 15.0
 _SEND_TIMEOUT: Final = 5.0
+_MAX_GRACE: Final = 5.0  # of on_stop functions: whoever closes waits for them
 _SLICE: Final = 0.1
 _CACHED_IMAGES: Final = 16
 _BIT_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
@@ -320,6 +321,8 @@ class Launcher:
             runtime_public_key=running.runtime_public_key,
             may_seal=not self._root.ephemeral or request.allow_ephemeral or policy.allow_ephemeral,
             started=time.time(),
+            starting=running.starting,
+            grace=min(max(running.grace, 0.0), _MAX_GRACE),
         )
 
     def _draft(self, info: ImageInfo, enclave_id: bytes, *, debug: bool) -> _Draft:

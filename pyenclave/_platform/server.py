@@ -284,7 +284,7 @@ class Server:
         match message:
             case messages.Close(enclave_id=enclave_id):
                 if enclave_id in host.enclaves:
-                    self._end(host, enclave_id, "its host closed it")
+                    self._end(host, enclave_id, "its host closed it", orderly=True)
                 elif enclave_id not in host.ended:
                     raise ArgumentError("this host has no such enclave")
                 return messages.Ok()
@@ -350,12 +350,13 @@ class Server:
             mrsigner=facts.body.mrsigner,
             record=facts.record,
             runtime_public_key=facts.runtime_public_key,
+            starting=facts.starting,
         )
         return launched, (enclave.pidfd,)
 
-    def _end(self, host: _Host, enclave_id: bytes, reason: str) -> None:
+    def _end(self, host: _Host, enclave_id: bytes, reason: str, *, orderly: bool = False) -> None:
         enclave = host.enclaves.pop(enclave_id)
-        enclave.end(reason)
+        enclave.end(reason, orderly=orderly)
         host.ended[enclave_id] = enclave.why
         while len(host.ended) > MAX_ENDED:
             host.ended.popitem(last=False)

@@ -31,6 +31,7 @@ __all__ = ["Attendant", "Enclave", "Facts", "Services", "kill_and_wait"]
 _SEND_TIMEOUT: Final = 5.0
 _REAP_TIMEOUT: Final = 5.0
 _MAX_REASON: Final = 1000  # characters
+_MAX_TYPE: Final = 128
 _REQUESTS: Final = (
     messages.KeyRequestMessage,
     messages.ReportRequest,
@@ -136,6 +137,8 @@ class Facts:
     runtime_public_key: bytes
     may_seal: bool
     started: float
+    starting: bool = False  # on_start functions run when it is launched
+    grace: float = 0.0  # seconds that its on_stop functions may take
 
 
 class Attendant:
@@ -203,13 +206,14 @@ class Enclave:
         self._mutex = threading.Lock()
         self._state = "running"
         self._reason = ""
+        self._type = ""
         self._attendant = attendant
 
     @property
     def why(self) -> messages.WhyReply:
         """State and reason."""
         with self._mutex:
-            return messages.WhyReply(state=self._state, reason=self._reason)
+            return messages.WhyReply(state=self._state, reason=self._reason, type=self._type)
 
     @property
     def info(self) -> messages.EnclaveInfo:
@@ -300,8 +304,9 @@ class Enclave:
             case messages.Poisoned(reason=reason):
                 self._set("poisoned", reason)
                 return False
-            case messages.Ending(code=code, message=text):
-                self._set("lost", f"{code}: {text}")
+            case messages.Ending(code=code, message=text, type=kind):
+                # What an on_start function raised is told to whoever launches, by its type.
+                self._set("lost", text if kind else f"{code}: {text}", kind)
                 return False
         if not isinstance(message, _REQUESTS):
             raise EnclaveStateError(f"a worker may not send {type(message).__name__}")
@@ -313,16 +318,31 @@ class Enclave:
             self._channel.send(answer, timeout=_SEND_TIMEOUT)
         return True
 
-    def _set(self, state: str, reason: str) -> None:
+    def _set(self, state: str, reason: str, kind: str = "") -> None:
         # The first reason stands: what follows is only its consequence.
         with self._mutex:
             if self._state == "running":
                 self._state = state
                 self._reason = reason[:_MAX_REASON]
+                self._type = kind[:_MAX_TYPE]
 
-    def end(self, reason: str) -> None:
-        """End the worker, wait until its process is gone, and give everything back."""
+    def end(self, reason: str, *, orderly: bool = False) -> None:
+        """
+        End the worker, wait until its process is gone, and give everything back.
+
+        Args:
+            reason: For whoever asks why.
+            orderly: Let its on_stop functions run before, for at most the time that they said.
+
+        """
         self._set("closed", reason)
+        if orderly and self.facts.grace > 0:
+            # A packet of its own beside the answers that the attendant may be sending.
+            with contextlib.suppress(EnclaveError, TimeoutError):
+                self._channel.send(messages.Stop(), timeout=0)
+                poll = select.poll()
+                poll.register(self.pidfd, select.POLLIN)
+                poll.poll(self.facts.grace * 1000)
         kill_and_wait(self.pidfd)
         if self._attendant is not None and self._attendant.thread is not threading.current_thread():
             self._attendant.thread.join(_REAP_TIMEOUT)

@@ -24,6 +24,7 @@ from pyenclave import _native
 from pyenclave._core import SecretMemory
 from pyenclave._worker import dispatch
 from pyenclave._worker.entry import EntryLoader, load_entry, set_blas_threads
+from pyenclave._worker.life import Life
 from pyenclave._worker.mappings import check_mappings
 from pyenclave._worker.reseed import reseed_openssl
 from pyenclave.calls.channel import Channel
@@ -33,6 +34,7 @@ from pyenclave.errors import (
     EnclaveLostError,
     EnclavePoisonedError,
     EnclaveStateError,
+    LaunchError,
     RuntimeLockError,
 )
 from pyenclave.formats import messages
@@ -137,6 +139,7 @@ class Worker:
         self.go = threading.Event()
         self.threads: list[threading.Thread] = []
         self.running = False
+        self.life = Life(None, debug=locked.debug)
         self._hangup = select.poll()
         self._hangup.register(channel.fileno(), 0)
 
@@ -176,14 +179,16 @@ class Worker:
         self.channel.send(
             messages.Closed(inside=inside, secret_memory=_native.secret_memory_kind())
         )
+        self.life = Life(entry, debug=self.locked.debug)
         self.take_identity(info, start)
 
     def take_identity(self, info: ImageInfo, start: Start) -> None:
         """
-        Receive what this worker is, and say that it runs: the last step that can fail.
+        Receive what this worker is, say that it runs, and run what the entry starts with.
 
         Raises:
-            EnclaveError: The platform sent something else, or an identity that is none.
+            EnclaveError: The platform sent something else, or an identity that is none; or the
+                entry refuses to start.
 
         """
         # While the platform tries this process from outside and signs what held.
@@ -199,7 +204,12 @@ class Worker:
         public_key = _runtime.start(self.channel, identity, info, start.memory, key)
         gc.enable()
         self.running = True
-        self.channel.send(messages.Running(runtime_public_key=public_key))
+        self.channel.send(
+            messages.Running(
+                runtime_public_key=public_key, starting=self.life.starting, grace=self.life.grace
+            )
+        )
+        self.life.begin()
 
     def _close(self, info: ImageInfo) -> dict[str, bool | int]:
         """Close the rest of the sandbox around all threads that there will be."""
@@ -281,4 +291,5 @@ def _ending(error: BaseException, *, debug: bool, running: bool) -> messages.End
         code = "launch"
         text = type(error).__name__
         text = f"the entry could not be loaded: {text}: {error}" if debug or not running else text
-    return messages.Ending(code=code, message=cut(text, _TEXT), files=files)
+    kind = error.type if isinstance(error, LaunchError) else ""
+    return messages.Ending(code=code, message=cut(text, _TEXT), files=files, type=kind)

@@ -45,6 +45,7 @@ __all__ = [
     "RootReply",
     "Running",
     "Shut",
+    "Stop",
     "VerifyReport",
     "Why",
     "WhyReply",
@@ -97,6 +98,7 @@ class Launched(_Base, frozen=True, kw_only=True, tag="launched"):
     mrsigner: bytes
     record: bytes
     runtime_public_key: bytes
+    starting: bool = False  # its on_start functions run; it serves calls when they have returned
 
 
 class Close(_Base, frozen=True, kw_only=True, tag="close"):
@@ -116,6 +118,7 @@ class WhyReply(_Base, frozen=True, kw_only=True, tag="why.ok"):
 
     state: str
     reason: str
+    type: str = ""  # class of the exception that an on_start function raised
 
 
 class EnclaveInfo(_Base, frozen=True, kw_only=True, tag="enclave"):
@@ -199,9 +202,15 @@ class Identity(_Base, frozen=True, kw_only=True, tag="identity"):
 
 
 class Running(_Base, frozen=True, kw_only=True, tag="running"):
-    """The worker made its runtime key and serves calls."""
+    """The worker made its runtime key and serves calls, after what it starts with."""
 
     runtime_public_key: bytes
+    starting: bool = False  # it has on_start functions, which run now
+    grace: float = 0.0  # seconds that its on_stop functions may take; 0: it has none
+
+
+class Stop(_Base, frozen=True, kw_only=True, tag="stop"):
+    """From the platform: run the on_stop functions and end. Sent once, and only if there are."""
 
 
 class KeyRequestMessage(_Base, frozen=True, kw_only=True, tag="key"):
@@ -276,6 +285,7 @@ class Ending(_Base, frozen=True, kw_only=True, tag="ending"):
     code: str
     message: str
     files: tuple[str, ...] = ()
+    type: str = ""  # class of the exception that an on_start function raised
 
 
 Message = (
@@ -297,6 +307,7 @@ Message = (
     | Closed
     | Identity
     | Running
+    | Stop
     | KeyRequestMessage
     | KeyReply
     | ReportRequest

@@ -19,11 +19,14 @@ from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import errors as _call_errors
 from pyenclave.calls import ring
 from pyenclave.errors import (
+    CallTimeoutError,
     EnclaveClosedError,
     EnclaveError,
     EnclaveLostError,
     EnclavePoisonedError,
+    EnclaveStateError,
     ImageError,
+    LaunchError,
 )
 from pyenclave.formats.image import MAX_IMAGE
 from pyenclave.formats.messages import Launched
@@ -33,6 +36,8 @@ from pyenclave.host.handle import EnclaveInfo, Functions
 
 __all__ = ["Run", "read_image", "token"]
 
+_FRAME_PING = 2
+_START_SECONDS = 60.0  # for all on_start functions together
 _MADV_WIPEONFORK = 18  # madvise(2); the mmap module has no name for it
 
 
@@ -93,6 +98,8 @@ class Run:
                 self.enclave_id = launched.enclave_id
                 self.lanes = lanes.result()
                 self._launched = launched
+                if launched.starting:
+                    self._await_start()
                 failed.pop_all()
         self.functions = Functions(image.signatures, self.lanes)
         self._finalizer = weakref.finalize(
@@ -114,6 +121,23 @@ class Run:
             threading.Condition(),
             queue,
         )
+
+    def _await_start(self) -> None:
+        """Wait until the entry's on_start functions have returned: then a lane answers."""
+        try:
+            self.lanes.request(_FRAME_PING, b"", _START_SECONDS)
+        except CallTimeoutError:
+            raise LaunchError(
+                "the entry's on_start functions take too long",
+                expected=f"at most {_START_SECONDS:g} s",
+            ) from None
+        except EnclavePoisonedError:
+            raise
+        except EnclaveStateError:
+            why = self.client.why(self.enclave_id)
+            raise LaunchError(
+                f"the enclave did not start: {why.reason or 'it ended'}", type=why.type
+            ) from None
 
     @functools.cached_property
     def info(self) -> EnclaveInfo:

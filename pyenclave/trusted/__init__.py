@@ -23,6 +23,7 @@ from pyenclave.trusted._api import (
     unseal,
     verify_report,
 )
+from pyenclave.trusted._life import on_start, on_stop
 
 __all__ = [
     "Counter",
@@ -32,6 +33,8 @@ __all__ = [
     "attest",
     "ecall",
     "identity",
+    "on_start",
+    "on_stop",
     "receive",
     "report",
     "seal",

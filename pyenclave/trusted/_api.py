@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pyenclave.errors import RollbackError
 from pyenclave.sealed.policy import SealPolicy
+from pyenclave.trusted import _life
 from pyenclave.trusted._state import EnclaveIdentity, current
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def ecall(function: F) -> F:
     """
     if not isinstance(function, FunctionType):
         raise TypeError(f"ecall marks functions, not {type(function).__name__}")
+    if _life.START in function.__dict__ or _life.STOP in function.__dict__:
+        raise TypeError(f"ecall: {function.__qualname__} runs at start or stop; make two of it")
     function.__dict__["__pyenclave_ecall__"] = True
     return function
 

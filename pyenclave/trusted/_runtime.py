@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import struct
 import threading
 from typing import TypeVar
@@ -117,6 +118,7 @@ class Runtime:
         self._channel = channel
         self._lock = threading.Lock()
         self._user_data = b""
+        self._stopping = threading.Event()
 
     @property
     def secret(self) -> bytes:
@@ -143,6 +145,10 @@ class Runtime:
             try:
                 self._channel.send(message)
                 reply, fds = self._channel.receive(_TIMEOUT)
+                if isinstance(reply, messages.Stop):  # it may come at any time, once
+                    self._stopping.set()
+                    close_all(fds)
+                    reply, fds = self._channel.receive(_TIMEOUT)
             except TimeoutError:
                 # A late answer would be taken for the next question's.
                 self._channel.close()
@@ -159,6 +165,32 @@ class Runtime:
                 found=type(reply).__name__,
             )
         return reply
+
+    def wait_for_stop(self) -> bool:
+        """
+        Wait until the platform asks this enclave to end.
+
+        Returns:
+            Whether it asked; else it is gone, or said something that it may not.
+
+        """
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        while not self._stopping.is_set():
+            poll.poll()
+            # What came may be the answer to a request: whoever asked holds the lock and takes it.
+            with self._lock:
+                if self._stopping.is_set() or not poll.poll(0):
+                    continue
+                try:
+                    message, fds = self._channel.receive(_TIMEOUT)
+                except (EnclaveStateError, OSError, ValueError):
+                    return False
+                close_all(fds)
+                if not isinstance(message, messages.Stop):
+                    return False
+                self._stopping.set()
+        return True
 
     def derive_key(self, request: bytes) -> bytes:
         """Answer a 512-byte KEYREQUEST with the platform's 32-byte key."""
