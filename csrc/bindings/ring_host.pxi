@@ -8,7 +8,9 @@ cdef class HostLanes:
     ``memory`` is the mapped ring; ``token`` one byte of memory that a fork wipes. ``guard()`` is
     called at least every 100 ms of waiting and raises when there is nothing to wait for any more;
     ``broken(check)`` when the worker broke the protocol, and returns the exception to raise;
-    ``error(data)`` returns the exception that an error frame describes.
+    ``error(data)`` returns the exception that an error frame describes. ``late(lane, epoch,
+    seconds)``: a call was given up whose worker is to be ended unless it returns in time, which
+    ``still_late(lane, epoch)`` then tells.
     """
 
     cdef Py_buffer memory
@@ -16,6 +18,7 @@ cdef class HostLanes:
     cdef bint held
     cdef pye_lane **lanes
     cdef int *states
+    cdef uint64_t *epochs   # how many calls each lane had; written by who holds the lane
     cdef uint32_t num
     cdef int closed
     cdef int waiting
@@ -24,15 +27,17 @@ cdef class HostLanes:
     cdef object broken
     cdef object error
     cdef object condition
+    cdef object late
 
     def __cinit__(self):
         self.held = False
         self.lanes = NULL
         self.states = NULL
+        self.epochs = NULL
         self.num = 0
 
     def __init__(self, memory, token, uint32_t lanes, uint32_t slot_size, uint64_t limit,
-                 guard, broken, error, condition, int queue_limit):
+                 guard, broken, error, condition, int queue_limit, late=None):
         cdef uint32_t i
         if self.held:
             raise TypeError("HostLanes is made once")
@@ -53,9 +58,11 @@ cdef class HostLanes:
         self.error = error
         self.condition = condition
         self.queue_limit = queue_limit
+        self.late = late
         self.lanes = <pye_lane **>calloc(lanes if lanes else 1, sizeof(pye_lane *))
         self.states = <int *>calloc(lanes if lanes else 1, sizeof(int))
-        if self.lanes == NULL or self.states == NULL:
+        self.epochs = <uint64_t *>calloc(lanes if lanes else 1, sizeof(uint64_t))
+        if self.lanes == NULL or self.states == NULL or self.epochs == NULL:
             raise MemoryError()
         for i in range(lanes):
             status = pye_lane_new(&self.lanes[i], self.memory.buf, <size_t>self.memory.len, lanes,
@@ -73,6 +80,7 @@ cdef class HostLanes:
                 pye_lane_free(self.lanes[i])
         free(self.lanes)
         free(self.states)
+        free(self.epochs)
         if self.held:
             PyBuffer_Release(&self.memory)
             PyBuffer_Release(&self.token)
@@ -93,6 +101,14 @@ cdef class HostLanes:
         """How many lanes have a call under way, given up ones included."""
         self.reclaim()
         return sum(PYE_GET(&self.states[i]) != FREE for i in range(self.num))
+
+    def still_late(self, uint32_t lane, uint64_t epoch) -> bool:
+        """Whether call `epoch` of a lane, given up by its caller, has still not returned."""
+        if lane >= self.num:
+            raise IndexError(lane)
+        self.check()
+        self.reclaim()
+        return self.epochs[lane] == epoch and PYE_GET(&self.states[lane]) != FREE
 
     def asleep(self, uint32_t lane) -> bool:
         """Whether the worker's thread of a lane says that it sleeps (benchmarks)."""
@@ -127,6 +143,7 @@ cdef class HostLanes:
         cdef uint32_t i
         for i in range(self.num):
             if PYE_SWAP(&self.states[i], FREE, BUSY):
+                self.epochs[i] += 1
                 return <int>i
         return self.queue(deadline)
 
@@ -146,6 +163,7 @@ cdef class HostLanes:
                     self.reclaim()
                     for i in range(self.num):
                         if PYE_SWAP(&self.states[i], FREE, BUSY):
+                            self.epochs[i] += 1
                             return <int>i
                     left = SLICE_MS / 1000.0
                     if deadline >= 0:
@@ -162,9 +180,15 @@ cdef class HostLanes:
             finally:
                 self.waiting -= 1
 
-    cdef int release(self, int lane) except -1:
+    cdef int release(self, int lane, double kill_after=-1) except -1:
         cdef pye_lane *this = self.lanes[lane]
-        PYE_SET(&self.states[lane], FREE if pye_lane_idle(this) else LATE)
+        cdef uint64_t epoch = self.epochs[lane]
+        if pye_lane_idle(this):
+            PYE_SET(&self.states[lane], FREE)
+        else:
+            PYE_SET(&self.states[lane], LATE)
+            if kill_after >= 0 and not PYE_GET(&self.closed) and self.late is not None:
+                self.late(lane, epoch, kill_after)
         if self.waiting:
             with self.condition:
                 self.condition.notify()
@@ -274,11 +298,12 @@ cdef class HostLanes:
         fail(status, "call")
         return 0
 
-    def request(self, uint16_t kind, data, double timeout=-1) -> bytes:
+    def request(self, uint16_t kind, data, double timeout=-1, double kill_after=-1) -> bytes:
         """Send a control frame (PING, ATTEST) or a raw call and return the raw answer."""
-        return self.raw_call(kind, 0, data, timeout)
+        return self.raw_call(kind, 0, data, timeout, kill_after)
 
-    def raw_call(self, uint16_t kind, uint16_t index, data, double timeout=-1) -> bytes:
+    def raw_call(self, uint16_t kind, uint16_t index, data, double timeout=-1,
+                 double kill_after=-1) -> bytes:
         """Call by number with bytes, whatever the signature (control frames, tests)."""
         cdef Py_buffer view
         cdef pye_segment segment
@@ -295,7 +320,7 @@ cdef class HostLanes:
             try:
                 return self.exchange(number, kind, index, &segment, 1, deadline, 0, None)
             finally:
-                self.release(number)
+                self.release(number, kill_after)
         finally:
             PyBuffer_Release(&view)
 
@@ -318,13 +343,14 @@ cdef class HostCall:
     cdef object element
     cdef object bind
     cdef double timeout
+    cdef double kill_after
     cdef bint has_out
     cdef readonly str __name__
     cdef readonly str __doc__
 
     def __init__(self, HostLanes lanes, uint16_t index, str name, str doc, Plan arguments,
                  Plan result, bind, *, bint native=False, element=None, double timeout=-1,
-                 bint has_out=False):
+                 double kill_after=-1, bint has_out=False):
         self.lanes = lanes
         self.index = index
         self.__name__ = name
@@ -336,6 +362,7 @@ cdef class HostCall:
         self.element = element
         self.bind = bind
         self.timeout = timeout
+        self.kill_after = kill_after
         self.has_out = has_out
         if native and arguments.num != 1:
             raise ValueError("a native function takes one argument")
@@ -383,7 +410,7 @@ cdef class HostCall:
                 return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments,
                                            m.num_segments, deadline, 1, self.result)
             finally:
-                self.lanes.release(number)
+                self.lanes.release(number, self.kill_after)
         finally:
             message_clear(&m)
 
@@ -409,7 +436,7 @@ cdef class HostCall:
                 return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, &segment,
                                            1, deadline, 0, None)
             finally:
-                self.lanes.release(number)
+                self.lanes.release(number, self.kill_after)
         finally:
             PyBuffer_Release(&view)
 

@@ -120,6 +120,7 @@ class Run:
             _call_errors.from_frame,
             threading.Condition(),
             queue,
+            lambda lane, epoch, seconds: _watch_late(run, lane, epoch, seconds),
         )
 
     def _await_start(self) -> None:
@@ -181,6 +182,19 @@ class Run:
                 self._ended = make
         self.lanes.close()
 
+    def end_late(self, lane: int, epoch: int, seconds: float) -> None:
+        """End the worker if the given-up call on *lane* has not returned."""
+        with contextlib.suppress(EnclaveError):
+            if self._ended is not None or not self.lanes.still_late(lane, epoch):
+                return
+            self._end_as(
+                lambda: EnclaveLostError(
+                    "the enclave was ended: a call went on after its caller had stopped waiting",
+                    expected=f"a return within kill_after={seconds:g} s",
+                )
+            )
+            self._finalizer()
+
     def broken(self, check: str) -> EnclaveError:
         """The worker broke the protocol: end it and refuse for ever."""
         self._end_as(
@@ -215,6 +229,19 @@ def _guard(run: weakref.ref[Run]) -> None:
 def _broken(run: weakref.ref[Run], check: str) -> EnclaveError:
     this = run()
     return EnclaveClosedError("the enclave was closed") if this is None else this.broken(check)
+
+
+def _watch_late(run: weakref.ref[Run], lane: int, epoch: int, seconds: float) -> None:
+    """A caller gave up, and its call may go on for *seconds* only."""
+
+    def look() -> None:
+        this = run()
+        if this is not None:
+            this.end_late(lane, epoch, seconds)
+
+    timer = threading.Timer(seconds, look)
+    timer.daemon = True
+    timer.start()
 
 
 def _end(client: PlatformClient, enclave_id: bytes) -> None:

@@ -1,5 +1,5 @@
 """
-The handle on one enclave.
+The handle on one enclave, for threads; ``aio.AsyncEnclave`` is its twin for asyncio.
 
 Nothing starts before ``with`` or ``start()``. The host is untrusted: what it holds is the ring,
 ciphertext and evidence, and whatever it puts into the ring is checked inside.
@@ -8,35 +8,26 @@ ciphertext and evidence, and whatever it puts into the ring is checked inside.
 from __future__ import annotations
 
 import os
-import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from pyenclave import _core
-from pyenclave.errors import (
-    EnclaveClosedError,
-    EnclaveStateError,
-    LaunchError,
-    UnknownFunctionError,
+from pyenclave.host._base import (
+    DEFAULT_QUEUE,
+    FRAME_ATTEST,
+    FRAME_PING,
+    Handle,
+    attribute,
+    find,
+    nonce_of,
 )
-from pyenclave.host._run import Run, read_image
-from pyenclave.host.handle import EnclaveInfo, Evidence, Functions
+from pyenclave.host._options import NO_OPTIONS, Options
+from pyenclave.host.handle import Evidence, Functions
 
 __all__ = ["DEFAULT_QUEUE", "Enclave"]
 
-DEFAULT_QUEUE = 1024  # calls that may wait for a lane
-MAX_NONCE = 1024
-_FRAME_ATTEST = 3
-_FRAME_PING = 2
 
-
-class _NoSuchAttributeError(UnknownFunctionError, AttributeError):
-    """For ``enclave.name``: hasattr() and getattr() with a default work as usual."""
-
-
-class Enclave:
+class Enclave(Handle):
     """
     An enclave: trusted code in a process of its own, and the calls into it.
 
@@ -54,39 +45,6 @@ class Enclave:
         ValueError: *queue* is negative.
 
     """
-
-    def __init__(
-        self,
-        image: str | os.PathLike[str] | bytes | bytearray | memoryview,
-        *,
-        debug: bool | None = None,
-        require: Sequence[str] = (),
-        state: str | os.PathLike[str] | None = None,
-        queue: int = DEFAULT_QUEUE,
-        quiet: bool = False,
-    ) -> None:
-        if not isinstance(image, str | os.PathLike | bytes | bytearray | memoryview):
-            raise TypeError(f"an image is a path or bytes, not {type(image).__name__}")
-        if isinstance(require, str) or not all(isinstance(name, str) for name in require):
-            raise TypeError("require is a sequence of names")
-        if debug is not None and not isinstance(debug, bool):
-            raise TypeError(f"debug is True, False or None, not {debug!r}")
-        if state is not None and not isinstance(state, str | os.PathLike):
-            raise TypeError(f"a state directory is a path, not {type(state).__name__}")
-        if isinstance(queue, bool) or not isinstance(queue, int):
-            raise TypeError(f"queue is a number of calls, not {queue!r}")
-        if queue < 0:
-            raise ValueError(f"queue must be a number of calls, not {queue!r}")
-        self._source = image
-        self._debug = debug
-        self._require = tuple(require)
-        self._state = state
-        self._queue = queue
-        self._quiet = quiet
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._run: Run | None = None
-        self._closed = False
 
     @classmethod
     def from_file(cls, script: str | os.PathLike[str], **options: Any) -> Self:
@@ -119,24 +77,8 @@ class Enclave:
         """
         self._check_process()
         with self._lock:
-            if self._closed:
-                raise EnclaveClosedError("the enclave was closed; make a new handle")
-            if self._run is not None:
-                raise EnclaveStateError("the enclave was started already")
-            data = read_image(self._source)
-            try:
-                self._run = Run(data, self._debug, self._require, self._state, self._queue)
-            except OSError as error:
-                raise LaunchError(
-                    f"the host has not what an enclave takes: {error.strerror or error}",
-                    advice="Look at its limits: open files, file size (memory files too), memory.",
-                ) from error
-        if self._run.unsigned and not self._quiet:
-            print(  # noqa: T201 - asked for by the contract
-                f"pyenclave: {self._run.name} is unsigned and runs as a debug enclave: "
-                "not for real secrets",
-                file=sys.stderr,
-            )
+            self._check_may_start()
+            self._run = self._launch()
         return self
 
     def close(self) -> None:
@@ -162,41 +104,7 @@ class Enclave:
     ) -> None:
         self.close()
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise EnclaveStateError(
-                "this handle belongs to the process that made it, not to a forked child",
-                advice="Open the enclave after forking.",
-            )
-
-    def _running(self) -> Run:
-        self._check_process()
-        if self._run is None:
-            raise EnclaveClosedError(
-                "the enclave is not started" if not self._closed else "the enclave was closed",
-                advice="Use it in a `with` block, or call start()." if not self._closed else None,
-            )
-        return self._run
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an enclave's handle cannot be pickled or copied")
-
-    def __repr__(self) -> str:
-        if self._run is None or self._closed:
-            return f"<Enclave, {'closed' if self._closed else 'not started'}>"
-        return f"<Enclave {self._run.info.name}, pid {self._run.info.pid}>"
-
     # ---- use ----------------------------------------------------------------------------------
-
-    @property
-    def info(self) -> EnclaveInfo:
-        """What the platform says of the running enclave."""
-        return self._running().info
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._closed
 
     def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """
@@ -217,23 +125,25 @@ class Enclave:
             EnclavePoisonedError: The protocol was broken; the enclave is gone for ever.
 
         """
-        return _find(self._running().functions, function)(*args, **kwargs)
+        return find(self._running().functions, function)(*args, **kwargs)
 
-    def options(self, *, timeout: float | None = None) -> Options:
+    def options(
+        self, *, timeout: float | None = None, kill_after: float | None = None
+    ) -> EnclaveOptions:
         """
         Return the same enclave with other settings for its calls.
 
         Args:
             timeout: Seconds until a call raises CallTimeoutError. The function inside is not
                 stopped: its thread of the enclave stays busy until it returns.
+            kill_after: Seconds that a call may still run after its caller stopped waiting; then
+                the worker is ended, and every call raises EnclaveLostError.
 
         Raises:
-            ValueError: *timeout* is not a positive number.
+            ValueError: *timeout* is not a positive number, or *kill_after* is negative.
 
         """
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, not {timeout!r}")
-        return Options(self, None if timeout is None else float(timeout))
+        return EnclaveOptions(self, Options(timeout=timeout, kill_after=kill_after))
 
     def attest(self, nonce: bytes = b"", *, timeout: float | None = None) -> Evidence:
         """
@@ -248,70 +158,56 @@ class Enclave:
             EnclaveStateError: The enclave does not run.
 
         """
-        if not isinstance(nonce, bytes | bytearray | memoryview):
-            raise TypeError(f"a nonce is bytes, not {type(nonce).__name__}")
-        lanes = self._running().lanes
-        return Evidence(lanes.request(_FRAME_ATTEST, nonce, -1 if timeout is None else timeout))
+        return Evidence(self._request(FRAME_ATTEST, nonce_of(nonce), _with_timeout(timeout)))
 
     def ping(self, data: bytes = b"", *, timeout: float | None = None) -> bytes:
         """Send *data* through a lane and back, without any trusted function."""
-        return self._running().lanes.request(_FRAME_PING, data, -1 if timeout is None else timeout)
+        return self._request(FRAME_PING, data, _with_timeout(timeout))
 
-    def parameter_types(self, function: str) -> list[str]:
-        """Return the types of a function's parameters, for tools."""
-        return self._running().functions.parameter_types(function)
+    def _request(self, kind: int, data: bytes, options: Options) -> bytes:
+        return self._running().lanes.request(kind, data, options.seconds, options.grace)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return _attribute(self._running().functions, name)
-
-    def __dir__(self) -> list[str]:
-        run = self._run
-        return sorted([*super().__dir__(), *(run.names if run is not None else ())])
+        return attribute(self._running().functions, name)
 
 
-class Options:
+class EnclaveOptions:
     """An enclave with settings for its calls; made by ``Enclave.options``."""
 
-    def __init__(self, enclave: Enclave, timeout: float | None) -> None:
+    def __init__(self, enclave: Enclave, options: Options) -> None:
         self._enclave = enclave
-        self._timeout = timeout
+        self._options = options
         self._functions: Functions | None = None
 
     def _find(self) -> Functions:
         functions = self._enclave._running().functions  # noqa: SLF001 - of the same package
         if self._functions is None:
-            self._functions = functions.with_timeout(self._timeout)
+            self._functions = functions.with_options(self._options)
         return self._functions
 
     def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`Enclave.call`, and CallTimeoutError when the deadline passes."""
-        return _find(self._find(), function)(*args, **kwargs)
+        return find(self._find(), function)(*args, **kwargs)
 
     def attest(self, nonce: bytes = b"") -> Evidence:
         """As :meth:`Enclave.attest`."""
-        return self._enclave.attest(nonce, timeout=self._timeout)
+        request = self._enclave._request  # noqa: SLF001
+        return Evidence(request(FRAME_ATTEST, nonce_of(nonce), self._options))
 
     def ping(self, data: bytes = b"") -> bytes:
         """As :meth:`Enclave.ping`."""
-        return self._enclave.ping(data, timeout=self._timeout)
+        return self._enclave._request(FRAME_PING, data, self._options)  # noqa: SLF001
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return _attribute(self._find(), name)
+        return attribute(self._find(), name)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an enclave's handle cannot be pickled or copied")
 
 
-def _find(functions: Functions, function: str | Callable[..., Any]) -> _core.HostCall:
-    return functions.named(function) if isinstance(function, str) else functions.typed(function)
-
-
-def _attribute(functions: Functions, name: str) -> _core.HostCall:
-    try:
-        return functions.named(name)
-    except UnknownFunctionError as error:
-        raise _NoSuchAttributeError(error.message, advice=error.advice) from None
+def _with_timeout(timeout: float | None) -> Options:
+    return NO_OPTIONS if timeout is None else Options(timeout=timeout)

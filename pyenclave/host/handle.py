@@ -10,6 +10,7 @@ from pyenclave._core import HostCall, HostLanes
 from pyenclave.calls.signature import Signature
 from pyenclave.calls.types import describe
 from pyenclave.errors import UnknownFunctionError
+from pyenclave.host._options import NO_OPTIONS, Options
 
 __all__ = ["EnclaveInfo", "Evidence", "Functions"]
 
@@ -73,22 +74,25 @@ class Functions:
     Args:
         signatures: In the order of the image, which gives each its index.
         lanes: Where calls go.
-        timeout: Seconds for a call, or None.
+        options: How calls are made.
 
     """
 
     def __init__(
-        self, signatures: tuple[Signature, ...], lanes: HostLanes, timeout: float | None = None
+        self,
+        signatures: tuple[Signature, ...],
+        lanes: HostLanes,
+        options: Options = NO_OPTIONS,
     ) -> None:
         self._signatures = {item.name: (index, item) for index, item in enumerate(signatures)}
         self._lanes = lanes
-        self._timeout = timeout
+        self._options = options
         self._by_name: dict[str, HostCall] = {}
         self._by_function: dict[Callable[..., Any], HostCall] = {}
 
-    def with_timeout(self, timeout: float | None) -> Functions:
-        """Return the same functions with another deadline."""
-        return Functions(tuple(item for _, item in self._signatures.values()), self._lanes, timeout)
+    def with_options(self, options: Options) -> Functions:
+        """Return the same functions with other options."""
+        return Functions(tuple(item for _, item in self._signatures.values()), self._lanes, options)
 
     def signature(self, name: str) -> Signature:
         """
@@ -143,7 +147,8 @@ class Functions:
             signature.bind,
             native=native,
             element=signature.returns[1] if native and array else None,
-            timeout=-1 if self._timeout is None else self._timeout,
+            timeout=self._options.seconds,
+            kill_after=self._options.grace,
             has_out=array and all(item.name != "out" for item in signature.parameters),
         )
 

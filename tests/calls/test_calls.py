@@ -30,6 +30,7 @@ from pyenclave.errors import (
     EnclaveStateError,
     UnknownFunctionError,
 )
+from pyenclave.host._options import Options
 
 CALL, PING, ATTEST = 1, 2, 3
 
@@ -521,7 +522,7 @@ def test_BND_07_what_a_refusing_native_function_wrote_is_in_no_later_answer(pair
 
 def test_a_deadline_passes_and_the_lane_is_free_when_the_call_returns(pair, until):
     one = pair(*BASIC)
-    quick = one.functions.with_timeout(0.1)
+    quick = one.functions.with_options(Options(timeout=0.1))
     start = time.monotonic()
     with pytest.raises(CallTimeoutError):
         quick.named("sleep")(0.6)
@@ -539,7 +540,7 @@ def test_a_large_call_given_up_is_aborted_and_the_lane_recovers(pair, until):
     data = bytes(100 << 20)
     for _ in range(3):
         with pytest.raises(CallTimeoutError):
-            one.functions.with_timeout(0.005).named("echo")(data)
+            one.functions.with_options(Options(timeout=0.005)).named("echo")(data)
         assert one.add(1) == 11
 
 

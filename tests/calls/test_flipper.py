@@ -17,6 +17,7 @@ import pytest
 
 from pyenclave.calls import ring
 from pyenclave.errors import CallError, EnclaveError, EnclaveStateError
+from pyenclave.host._options import Options
 
 SECONDS = 4.0
 CALLS = 100_000
@@ -71,7 +72,7 @@ def test_BND_03_a_flipper_never_makes_either_side_crash(pair):
     calls = 0
     while time.monotonic() < end and calls < CALLS:
         one = pair(add, join, scale, limit=1 << 20)
-        quick = one.functions.with_timeout(0.2)
+        quick = one.functions.with_options(Options(timeout=0.2))
         seen["workers"] += 1
         flipper = os.fork()
         if flipper == 0:

@@ -32,7 +32,7 @@ from pyenclave.errors import (
     UnknownFunctionError,
 )
 from pyenclave.host import enclave as enclave_module
-from pyenclave.host.enclave import Enclave, Options
+from pyenclave.host.enclave import Enclave, EnclaveOptions
 
 ENTRY = Path(__file__).with_name("trusted_entry.py")
 
@@ -114,6 +114,12 @@ def test_impossible_options_are_refused(shared, image):
     for timeout in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="timeout"):
             shared.options(timeout=timeout)
+    for bad in (-1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="kill_after"):
+            shared.options(kill_after=bad)
+    for bad in ("1", True):
+        with pytest.raises(TypeError, match="timeout"):
+            shared.options(timeout=bad)
     with pytest.raises(ValueError, match="queue"):
         Enclave(image, queue=-1)
     with pytest.raises(TypeError, match="require"):
@@ -273,6 +279,30 @@ def test_deadlines(enclave):
     assert quick.double(1) == 2
 
 
+def test_kill_after_spares_a_call_that_returns_in_time(enclave):
+    with pytest.raises(CallTimeoutError):
+        enclave.options(timeout=0.05, kill_after=5).sleep(0.15)
+    assert enclave.double(4) == 8
+    pid = enclave.info.pid
+    enclave.sleep(0.1)
+    assert enclave.info.pid == pid
+    assert enclave.double(5) == 10
+
+
+def test_kill_after_ends_the_worker_of_a_call_that_goes_on(enclave):
+    pid = enclave.info.pid
+    start = time.monotonic()
+    with pytest.raises(CallTimeoutError):
+        enclave.options(timeout=0.05, kill_after=0.1).sleep(30.0)
+    with pytest.raises(EnclaveLostError, match="kill_after") as caught:
+        enclave.sleep(30.0)  # on another lane: lost with the worker
+    assert time.monotonic() - start < 5
+    assert caught.value.started is True
+    assert gone(pid)
+    with pytest.raises(EnclaveLostError, match="kill_after"):
+        enclave.double(1)
+
+
 def test_the_queue_has_a_bound(image, state, shared):
     with Enclave(image, state=state, quiet=True, queue=0) as one:
         thread = threading.Thread(target=one.sleep, args=(0.5,))
@@ -420,7 +450,7 @@ def test_a_handle_cannot_be_pickled_or_copied(enclave):
 
 def test_every_name_of_a_handle_is_reserved():
     """So that a trusted function can never hide one, nor be hidden."""
-    for cls in (Enclave, Options):
+    for cls in (Enclave, EnclaveOptions):
         names = {name for name in dir(cls) if not name.startswith("_")}
         assert names <= RESERVED_NAMES
 
