@@ -29,7 +29,7 @@ _PUBLIC = {
     "local_platform_root": "pyenclave._platform.client",
     "verify": "pyenclave.attestation",
 }
-_MODULES = ("attestation", "errors", "measurement", "sealed", "trusted")
+_MODULES = ("attestation", "errors", "measurement", "sealed", "telemetry", "trusted")
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: PLE0604 - computed from the table above

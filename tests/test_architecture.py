@@ -31,6 +31,7 @@ LAYERS = {
     "_platform": 4,
     "collateral": 4,
     "host": 5,
+    "telemetry": 5,
     "testing": 6,
     "benchmarks": 7,
     "demo": 7,

@@ -104,6 +104,7 @@ def ring_size(uint32_t lanes, uint32_t slot_size) -> int:
     return pye_ring_size(lanes, slot_size)
 
 
+include "ring_stats.pxi"
 include "ring_host.pxi"
 include "ring_worker.pxi"
 

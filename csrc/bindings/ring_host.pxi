@@ -13,6 +13,7 @@ cdef class HostLanes:
     ``still_late(lane, epoch)`` then tells.
     """
 
+    cdef object __weakref__
     cdef Py_buffer memory
     cdef Py_buffer token
     cdef bint held
@@ -28,6 +29,8 @@ cdef class HostLanes:
     cdef object error
     cdef object condition
     cdef object late
+    cdef readonly CallStats stats
+    cdef pye_stats *counts
 
     def __cinit__(self):
         self.held = False
@@ -37,7 +40,8 @@ cdef class HostLanes:
         self.num = 0
 
     def __init__(self, memory, token, uint32_t lanes, uint32_t slot_size, uint64_t limit,
-                 guard, broken, error, condition, int queue_limit, late=None):
+                 guard, broken, error, condition, int queue_limit, late=None,
+                 uint32_t functions=0):
         cdef uint32_t i
         if self.held:
             raise TypeError("HostLanes is made once")
@@ -72,6 +76,8 @@ cdef class HostLanes:
             self.num = i + 1
         if lanes == 0:
             fail(PYE_E_ARGUMENT, "ring")
+        self.stats = CallStats(lanes, functions)
+        self.counts = self.stats.counts
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -109,6 +115,16 @@ cdef class HostLanes:
         self.check()
         self.reclaim()
         return self.epochs[lane] == epoch and PYE_GET(&self.states[lane]) != FREE
+
+    @property
+    def late_lanes(self) -> int:
+        """How many lanes still run a call whose caller gave up."""
+        return sum(PYE_GET(&self.states[i]) == LATE for i in range(self.num))
+
+    @property
+    def queued(self) -> int:
+        """How many calls wait for a lane."""
+        return self.waiting
 
     def asleep(self, uint32_t lane) -> bool:
         """Whether the worker's thread of a lane says that it sleeps (benchmarks)."""
@@ -153,10 +169,12 @@ cdef class HostLanes:
         condition = self.condition
         with condition:
             if self.waiting >= self.queue_limit:
+                pye_stats_event(self.counts, PYE_STATS_BUSY)
                 raise _errors.BusyError(
                     "too many calls wait for this enclave", expected=f"at most {self.queue_limit}",
                     advice="Give the image more threads, or call from fewer.")
             self.waiting += 1
+            pye_stats_depth(self.counts, <uint64_t>self.waiting)
             try:
                 while True:
                     self.check()
@@ -169,6 +187,7 @@ cdef class HostLanes:
                     if deadline >= 0:
                         left = min(left, deadline - <double>_monotonic())
                         if left <= 0:
+                            pye_stats_event(self.counts, PYE_STATS_TIMEOUT)
                             raise _errors.CallTimeoutError(
                                 "the deadline passed before the call could begin")
                     # A given-up call is noticed by looking only: look sooner.
@@ -182,6 +201,7 @@ cdef class HostLanes:
 
     cdef int release(self, int lane, double kill_after=-1) except -1:
         cdef pye_lane *this = self.lanes[lane]
+        pye_stats_finish(self.counts, <uint32_t>lane)
         cdef uint64_t epoch = self.epochs[lane]
         if pye_lane_idle(this):
             PYE_SET(&self.states[lane], FREE)
@@ -203,8 +223,13 @@ cdef class HostLanes:
                 self.check()
         except _errors.EnclaveLostError as error:
             error.started = started
+            pye_stats_event(self.counts, PYE_STATS_LOST)
+            raise
+        except _errors.EnclavePoisonedError:
+            pye_stats_event(self.counts, PYE_STATS_POISONED)
             raise
         if deadline >= 0 and <double>_monotonic() >= deadline:
+            pye_stats_event(self.counts, PYE_STATS_TIMEOUT)
             raise _errors.CallTimeoutError(
                 "the deadline passed" if started else "the deadline passed while sending",
                 advice="The call may still run; its lane is free again when it returns.")
@@ -236,8 +261,12 @@ cdef class HostLanes:
         cdef uint8_t *data
         cdef size_t total
         cdef object owner
+        if kind == PYE_FRAME_CALL:
+            pye_stats_time(self.counts, <uint32_t>number, index)
         with nogil:
             status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
+            if kind == PYE_FRAME_CALL:
+                pye_stats_begin(self.counts, <uint32_t>number, index, segments, num)
             if status == PYE_OK:
                 sent = True
                 status = pye_lane_wait(lane, &header, wait_ms)
@@ -259,6 +288,8 @@ cdef class HostLanes:
         if header.kind == PYE_FRAME_RESULT and want == 1 and not plan.arrays and total <= SMALL:
             status = pye_lane_read(lane, small, total, wait_ms)
             if status == PYE_OK:
+                if kind == PYE_FRAME_CALL:
+                    pye_stats_answer(self.counts, <uint32_t>number, index, total)
                 return self.decode(plan, small, total, None)
             self.give_up(lane, status)
         if header.kind == PYE_FRAME_RESULT and want == 1:
@@ -279,11 +310,22 @@ cdef class HostLanes:
                     wait_ms = self.slice(deadline)
         if status != PYE_OK:
             self.give_up(lane, status)
+        if kind == PYE_FRAME_CALL:
+            pye_stats_answer(self.counts, <uint32_t>number, index, total)
         if header.kind == PYE_FRAME_ERROR:
-            raise self.error(owner)
+            raise self.failure(number, kind, index, owner)
         if want == 0:
             return owner
         return self.decode(plan, data, total, owner)
+
+    cdef object failure(self, int number, uint16_t kind, uint16_t index, object data):
+        """Return the exception that an error frame describes, and count it."""
+        cdef int how
+        error = self.error(data)
+        if kind == PYE_FRAME_CALL:
+            how = PYE_STATS_RAISED if isinstance(error, _errors.EcallError) else PYE_STATS_REFUSED
+            pye_stats_failed(self.counts, <uint32_t>number, index, how)
+        return error
 
     cdef object decode(self, Plan plan, const uint8_t *data, size_t total, object owner):
         try:
@@ -294,6 +336,7 @@ cdef class HostLanes:
 
     cdef int give_up(self, pye_lane *lane, pye_status status) except -1:
         if status == PYE_E_PROTOCOL:
+            pye_stats_event(self.counts, PYE_STATS_POISONED)
             raise self.broken(pye_lane_broken(lane).decode())
         fail(status, "call")
         return 0
@@ -400,11 +443,13 @@ cdef class HostCall:
     cdef object call_python(self, tuple args, double deadline):
         cdef Message m
         cdef int number
+        cdef bint fits = False
         message_init(&m)
         try:
             # All of the caller's code (buffers, __index__) runs here, before a lane is taken.
             self.arguments.put(&m, args)
             self.arguments.finish(&m)
+            fits = True
             number = self.lanes.acquire(deadline)
             try:
                 return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments,
@@ -413,6 +458,8 @@ cdef class HostCall:
                 self.lanes.release(number, self.kill_after)
         finally:
             message_clear(&m)
+            if not fits:
+                pye_stats_event(self.lanes.counts, PYE_STATS_ARGUMENT)
 
     cdef object call_native(self, object value, double deadline):
         cdef Py_buffer view
@@ -421,10 +468,12 @@ cdef class HostCall:
         if self.wanted:
             value = native_argument(value, self.wanted)
         elif not PyObject_CheckBuffer(value):
+            pye_stats_event(self.lanes.counts, PYE_STATS_ARGUMENT)
             raise argument_error("argument data", "bytes or a contiguous buffer", type_name(value))
         try:
             PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
         except (BufferError, ValueError) as error:
+            pye_stats_event(self.lanes.counts, PYE_STATS_ARGUMENT)
             raise argument_error(
                 "argument data", "contiguous bytes", str(error),
                 "Use numpy.ascontiguousarray(...) on it.") from None

@@ -19,6 +19,7 @@
 #include "pyenclave/measure.h"
 #include "pyenclave/launch.h"
 #include "pyenclave/call.h"
+#include "pyenclave/stats.h"
 #include "pyenclave/linux.h"
 
 #endif

@@ -33,6 +33,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "ecall_worker": ("calls", "ecall_worker"),
     "ecall_python": ("calls", "ecall_python"),
     "ecall_sleeping": ("calls", "ecall_sleeping"),
+    "ecall_counted": ("counting", "ecall_counted"),
     "launch_zygote": ("launching", "launch_zygote"),
     "verify_sgx_quote": ("verifying", "verify_sgx_quote"),
     "verify_sgx_quote_known": ("verifying", "verify_sgx_quote_known"),

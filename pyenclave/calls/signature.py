@@ -59,6 +59,7 @@ RESERVED_NAMES = frozenset(
         "start",
         "started",
         "state",
+        "stats",
     }
 )
 

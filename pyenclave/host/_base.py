@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from pyenclave.calls.stats import EnclaveStats
 from pyenclave.errors import (
     EnclaveClosedError,
     EnclaveStateError,
@@ -126,6 +127,17 @@ class Handle:
     def info(self) -> EnclaveInfo:
         """What the platform says of the running enclave."""
         return self._running().info
+
+    @property
+    def stats(self) -> EnclaveStats:
+        """
+        What was counted of this enclave's calls; also after it ended.
+
+        Raises:
+            EnclaveStateError: It was never started, or belongs to another process.
+
+        """
+        return self._running().launch.stats()
 
     @property
     def closed(self) -> bool:

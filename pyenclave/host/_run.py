@@ -18,6 +18,7 @@ from pyenclave import _core
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import errors as _call_errors
 from pyenclave.calls import ring
+from pyenclave.calls.stats import Launch, registry
 from pyenclave.errors import (
     CallTimeoutError,
     EnclaveClosedError,
@@ -97,11 +98,13 @@ class Run:
                 failed.callback(_end, self.client, launched.enclave_id)
                 self.enclave_id = launched.enclave_id
                 self.lanes = lanes.result()
+                self.launch = Launch(self.name, self.names, image.info.threads, self.lanes)
                 self._launched = launched
                 if launched.starting:
                     self._await_start()
                 failed.pop_all()
         self.functions = Functions(image.signatures, self.lanes)
+        registry.add(self.launch, self)
         self._finalizer = weakref.finalize(
             self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
         )
@@ -121,6 +124,7 @@ class Run:
             threading.Condition(),
             queue,
             lambda lane, epoch, seconds: _watch_late(run, lane, epoch, seconds),
+            len(self.names),
         )
 
     def _await_start(self) -> None:
@@ -171,15 +175,18 @@ class Run:
                     break
                 time.sleep(0.01)  # the platform is about to notice as well
         if state == "poisoned":
-            self._end_as(lambda: EnclavePoisonedError(f"the enclave is poisoned: {reason}"))
+            self._end_as(
+                "poisoned", lambda: EnclavePoisonedError(f"the enclave is poisoned: {reason}")
+            )
         else:
             text = f"the enclave's process ended: {reason}" if reason else ""
-            self._end_as(lambda: EnclaveLostError(text or "the enclave's process ended"))
+            self._end_as("lost", lambda: EnclaveLostError(text or "the enclave's process ended"))
 
-    def _end_as(self, make: Callable[[], EnclaveError]) -> None:
+    def _end_as(self, state: str, make: Callable[[], EnclaveError]) -> None:
         with self._lock:
             if self._ended is None:
                 self._ended = make
+                self.launch.state = state
         self.lanes.close()
 
     def end_late(self, lane: int, epoch: int, seconds: float) -> None:
@@ -188,26 +195,28 @@ class Run:
             if self._ended is not None or not self.lanes.still_late(lane, epoch):
                 return
             self._end_as(
+                "lost",
                 lambda: EnclaveLostError(
                     "the enclave was ended: a call went on after its caller had stopped waiting",
                     expected=f"a return within kill_after={seconds:g} s",
-                )
+                ),
             )
             self._finalizer()
 
     def broken(self, check: str) -> EnclaveError:
         """The worker broke the protocol: end it and refuse for ever."""
         self._end_as(
+            "poisoned",
             lambda: EnclavePoisonedError(
                 "the enclave is poisoned: its answer broke the call protocol", found=check
-            )
+            ),
         )
         self._finalizer()
         ended = self._ended
         return ended() if ended is not None else EnclaveClosedError("the enclave was closed")
 
     def close(self) -> None:
-        self._end_as(lambda: EnclaveClosedError("the enclave was closed"))
+        self._end_as("closed", lambda: EnclaveClosedError("the enclave was closed"))
         self._finalizer()
 
 

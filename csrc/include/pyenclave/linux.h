@@ -43,6 +43,8 @@ PYE_MUST_USE pye_status pye_wait_futex(uint32_t *word, uint32_t expected, uint32
 PYE_MUST_USE pye_status pye_wake_futex(uint32_t *word);
 /* pye_wait_yield gives the processor to another runnable thread. */
 void pye_wait_yield(void);
+/* pye_clock_ns returns nanoseconds of the monotonic clock, or 0 where there is none. */
+uint64_t pye_clock_ns(void);
 
 /* ---- descriptors and other processes (fds.c, process.c) ---- */
 

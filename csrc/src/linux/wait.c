@@ -3,13 +3,14 @@
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
 
+#include <time.h>
+
 #if defined(__linux__)
 
 #include <limits.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 pye_status pye_wait_futex(uint32_t *word, uint32_t expected, uint32_t timeout_ms)
@@ -65,3 +66,13 @@ void pye_wait_yield(void)
 }
 
 #endif
+
+uint64_t pye_clock_ns(void)
+{
+    struct timespec now;
+
+    if (clock_gettime(CLOCK_MONOTONIC, &now) != 0) {
+        return 0;
+    }
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
