@@ -98,7 +98,7 @@ class Pair:
             call_errors.from_frame,
             threading.Condition(),
             queue,
-            len(wires),
+            functions=len(wires),
         )
         self.signatures = tuple(map(Signature.from_wire, wires))
         self.functions = Functions(self.signatures, self.lanes)
