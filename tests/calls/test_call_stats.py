@@ -22,6 +22,7 @@ from pyenclave.errors import (
     EnclaveLostError,
     EnclavePoisonedError,
 )
+from pyenclave.host._options import Options
 
 ARGUMENT, BUSY, TIMEOUT, LOST, POISONED, DEPTH = range(6)
 
@@ -113,7 +114,7 @@ def test_an_index_beyond_the_image_counts_as_other(pair) -> None:
 def test_timeouts_late_lanes_and_refusals_are_counted(pair, until) -> None:
     one = pair(slow, queue=0)
     with pytest.raises(CallTimeoutError):
-        one.functions.with_timeout(0.05).named("slow")(0.4)
+        one.functions.with_options(Options(timeout=0.05)).named("slow")(0.4)
     assert one.lanes.late_lanes == 1
     with pytest.raises(BusyError):
         one.slow(0.0)
