@@ -154,6 +154,7 @@ def snp_variant() -> str: ...
 ARRAY_TYPES: tuple[str, ...]
 FRAME_MAX_ARRAYS: int
 FRAME_MAX_OPTIONAL: int
+FRAME_MAX_ITEM_SIZE: int
 
 @final
 class Missing: ...

@@ -25,6 +25,7 @@ cdef extern from "pyenclave.h" nogil:
     ctypedef struct pye_segment:
         const uint8_t *data
         size_t len
+    uint64_t MAX_ITEMS "PYE_MSGPACK_MAX_ITEMS"
     pye_status pye_msgpack_check(const uint8_t *data, size_t length, uint32_t max_depth)
     uint32_t pye_index_mask(uint32_t index, uint32_t num)
 
@@ -34,19 +35,26 @@ cdef enum:
     MAX_OPTIONAL = 32
     MAX_NDIM = 32
     MAX_DEPTH = 32
+    MAX_ITEM_SIZE = 65536   # bytes of one element
     BOOLS = 1               # code of |b1
+    DATES = 15              # code of the first date; all from here on have 8 bytes
+    NUM_TYPES = 41
     SMALL = 512
     ALIGN = 64
 
 FRAME_MAX_ARRAYS = MAX_ARRAYS
 FRAME_MAX_OPTIONAL = MAX_OPTIONAL
+FRAME_MAX_ITEM_SIZE = MAX_ITEM_SIZE
 
 # The element types that cross, by the code they have in a frame; native byte order is little.
 ARRAY_TYPES = (
     "", "|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8", "<c8",
-    "<c16")
+    "<c16",
+    "<M8[Y]", "<M8[M]", "<M8[W]", "<M8[D]", "<M8[h]", "<M8[m]", "<M8[s]", "<M8[ms]", "<M8[us]",
+    "<M8[ns]", "<M8[ps]", "<M8[fs]", "<M8[as]",
+    "<m8[Y]", "<m8[M]", "<m8[W]", "<m8[D]", "<m8[h]", "<m8[m]", "<m8[s]", "<m8[ms]", "<m8[us]",
+    "<m8[ns]", "<m8[ps]", "<m8[fs]", "<m8[as]")
 cdef int *ITEM_SIZES = [0, 1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 4, 8, 8, 16]
-cdef int NUM_TYPES = 15
 
 cdef uint8_t[ALIGN] ZEROES
 memset(ZEROES, 0, ALIGN)
@@ -57,17 +65,21 @@ import sys as _sys
 cdef object np_ndarray = None
 cdef object np_asarray = None
 cdef object np_contiguous = None
+cdef object np_int64 = None
+cdef object np_uint8 = None
 cdef dict code_of_dtype = {}
 cdef list dtype_of_code = []
 
 
 cdef int need_numpy() except -1:
-    global np_ndarray, np_asarray, np_contiguous
+    global np_ndarray, np_asarray, np_contiguous, np_int64, np_uint8
     if np_ndarray is not None:
         return 0
     import numpy
     np_asarray = numpy.asarray
     np_contiguous = numpy.ascontiguousarray
+    np_int64 = numpy.int64
+    np_uint8 = numpy.uint8
     for code, name in enumerate(ARRAY_TYPES):
         dtype = numpy.dtype(name) if name else None
         dtype_of_code.append(dtype)
@@ -220,9 +232,6 @@ cdef int put_float(Message *m, object value, str name) except -1:
 
 cdef int put_array(Message *m, object value, int wanted, str name) except -1:
     """Put type and shape in the head, and keep the elements' buffer for the message's tail."""
-    cdef Py_buffer *view
-    cdef uint8_t *at
-    cdef uint64_t count
     cdef int code
     need_numpy()
     if not isinstance(value, np_ndarray):
@@ -237,9 +246,10 @@ cdef int put_array(Message *m, object value, int wanted, str name) except -1:
     if found is None:
         if code_of_dtype.get(dtype.newbyteorder("<")) is None:
             raise argument_error(
-                name, "an array of bools, integers, floats or complex numbers",
+                name, "an array of bools, integers, floats, complex numbers or dates with a unit",
                 f"dtype {dtype}",
-                "Send strings as a list, dates as .view('int64'), records as one array a field.")
+                "Records and strings need their dtype in the annotation: "
+                "Annotated[numpy.ndarray, numpy.dtype(...)].")
         value = value.astype(dtype.newbyteorder("<"))
         found = code_of_dtype[value.dtype]
     code = found
@@ -252,18 +262,38 @@ cdef int put_array(Message *m, object value, int wanted, str name) except -1:
         raise argument_error(name, f"at most {MAX_NDIM} dimensions", len(shape))
     if not value.flags.c_contiguous:
         value = np_contiguous(value)
-    view = &m.views[m.num_views]
-    PyObject_GetBuffer(value, view, PyBUF_SIMPLE)
+    if code >= DATES:  # NumPy lends no buffer of dates
+        value = value.view(np_int64)
+    hold(m, value)
+    room(m, 1)[0] = <uint8_t>code
+    return put_shape(m, shape)
+
+
+cdef int hold(Message *m, object value) except -1:
+    """Keep the buffer of `value`, which is contiguous, for the message's tail."""
+    PyObject_GetBuffer(value, &m.views[m.num_views], PyBUF_SIMPLE)
     m.num_views += 1
-    at = room(m, 2 + 8 * <size_t>len(shape))
-    at[0] = <uint8_t>code
-    at[1] = <uint8_t>len(shape)
-    at += 2
+    return 0
+
+
+cdef int put_shape(Message *m, tuple shape) except -1:
+    cdef uint64_t count
+    cdef uint8_t *at = room(m, 1 + 8 * <size_t>len(shape))
+    at[0] = <uint8_t>len(shape)
+    at += 1
     for size in shape:
         count = size
         memcpy(at, &count, 8)
         at += 8
     return 0
+
+
+cdef int put_described(Message *m, object value, object detail, str name) except -1:
+    """As put_array, of what the signature describes: detail.prepare gives bytes and a shape."""
+    need_numpy()
+    data, shape = detail.prepare(value, name)
+    hold(m, data)
+    return put_shape(m, shape)
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -321,19 +351,40 @@ cdef bint only_bools(const uint8_t *data, size_t length) noexcept nogil:
 
 
 cdef object get_array(Reader *r, int wanted, object owner):
-    cdef const uint8_t *at = take(r, 2)
-    cdef int code = at[0]
-    cdef int ndim = at[1]
+    cdef int code = take(r, 1)[0]
+    cdef uint64_t count
+    need_numpy()
+    if code == 0 or code >= NUM_TYPES or (wanted and code != wanted):
+        raise bad_frame("an array has another element type")
+    code = <int>pye_index_mask(<uint32_t>code, <uint32_t>NUM_TYPES)
+    shape = get_shape(r, <uint64_t>(8 if code >= DATES else ITEM_SIZES[code]), &count)
+    # SER-04: compiled code counts, masks and indexes by such bytes; of others it makes nonsense.
+    if code == BOOLS and not only_bools(r.data + r.tail, <size_t>count):
+        raise bad_frame("a bool is neither 0 nor 1")
+    array = np_ndarray(shape, dtype_of_code[code], owner, r.tail)
+    r.tail += <size_t>count
+    return array
+
+
+cdef object get_described(Reader *r, object detail, object owner):
+    cdef uint64_t count
+    need_numpy()
+    shape = get_shape(r, detail.item_size, &count)
+    data = np_ndarray((count,), np_uint8, owner, r.tail)
+    r.tail += <size_t>count
+    return detail.restore(data, shape)
+
+
+cdef tuple get_shape(Reader *r, uint64_t item, uint64_t *out_len):
+    """Take a shape; `out_len` is the length of its elements, which begin at r.tail."""
+    cdef int ndim = take(r, 1)[0]
+    cdef const uint8_t *at
     cdef uint64_t size
     cdef uint64_t count = 1
     cdef bint empty = False
     cdef int i
-    need_numpy()
-    if code == 0 or code >= NUM_TYPES or (wanted and code != wanted):
-        raise bad_frame("an array has another element type")
     if ndim > MAX_NDIM:
         raise bad_frame("an array has too many dimensions")
-    code = <int>pye_index_mask(<uint32_t>code, <uint32_t>NUM_TYPES)
     at = take(r, 8 * <size_t>ndim)
     shape = []
     for i in range(ndim):
@@ -341,23 +392,19 @@ cdef object get_array(Reader *r, int wanted, object owner):
         shape.append(size)
         if size == 0:
             empty = True
-        elif count > <uint64_t>PY_SSIZE_T_MAX // 16 // size:
+        elif count > <uint64_t>PY_SSIZE_T_MAX // MAX_ITEM_SIZE // size:
             raise bad_frame("an array is too large")
         else:
             count *= size
     # NumPy multiplies the sizes of an empty array too; the check above has bounded them.
     if empty:
         count = 0
-    count *= <uint64_t>ITEM_SIZES[code]
+    count *= item
     r.tail += (ALIGN - r.tail % ALIGN) % ALIGN
     if r.tail > r.total or count > r.total - r.tail:
         raise bad_frame("an array goes beyond it")
-    # SER-04: compiled code counts, masks and indexes by such bytes; of others it makes nonsense.
-    if code == BOOLS and not only_bools(r.data + r.tail, <size_t>count):
-        raise bad_frame("a bool is neither 0 nor 1")
-    array = np_ndarray(tuple(shape), dtype_of_code[code], owner, r.tail)
-    r.tail += <size_t>count
-    return array
+    out_len[0] = count
+    return tuple(shape)
 
 
 # ---- plans -------------------------------------------------------------------------------------
@@ -374,8 +421,10 @@ MISSING = Missing()
 cdef class Plan:
     """How the values of one signature cross: a code for each, decided once.
 
-    ``codes``: n None, b bool, i int, f float, s str, y bytes, A array, M MessagePack.
-    ``details``: for A the element type's code (0 any), for M a pair (encode, decode).
+    ``codes``: n None, b bool, i int, f float, s str, y bytes, A array, D what the signature
+    describes (records, Arrow tables), M MessagePack.
+    ``details``: for A the element type's code (0 any); for D an object with ``item_size`` (bytes),
+    ``prepare(value, name)`` and ``restore(data, shape)``; for M a pair (encode, decode).
     ``optional``: values may be left out (MISSING).
     """
 
@@ -393,18 +442,20 @@ cdef class Plan:
             raise ValueError("codes, names and details must be of one length, at most 255")
         if optional and len(codes) > MAX_OPTIONAL:
             raise ValueError(f"at most {MAX_OPTIONAL} parameters where some may be left out")
-        if codes.count(b"A") > MAX_ARRAYS:
+        if codes.count(b"A") + codes.count(b"D") > MAX_ARRAYS:
             raise ValueError(f"at most {MAX_ARRAYS} arrays")
         self.codes_object = codes
         self.codes = <const char *>codes
         self.num = <int>len(codes)
-        self.arrays = b"A" in codes
+        self.arrays = b"A" in codes or b"D" in codes
         self.optional = optional
         self.names = names
         self.details = details
         for i in range(self.num):
-            if codes[i] not in b"nbifsyAM":
+            if codes[i] not in b"nbifsyADM":
                 raise ValueError(f"unknown code {codes[i:i + 1]!r}")
+            if codes[i:i + 1] == b"D" and not 0 < details[i].item_size <= MAX_ITEM_SIZE:
+                raise ValueError(f"an element has 1 to {MAX_ITEM_SIZE} bytes")
             self.wanted[i] = details[i] if codes[i:i + 1] == b"A" else 0
             if not 0 <= self.wanted[i] < NUM_TYPES:
                 raise ValueError("unknown element type")
@@ -463,6 +514,8 @@ cdef class Plan:
                     PyBuffer_Release(&view)
             elif code == c"A":
                 put_array(m, value, self.wanted[i], self.names[i])
+            elif code == c"D":
+                put_described(m, value, self.details[i], self.names[i])
             elif code == c"b":
                 if value is not True and value is not False:
                     raise argument_error(self.names[i], "bool", type_name(value))
@@ -485,7 +538,9 @@ cdef class Plan:
                 if pye_msgpack_check(<const uint8_t *><char *>packed, <size_t>len(packed),
                                      MAX_DEPTH) != PYE_OK:
                     raise argument_error(
-                        self.names[i], f"at most {MAX_DEPTH} levels of nesting", "more")
+                        self.names[i],
+                        f"at most {MAX_DEPTH} levels of nesting and {MAX_ITEMS} values", "more",
+                        "Send many numbers as a NumPy array.")
                 put_bytes(m, <char *>packed, <size_t>len(packed))
         if self.optional:
             memcpy(m.data + where, &present, 4)
@@ -562,6 +617,8 @@ cdef class Plan:
                 values.append(PyBytes_FromStringAndSize(<char *>at, <Py_ssize_t>size))
             elif code == c"A":
                 values.append(get_array(&r, self.wanted[i], owner))
+            elif code == c"D":
+                values.append(get_described(&r, self.details[i], owner))
             elif code == c"b":
                 at = take(&r, 1)
                 if at[0] > 1:
@@ -573,7 +630,8 @@ cdef class Plan:
                 at = take_bytes(&r, &size)
                 status = pye_msgpack_check(at, size, MAX_DEPTH)
                 if status == PYE_E_LIMIT:
-                    raise bad_frame(f"{self.names[i]} nests deeper than {MAX_DEPTH}")
+                    raise bad_frame(f"{self.names[i]} nests deeper than {MAX_DEPTH}, or has more "
+                                    f"than {MAX_ITEMS} values")
                 if status != PYE_OK:
                     raise bad_frame(f"{self.names[i]} is not one MessagePack value")
                 packed = PyBytes_FromStringAndSize(<char *>at, <Py_ssize_t>size)

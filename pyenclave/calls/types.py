@@ -12,7 +12,6 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
-import sys
 import types
 import typing
 import uuid
@@ -22,7 +21,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pyenclave import _core
+from pyenclave.calls import arrays, arrow
+from pyenclave.calls.arrays import ELEMENTS, is_masked
 from pyenclave.errors import ArgumentError
 
 __all__ = ["MAX_NESTED_TYPES", "code_of", "describe", "from_wire", "hooks", "to_wire"]
@@ -51,7 +51,6 @@ _SCALARS: dict[Any, str] = {
 }
 _BY_NAME = {name: kind for kind, name in _SCALARS.items() if kind is not None}
 _CODES = {"None": "n", "bool": "b", "int": "i", "float": "f", "str": "s", "bytes": "y"}
-_ELEMENT = {name: code for code, name in enumerate(_core.ARRAY_TYPES) if name}
 
 _SEQUENCES: dict[Any, str] = {
     list: "list",
@@ -63,9 +62,9 @@ _SEQUENCES: dict[Any, str] = {
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 _ADVICE = {
-    "pandas": "Send a DataFrame as Arrow IPC bytes, or its columns as NumPy arrays.",
-    "polars": "Send a DataFrame as Arrow IPC bytes, or its columns as NumPy arrays.",
-    "pyarrow": "Send tables as Arrow IPC bytes.",
+    "pandas": "Send a pyarrow.Table (Table.from_pandas), Arrow IPC bytes, or columns as arrays.",
+    "polars": "Send a pyarrow.Table (to_arrow()), Arrow IPC bytes, or columns as arrays.",
+    "pyarrow": "Of Arrow, pyarrow.Table and pyarrow.RecordBatch cross, or IPC streams as bytes.",
     "pydantic": "Use a dataclass or a msgspec.Struct.",
     "torch": "Send .numpy().",
     "scipy": "Send the arrays that it is made of.",
@@ -74,8 +73,9 @@ _ADVICE = {
 }
 _DEFAULT_ADVICE = (
     "Types that cross: None, bool, int, float, str, bytes, NumPy arrays, list, tuple, set, dict, "
-    "dataclasses, msgspec.Struct, Enum, Optional, date and time, Decimal, UUID."
+    "dataclasses, msgspec.Struct, Enum, Optional, date and time, Decimal, UUID, pyarrow.Table."
 )
+_WHOLE = "It crosses as a parameter or as the result itself, not inside another type."
 
 
 def _refuse(annotation: Any, where: str) -> ArgumentError:
@@ -97,9 +97,42 @@ def _array_wire(annotation: Any, where: str) -> Wire:
         name = np.dtype(elements[0]).newbyteorder("<").str
     except TypeError:
         name = "?"
-    if name not in _ELEMENT:
-        raise _refuse(elements[0], f"{where}: elements of an array")
+    if name not in ELEMENTS:
+        refused = _refuse(elements[0], f"{where}: elements of an array")
+        if isinstance(elements[0], type) and issubclass(elements[0], np.generic):
+            refused.advice = _ADVICE_OF_ELEMENTS.get(elements[0].__name__, refused.advice)
+        raise refused
     return ["array", name]
+
+
+_ADVICE_OF_ELEMENTS = {
+    "datetime64": "Name the unit: Annotated[np.ndarray, np.dtype('datetime64[us]')].",
+    "timedelta64": "Name the unit: Annotated[np.ndarray, np.dtype('timedelta64[us]')].",
+    "void": "Name the fields: Annotated[np.ndarray, np.dtype([('id', 'i8'), ('x', 'f8')])].",
+    "str_": "Name the width: Annotated[np.ndarray, np.dtype('U32')]; or send a list[str].",
+    "bytes_": "Name the width: Annotated[np.ndarray, np.dtype('S32')]; or send a list[bytes].",
+    "object_": "Send a list.",
+}
+
+
+def _described_wire(annotation: Any, dtype: np.dtype[Any], where: str, depth: int) -> Wire:
+    """Return the wire type of ``Annotated[array, dtype]``."""
+    arguments = typing.get_args(annotation)
+    if (typing.get_origin(annotation) or annotation) is not np.ndarray:
+        raise _refuse(annotation, where)
+    scalars = typing.get_args(arguments[1]) if len(arguments) > 1 else ()
+    if scalars and isinstance(scalars[0], type) and not issubclass(dtype.type, scalars[0]):
+        raise ArgumentError(f"{where}: the annotation is of {scalars[0].__name__}, not of {dtype}")
+    try:
+        element = arrays.element_of(dtype)
+        arrays.dtype_of(element)
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: {error}", advice=error.advice) from None
+    if isinstance(element, str) and element in ELEMENTS:
+        return ["array", element]
+    if depth:
+        raise ArgumentError(f"{where}: arrays of {dtype} do not cross here", advice=_WHOLE)
+    return ["records", element]
 
 
 def to_wire(annotation: Any, where: str, depth: int = 0) -> Wire:
@@ -121,7 +154,11 @@ def to_wire(annotation: Any, where: str, depth: int = 0) -> Wire:
         return to_wire(annotation.__supertype__, where, depth)
     origin = typing.get_origin(annotation) or annotation
     if origin is typing.Annotated:
-        return to_wire(typing.get_args(annotation)[0], where, depth)
+        inside, *notes = typing.get_args(annotation)
+        dtype = next((note for note in notes if isinstance(note, np.dtype)), None)
+        if dtype is not None:
+            return _described_wire(inside, dtype, where, depth)
+        return to_wire(inside, where, depth)
     try:
         if annotation in _SCALARS:
             return _SCALARS[annotation]
@@ -149,6 +186,11 @@ def to_wire(annotation: Any, where: str, depth: int = 0) -> Wire:
     if origin in _MAPPINGS:
         key, value = arguments or (Any, Any)
         return ["dict", inner(key), inner(value)]
+    kind = arrow.kind_of(annotation)
+    if kind is not None:
+        if depth:
+            raise ArgumentError(f"{where}: pyarrow.{kind} does not cross here", advice=_WHOLE)
+        return ["arrow", kind]
     if isinstance(origin, type):
         return _class_wire(annotation, origin, where)
     raise _refuse(annotation, where)
@@ -193,13 +235,6 @@ def _mentions(hint: Any, cls: type) -> bool:
     return any(part is cls or _mentions(part, cls) for part in typing.get_args(hint))
 
 
-def _is_masked(value: object) -> bool:
-    # Naming np.ma would import it, and inside an enclave it is not on every lock list; where it
-    # was never imported there is no masked array.
-    masked = sys.modules.get("numpy.ma")
-    return masked is not None and isinstance(value, masked.MaskedArray)
-
-
 def from_wire(wire: Wire, depth: int = 0) -> Any:
     """
     Return the annotation of a wire type, for a side that does not have the classes.
@@ -219,8 +254,13 @@ def from_wire(wire: Wire, depth: int = 0) -> Any:
     kind, parts = wire[0], list(wire[1:])
     if kind in ("struct", "enum") and len(parts) == 1:
         return dict[str, Any] if kind == "struct" else Any
-    if kind == "array" and len(parts) == 1 and parts[0] in ("", *_ELEMENT):
+    if kind == "array" and len(parts) == 1 and parts[0] in ("", *ELEMENTS):
         return np.ndarray
+    if kind == "records" and len(parts) == 1 and not depth:
+        arrays.dtype_of(parts[0])
+        return np.ndarray
+    if kind == "arrow" and len(parts) == 1 and parts[0] in arrow.ARROW_KINDS and not depth:
+        return Any
     if kind == "literal" and parts and all(isinstance(part, str | int | None) for part in parts):
         return typing.Literal[tuple(parts)]
     inner = [from_wire(part, depth + 1) for part in parts]
@@ -248,12 +288,26 @@ def describe(wire: Wire) -> str:
         return str(parts[0])
     if kind == "array":
         return f"ndarray[{parts[0] or 'any'}]"
+    if kind == "records":
+        return f"ndarray[{_describe_element(parts[0])}]"
+    if kind == "arrow":
+        return f"pyarrow.{parts[0]}"
     if kind == "literal":
         return f"Literal[{', '.join(map(repr, parts))}]"
     if kind == "union":
         return " | ".join(map(describe, parts))
     inner = ", ".join(map(describe, parts))
     return f"tuple[{inner}, ...]" if kind == "tuple..." else f"{kind}[{inner}]"
+
+
+def _describe_element(element: Any) -> str:
+    if isinstance(element, str):
+        return element
+    fields = (
+        f"{name}: {_describe_element(inner)}{list(sizes) if sizes else ''}"
+        for name, inner, sizes in element
+    )
+    return f"{{{', '.join(fields)}}}"
 
 
 # ---- plans -------------------------------------------------------------------------------------
@@ -264,7 +318,13 @@ def code_of(wire: Wire, annotation: Any) -> tuple[str, Any]:
     if isinstance(wire, str) and wire in _CODES:
         return _CODES[wire], None
     if not isinstance(wire, str) and wire[0] == "array":
-        return "A", _ELEMENT.get(wire[1], 0)
+        return "A", ELEMENTS.get(wire[1], 0)
+    if not isinstance(wire, str) and wire[0] == "records":
+        notes = typing.get_args(annotation)[1:]
+        dtype = next((note for note in notes if isinstance(note, np.dtype)), None)
+        return "D", arrays.RecordDetail(wire[1], dtype)
+    if not isinstance(wire, str) and wire[0] == "arrow":
+        return "D", arrow.ArrowDetail(wire[1])
     return "M", hooks(annotation)
 
 
@@ -281,10 +341,10 @@ def _encode_hook(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         name = value.dtype.newbyteorder("<").str
-        if name not in _ELEMENT or _is_masked(value):
+        if name not in ELEMENTS or is_masked(value):
             raise ArgumentError(
                 "an array does not fit its type",
-                expected="bools, integers, floats or complex numbers",
+                expected="bools, integers, floats, complex numbers or dates with a unit",
                 found=f"dtype {value.dtype}",
             )
         return (name, value.shape, value.astype(name, copy=False).tobytes())
@@ -297,7 +357,7 @@ def _decode_hook(kind: type, value: Any) -> Any:
         raise TypeError("unknown type")
     wanted = _array_wire(kind, "array")[1]
     match value:
-        case [str(name), [*shape], bytes(data)] if name in _ELEMENT and len(shape) <= 32:
+        case [str(name), [*shape], bytes(data)] if name in ELEMENTS and len(shape) <= 32:
             pass
         case _:
             raise ValueError("not an array")
@@ -310,4 +370,8 @@ def _decode_hook(kind: type, value: Any) -> Any:
         count *= size
     if count != len(data):
         raise ValueError("an array's shape and bytes differ")
-    return np.frombuffer(bytearray(data), dtype=name).reshape(shape)
+    array = np.frombuffer(bytearray(data), dtype=name).reshape(shape)
+    wrong = arrays.flaw(array)
+    if wrong is not None:
+        raise ValueError(wrong)
+    return array

@@ -41,7 +41,12 @@ MAX_PATH = 1024
 # only for this start. Below /dev/null there is no cached bytecode, so sources are what runs; the C
 # locale maps no locale files; and threads of a BLAS would forbid namespaces.
 START_FLAGS = ("-I", "-S", "-B", "-X", "utf8", "-X", "pycache_prefix=/dev/null")
-START_ENVIRONMENT = {"LC_ALL": "C", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+START_ENVIRONMENT = {
+    "LC_ALL": "C",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # else libarrow starts a thread as it loads
+}
 
 _ROOTS = ("stdlib", "base", "site", "abs")
 
@@ -221,7 +226,10 @@ def _check_soname(soname: str) -> None:
 
 
 def _check_module(module: LockedModule) -> None:
-    if len(module.name) > 255 or not all(part.isidentifier() for part in module.name.split(".")):
+    name = module.name
+    if name.startswith("_sysconfigdata_"):  # of CPython itself: …_linux_x86_64-linux-gnu
+        name = name.replace("-", "_")
+    if len(name) > 255 or not all(part.isidentifier() for part in name.split(".")):
         raise ImageError("lock list: not the name of a module", found=repr(module.name[:80]))
     if module.kind == "namespace":
         if module.path or module.sha256:

@@ -41,7 +41,7 @@ def there_and_back(codes: str, *values):
         ("s", b"bytes"), ("s", 1), ("s", None), ("s", "\ud800"),
         ("y", "text"), ("y", 1), ("y", None), ("y", [1]), ("y", memoryview(b"abcd")[::2]),
         ("A", [1.0]), ("A", 1.0), ("A", b"1"), ("A", None), ("A", np.array(["a"])),
-        ("A", np.array([object()])), ("A", np.array([1], "M8[s]")), ("A", np.zeros(1, "i4,i4")),
+        ("A", np.array([object()])), ("A", np.array([1], "M8[7s]")), ("A", np.zeros(1, "i4,i4")),
         ("A", np.ma.masked_array([1], [True])), ("A", np.zeros(1, np.longdouble)),
         ("A", np.array([b"x"])),
     ],
@@ -129,7 +129,7 @@ def test_BND_02_shapes_that_overflow_or_exceed_the_data_are_refused(shape):
 def test_array_headers_are_checked():
     good = array_frame(8, 1, [2], bytes(16))
     assert plan("A").decode(good)[0].tolist() == [0, 0]
-    for code in [0, 15, 16, 127, 128, 255]:
+    for code in [0, 41, 42, 127, 128, 255]:
         with pytest.raises(ArgumentError):
             plan("A").decode(array_frame(code, 1, [2], bytes(16)))
     for ndim in [33, 64, 65, 255]:
@@ -188,7 +188,7 @@ def test_impossible_plans_are_refused():
         (b"A" * 17, ("a",) * 17, (0,) * 17, False),
         (b"i" * 33, ("a",) * 33, (None,) * 33, True),
         (b"i" * 256, ("a",) * 256, (None,) * 256, False),
-        (b"A", ("a",), (15,), False),
+        (b"A", ("a",), (41,), False),
         (b"A", ("a",), (-1,), False),
     ]:
         with pytest.raises(ValueError, match=r".+"):

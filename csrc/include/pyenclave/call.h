@@ -138,9 +138,11 @@ int pye_lane_peer_asleep(const pye_lane *lane);
 uint32_t pye_index_mask(uint32_t index, uint32_t num);
 
 /* pye_msgpack_check walks one MessagePack value (private memory) without recursion or allocation.
- * PYE_OK: it is complete, fills `len` exactly, nests at most `max_depth` deep, and has no
- * extension but timestamps. PYE_E_LIMIT: too deep. PYE_E_ARGUMENT: anything else. To be called
- * before a decoder sees the bytes. */
+ * PYE_OK: it is complete, fills `len` exactly, nests at most `max_depth` deep, holds at most
+ * PYE_MSGPACK_MAX_ITEMS values (keys are values too), and has no extension but timestamps.
+ * PYE_E_LIMIT: too deep, or too many. PYE_E_ARGUMENT: anything else. To be called before a decoder
+ * sees the bytes: an empty map is one byte here, and sixty-four as an object. */
+#define PYE_MSGPACK_MAX_ITEMS ((uint64_t)1 << 24)
 PYE_MUST_USE pye_status pye_msgpack_check(const uint8_t *data, size_t len, uint32_t max_depth);
 
 /* pye_native_call calls a native trusted function (pyenclave_trusted.h) at `function` with

@@ -110,6 +110,7 @@ pye_status pye_msgpack_check(const uint8_t *data, size_t len, uint32_t max_depth
 {
     cursor c = {data, len};
     uint64_t open[DEPTH];
+    uint64_t total = 0;
     uint32_t depth = 0;
 
     if (max_depth == 0 || max_depth > DEPTH) {
@@ -125,7 +126,8 @@ pye_status pye_msgpack_check(const uint8_t *data, size_t len, uint32_t max_depth
         if (items > c.left) { /* each needs a byte at least */
             return PYE_E_ARGUMENT;
         }
-        if (nested && depth == max_depth) {
+        total += items;
+        if (total > PYE_MSGPACK_MAX_ITEMS || (nested && depth == max_depth)) {
             return PYE_E_LIMIT;
         }
         if (items > 0) {
