@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import fuzz_calls
 import fuzz_files
 import fuzz_seeds
 from fuzz_reads import (
@@ -53,6 +54,7 @@ from pyenclave.errors import (
     SignatureError,
 )
 from pyenclave.formats import (
+    arrow_ipc,
     bundle,
     cca,
     cose,
@@ -118,6 +120,7 @@ class Target:
 def _formats() -> list[Target]:
     t = Target
     return [
+        t("arrow-ipc", arrow_ipc.scan, "arrow-stream", fuzz_calls.CALLS),
         t("bundle", stable(bundle.Bundle.from_bytes, canonical=False), "bundle", COLLATERAL),
         t("cbor", read_cbor, "cbor"),
         t("cca", stable(cca.CcaToken.from_bytes, canonical=False), "cca"),
@@ -185,6 +188,16 @@ def _formats() -> list[Target]:
         t("x509", read_certificate, "certificate"),
         t("x509-chain", x509.Certificate.from_pem_chain, "pem", rounds=200),
         t("x509-crl", x509.Crl.from_bytes, "crl"),
+    ]
+
+
+def _calls() -> list[Target]:
+    t = Target
+    return [
+        t("call-element", fuzz_calls.read_element, "call-element", fuzz_calls.CALLS),
+        t("call-error", fuzz_calls.read_error, "call-error", ()),
+        t("call-frame", fuzz_calls.read_frame, "call-frame", fuzz_calls.CALLS),
+        t("call-signature", fuzz_calls.read_signature, "call-signature", fuzz_calls.CALLS),
     ]
 
 
@@ -284,7 +297,7 @@ def _(corpus: Corpus) -> list[bytes]:
 
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (*_formats(), *_measurement(), *_attestation())
+    target.name: target for target in (*_formats(), *_calls(), *_measurement(), *_attestation())
 }
 
 # A small file may say of an enclave that it is huge, and hashing what it says is what was asked

@@ -23,6 +23,7 @@ from pyenclave.errors import EnclaveLostError
 from pyenclave.formats import messages
 from pyenclave.formats.image import FileEntry, Image, ImageInfo, assemble
 from pyenclave.formats.lock import Lock
+from pyenclave.host._options import Options
 from pyenclave.host._run import token
 from pyenclave.host.handle import Functions
 from pyenclave.image.build import build, build_script
@@ -162,7 +163,7 @@ class Launched:
             16,
         )
         signatures = tuple(Signature.from_wire(item) for item in info.functions)
-        return Functions(signatures, self.lanes, timeout=10).named(name)
+        return Functions(signatures, self.lanes, Options(timeout=10)).named(name)
 
     def close(self) -> None:
         self.channel.close()
