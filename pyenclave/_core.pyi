@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Condition
 from typing import Any, Self, final
 
@@ -83,6 +83,17 @@ class PageKey:
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
+
+# ---- ecdsa.pxi -------------------------------------------------------------------------------
+
+@final
+class P256Table: ...
+
+@final
+class P256Verifier:
+    def __init__(self) -> None: ...
+    def table(self, key: bytes) -> P256Table | None: ...
+    def verify(self, claims: Sequence[tuple[bytes | P256Table, bytes, bytes]]) -> bytes: ...
 
 # ---- hash.pxi --------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ include "page.pxi"
 
 # -- hashing and measuring ---------------------------------------------------------------------
 include "hash.pxi"
+include "ecdsa.pxi"
 include "measure.pxi"
 include "launch.pxi"
 

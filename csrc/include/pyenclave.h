@@ -15,6 +15,7 @@
 #include "pyenclave/base.h"
 #include "pyenclave/gcm.h"
 #include "pyenclave/hash.h"
+#include "pyenclave/ecdsa.h"
 #include "pyenclave/page.h"
 #include "pyenclave/measure.h"
 #include "pyenclave/launch.h"

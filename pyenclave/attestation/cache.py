@@ -29,16 +29,19 @@ class Known(Generic[T]):
 
     Attributes:
         value: What was read. It is shared by all appraisals and must not be changed.
-        seen: For whoever wants to do something only the second time.
         used: Whether it was asked for again since the store last looked.
     """
 
-    __slots__ = ("_facts", "seen", "used", "value")
+    __slots__ = ("_facts", "used", "value")
 
     def __init__(self, value: T) -> None:
         self.value = value
-        self.seen = self.used = False
+        self.used = False
         self._facts: dict[Hashable, Any] = {}
+
+    def has(self, name: Hashable) -> bool:
+        """Whether `fact` *name* is known already."""
+        return name in self._facts
 
     def fact(self, name: Hashable, derive: Callable[[], F]) -> F:
         """

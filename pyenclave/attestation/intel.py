@@ -7,6 +7,7 @@ with the quote; the collateral's checks are in `intel_collateral`, the policy's 
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import hmac
 from collections.abc import Hashable
@@ -15,7 +16,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, TypeVar
 
-from pyenclave.attestation import pki, roots
+from pyenclave.attestation import ecdsa, pki, roots
 from pyenclave.attestation.cache import Known, known
 from pyenclave.attestation.case import CaseBase
 from pyenclave.attestation.checks import (
@@ -28,9 +29,10 @@ from pyenclave.attestation.checks import (
 from pyenclave.attestation.memo import Block, Moment
 from pyenclave.errors import CollateralError, EnclaveError
 from pyenclave.formats import dcap
-from pyenclave.formats.pck import PckExtension
+from pyenclave.formats.pck import OID_SGX_EXTENSION, PckExtension
 from pyenclave.formats.sgx import FLAG_DEBUG
 from pyenclave.formats.x509 import MAX_CHAIN, Certificate, pem_blocks
+from pyenclave.formats.x509_form import CertificateForm
 
 __all__ = [
     "CHAIN_BLOCK",
@@ -40,7 +42,7 @@ __all__ = [
     "IntelCase",
     "adopt",
     "check_roles",
-    "signed_by",
+    "proved",
     "static_facts",
 ]
 
@@ -62,26 +64,74 @@ Chain = Known[tuple[Certificate, ...]]
 C = TypeVar("C", bound="IntelCase")
 
 
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----\n"
 _END: Final = b"-----END CERTIFICATE-----\n"
+_MAX_SHAPES: Final = 4
+
+
+class Shape:
+    """
+    What the chains of one authority's PCK certificates have in common.
+
+    Attributes:
+        form: Of the first certificate.
+        issuers: The certificates behind it.
+        blank: The chain with a first certificate of which only the form is there.
+    """
+
+    __slots__ = ("blank", "form", "issuers")
+
+    def __init__(self, form: CertificateForm, issuers: tuple[Certificate, ...]) -> None:
+        self.form = form
+        self.issuers: Chain = Known(issuers)
+        self.blank: Chain = Known((form.blank, *issuers))
 
 
 def read_chain(what: str, data: bytes) -> Chain:
     """Return the certificates in *data* (PEM), the leaf first, read once for the same bytes."""
+    return known(what, data, _read_chain)
 
-    def read(text: bytes) -> tuple[Certificate, ...]:
-        # The same few issuers come with every platform's certificate.
-        leaf, end, issuers = text.partition(_END)
-        if issuers.startswith(b"-----BEGIN"):
-            blocks = pem_blocks(leaf + end, "CERTIFICATE", limit=MAX_CHAIN)
-            blocks += known("issuers", issuers, _issuer_blocks).value
-        else:
-            blocks = pem_blocks(text, "CERTIFICATE", limit=MAX_CHAIN)
-        certificates = [
-            known("certificate", block, Certificate.from_der).value for block in blocks[1:]
-        ]
-        return pki.ordered((Certificate.from_der(blocks[0]), *certificates))
 
-    return known(what, data, read)
+def _read_chain(text: bytes) -> tuple[Certificate, ...]:
+    # The same few issuers come with every platform's certificate.
+    first, end, rest = text.partition(_END)
+    if not rest.startswith(_BEGIN):
+        return pki.ordered(_certificates(pem_blocks(text, "CERTIFICATE", limit=MAX_CHAIN)))
+    behind = known("issuers", rest, _issuer_blocks)
+    leaf = _plain_block(first)
+    if leaf is None:
+        (leaf,) = pem_blocks(first + end, "CERTIFICATE", limit=1)
+    shapes: list[Shape] = behind.fact("shapes", list)
+    for shape in shapes:
+        certificate = shape.form.read(leaf, shape)
+        if certificate is not None:
+            return (certificate, *shape.issuers.value)
+    chain = pki.ordered(_certificates((leaf, *behind.value)))
+    form = None
+    if len(shapes) < _MAX_SHAPES and len(chain) > 1 and chain[0].der == leaf:
+        form = CertificateForm.of(chain[0], (OID_SGX_EXTENSION,))
+    if form is not None:
+        shape = Shape(form, chain[1:])
+        shapes.append(shape)
+        certificate = form.read(leaf, shape)
+        if certificate is not None:
+            return (certificate, *chain[1:])
+    return chain
+
+
+def _plain_block(text: bytes) -> bytes | None:
+    """Return what is in a PEM block in its usual form, without its last line; else None."""
+    if not text.startswith(_BEGIN):
+        return None
+    try:
+        return binascii.a2b_base64(text[len(_BEGIN) :].replace(b"\n", b""), strict_mode=True)
+    except binascii.Error:
+        return None
+
+
+def _certificates(blocks: tuple[bytes, ...]) -> tuple[Certificate, ...]:
+    issuers = [known("certificate", block, Certificate.from_der).value for block in blocks[1:]]
+    return (Certificate.from_der(blocks[0]), *issuers)
 
 
 def _issuer_blocks(text: bytes) -> tuple[bytes, ...]:
@@ -220,21 +270,6 @@ def adopt(target: Registry[C], source: Registry[IntelCase]) -> None:
         place(name)(function)
 
 
-def signed_by(certificate: Certificate, signature: bytes, data: bytes) -> bool:
-    """Whether the key of *certificate* made the raw *signature*; what holds is remembered."""
-
-    def verify(_: bytes) -> bool:
-        if not pki.verify_p256_raw(certificate.public_key(), signature, data):
-            raise _NotSignedError
-        return True
-
-    try:
-        # The key's DER says its own length and the signature has one, so nothing runs together.
-        return known("p256", certificate.spki + signature + data, verify).value
-    except _NotSignedError:
-        return False
-
-
 class _NotSignedError(Exception):
     """The signature is not one of that key."""
 
@@ -355,7 +390,16 @@ def _validity(case: IntelCase) -> Verdict:
 def _chain_signatures(case: IntelCase) -> Verdict:
     """Each certificate is signed by the next one."""
     entry = case.chain_entry
-    return entry.fact("signatures", lambda: pki.check_signatures(entry.value))
+
+    def judge() -> Verdict:
+        shape = entry.value[0].mark
+        if isinstance(shape, Shape) and "leaf" in proved(case):
+            issuers = shape.issuers
+            if issuers.fact("signatures", lambda: pki.check_signatures(issuers.value)) is PASSED:
+                return PASSED
+        return pki.check_signatures(entry.value)
+
+    return entry.fact("signatures", judge)
 
 
 @EVIDENCE.evidence("pck.format")
@@ -385,23 +429,29 @@ def _platform(case: IntelCase) -> Verdict:
 
 
 def _chain_key(case: IntelCase) -> Hashable | None:
-    """All that the checks of the chain depend on; a chain is worth it when it comes again."""
-    entry = case.chain_entry
-    if not entry.seen:
-        entry.seen = True
+    """All that these checks depend on, for a first certificate of a known form."""
+    leaf = case.chain_entry.value[0]
+    shape = leaf.mark
+    if not isinstance(shape, Shape):
         return None
-    return entry, case.pinned
+    # Of the key, these checks ask whether it is one. Whoever made a signature has one.
+    if "qe" not in proved(case):
+        leaf.public_key()
+    return shape, case.pinned
 
 
 def _chain_only(case: IntelCase, at: Moment) -> IntelCase:
-    """Return a case with nothing but the chain and the roots."""
-    return case.bare(at, quote=SimpleNamespace(), chain=case.chain_entry)
+    """Return a case with nothing but what the chains of this shape have in common."""
+    shape = case.chain_entry.value[0].mark
+    return case.bare(at, quote=SimpleNamespace(), chain=shape.blank)
 
 
-#: The checks of the chain and of what its first certificate says.
+#: The checks of the chain that come out the same for every platform of an authority.
 CHAIN_BLOCK: Final[Block[Any]] = Block(
-    names=frozenset(name for name in EVIDENCE.functions if name.startswith("chain."))
-    | {"pck.format"},
+    names=frozenset(
+        f"chain.{name}"
+        for name in ("root", "roles", "names", "algorithms", "constraints", "key_usage")
+    ),
     key=_chain_key,
     reduce=_chain_only,
     given=frozenset(("quote", "chain")),
@@ -410,18 +460,71 @@ CHAIN_BLOCK: Final[Block[Any]] = Block(
 
 # ---- who signed ---------------------------------------------------------------------------------
 
+_ECDSA: Final = "ecdsa-sha256"
+
+
+def proved(case: IntelCase) -> frozenset[str]:
+    """
+    Return what the native core has verified: "leaf", "qe", "quote".
+
+    All signatures that only this quote has are verified at once. What is not in there may hold all
+    the same, and is for the library to judge.
+
+    """
+    found = case._read.get("proved")  # noqa: SLF001
+    if not isinstance(found, frozenset):
+        found = case._read["proved"] = _prove(case)  # noqa: SLF001
+    return found
+
+
+def _prove(case: IntelCase) -> frozenset[str]:
+    quote = case.any_quote
+    names, held = ["quote"], []
+    claims = [(quote.attestation_key, quote.signature, quote.signed_bytes)]
+    entry = case._read.get("chain")  # noqa: SLF001
+    if isinstance(entry, Known) and len(entry.value) > 1:
+        leaf, issuer = entry.value[:2]
+        point, above = leaf.p256_point, issuer.p256_point
+        if point is not None and above is not None and not entry.has("signatures"):
+            signature = ecdsa.raw_signature(leaf.signature)
+            if signature is not None and pki.algorithm_name(leaf.signature_algorithm) == _ECDSA:
+                names.append("leaf")
+                claims.append((above, signature, leaf.tbs))
+        if entry.has(_certified(quote)):
+            held.append("qe")  # a quoting enclave is certified once and quotes often
+        elif point is not None:
+            names.append("qe")
+            claims.append((point, quote.qe_report_signature, quote.qe_report_bytes))
+    verdicts = ecdsa.verified(claims)
+    return frozenset([*held, *(name for name, holds in zip(names, verdicts, strict=True) if holds)])
+
+
+def _certified(quote: dcap.Quote | dcap.TdQuote) -> Hashable:
+    """Return the fact that this key made this signature over this report."""
+    return "certified", quote.qe_report_signature, quote.qe_report_bytes
+
 
 def qe_signature_holds(case: IntelCase) -> bool:
-    """Whether the PCK key signed the report of the quoting enclave."""
-    quote, leaf = case.any_quote, case.chain[0]
-    return case._part(  # noqa: SLF001
-        "qe.signature",
-        lambda: signed_by(leaf, quote.qe_report_signature, quote.qe_report_bytes),
-    )
+    """Whether the PCK key signed the report of the quoting enclave; if so, it is remembered."""
+    quote, entry = case.any_quote, case.chain_entry
+
+    def verify() -> bool:
+        if "qe" not in proved(case):
+            key = entry.value[0].public_key()
+            if not pki.verify_p256_raw(key, quote.qe_report_signature, quote.qe_report_bytes):
+                raise _NotSignedError
+        return True
+
+    try:
+        return entry.fact(_certified(quote), verify)
+    except _NotSignedError:
+        return False
 
 
 def quote_signature_holds(case: IntelCase) -> bool:
     """Whether the attestation key signed the quote."""
+    if "quote" in proved(case):
+        return True
     quote = case.any_quote
 
     def verify() -> bool:

@@ -48,6 +48,9 @@ MAX_CERTIFICATE: Final = 1 << 16
 MAX_CHAIN: Final = 16
 MAX_CRL: Final = 4 << 20
 
+#: What stands before X and Y in the SubjectPublicKeyInfo of a P-256 key (RFC 5480).
+P256_SPKI: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+
 _KEY_USAGES: Final = (
     "digitalSignature",
     "contentCommitment",
@@ -212,6 +215,7 @@ class Certificate:
         issuer: DER of the issuer's name; `issuer_name` reads it.
         subject: DER of the subject's name.
         spki: DER of the SubjectPublicKeyInfo.
+        mark: What the reader knows of it besides.
     """
 
     der: bytes
@@ -226,6 +230,7 @@ class Certificate:
     signature_algorithm: AlgorithmId
     signature: bytes = field(repr=False)
     extensions: Mapping[str, Extension] = field(repr=False)
+    mark: Any = field(default=None, repr=False)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Certificate) and self.der == other.der
@@ -351,6 +356,12 @@ class Certificate:
     def sha256(self) -> bytes:
         """SHA-256 of the whole certificate."""
         return hashlib.sha256(self.der).digest()
+
+    @property
+    def p256_point(self) -> bytes | None:
+        """X and Y, 64 bytes, of a key that says it is one of P-256; whether it is, is not asked."""
+        spki = self.spki
+        return spki[27:] if len(spki) == 91 and spki.startswith(P256_SPKI) else None
 
     def public_key(self) -> Any:
         """

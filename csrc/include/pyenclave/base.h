@@ -64,6 +64,7 @@ int pye_ct_equal(const void *a, const void *b, size_t len);
 #define PYE_CPU_PKU 0x800
 #define PYE_CPU_WAITPKG 0x1000
 #define PYE_CPU_BMI2 0x2000
+#define PYE_CPU_IFMA 0x4000
 
 /* pye_cpu_features returns what this CPU and system offer, restricted by the mask. Thread-safe. */
 uint32_t pye_cpu_features(void);

@@ -57,6 +57,7 @@ static uint32_t detect(void)
     /* AVX512 here means F, DQ, BW and VL together: what the wide code uses. */
     const uint32_t wide = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
     found |= (zmm_saved && (b & wide) == wide) ? PYE_CPU_AVX512 : 0;
+    found |= (zmm_saved && (b & (1u << 21))) ? PYE_CPU_IFMA : 0;
     return found;
 }
 #else
@@ -113,6 +114,8 @@ const char *pye_cpu_feature_name(uint32_t feature)
         return "waitpkg";
     case PYE_CPU_BMI2:
         return "bmi2";
+    case PYE_CPU_IFMA:
+        return "ifma";
     default:
         return NULL;
     }
