@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyenclave.trusted import PublicError as PublicError
     from pyenclave.trusted import SealPolicy as SealPolicy
     from pyenclave.trusted import ecall as ecall
+    from pyenclave.trusted import ocall as ocall
 
 # The public names, and the module that each comes from.
 _PUBLIC = {
@@ -26,6 +27,7 @@ _PUBLIC = {
     "PublicError": "pyenclave.trusted",
     "SealPolicy": "pyenclave.trusted",
     "ecall": "pyenclave.trusted",
+    "ocall": "pyenclave.trusted",
     "local_platform_root": "pyenclave._platform.client",
     "verify": "pyenclave.attestation",
 }

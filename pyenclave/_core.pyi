@@ -1,5 +1,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from threading import Condition
+from types import TracebackType
 from typing import Any, Self, final
 
 from typing_extensions import Buffer
@@ -243,6 +244,31 @@ class HostLanes:
         timeout: float = -1.0,
         kill_after: float = -1.0,
     ) -> bytes: ...
+    def set_ocalls(
+        self, ocalls: OcallTable, submit: Callable[[Callable[[], None]], object]
+    ) -> None: ...
+
+@final
+class OcallTable:
+    def __init__(self, entries: tuple[tuple[Any, ...], ...], limit: int) -> None: ...
+    @property
+    def entries(self) -> tuple[tuple[Any, ...], ...]: ...
+    def __len__(self) -> int: ...
+
+@final
+class HostStream:
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
 
 @final
 class HostCall:
@@ -263,6 +289,7 @@ class HostCall:
         timeout: float = -1,
         kill_after: float = -1,
         has_out: bool = False,
+        streams: bool = False,
     ) -> None: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -273,9 +300,12 @@ class NativeLibrary:
     def path(self) -> str: ...
     def address(self, name: str) -> int: ...
 
+FUNCTION_PRIVATE: int
+FUNCTION_STREAMS: int
+
 @final
 class FunctionTable:
-    def __new__(cls, entries: tuple[tuple[Any, ...], ...]) -> Self: ...
+    def __new__(cls, entries: tuple[tuple[Any, ...], ...], flags: bytes = b"") -> Self: ...
     @property
     def entries(self) -> tuple[tuple[Any, ...], ...]: ...
     def __len__(self) -> int: ...
@@ -291,7 +321,9 @@ class WorkerLane:
         attest: Callable[[bytes], bytes],
         describe: Callable[[BaseException, str], bytes],
         idle: Callable[[], bool],
+        ocalls: tuple[tuple[Any, ...], ...] = (),
     ) -> None: ...
+    def ocall(self, number: int, values: tuple[Any, ...]) -> Any: ...
 
 def ring_round_trips(
     lanes: HostLanes, kind: int, index: int, data: Buffer, count: int

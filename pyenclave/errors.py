@@ -244,9 +244,33 @@ class EcallError(CallError):
 
 
 class OcallError(CallError):
-    """A host function that the enclave called failed, or is not declared."""
+    """
+    A host function that the enclave called failed, or its answer was refused.
+
+    Raised inside; if the trusted function lets it pass, the host gets it too, with what the handler
+    raised as its cause.
+
+    Attributes:
+        type: Name of the class that the handler raised, as the host says it; may be empty.
+        id: Correlation id under which a debug enclave's log has the traceback.
+        from_host: Whether it was raised for an answer of the host, and not by trusted code itself.
+
+    """
 
     code = "call.ocall"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        type: str = "",  # noqa: A002 - the contract's name
+        id: str = "",  # noqa: A002
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.type = type
+        self.id = id
+        self.from_host = False
 
 
 class BusyError(CallError):

@@ -74,17 +74,20 @@ cdef extern from *:
     /* Held only around a few instructions; free-threaded builds need it, others hardly notice. */
     #define PYE_SET(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define PYE_GET(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define PYE_ADD(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
     #define PYE_SWAP(p, from, to) __extension__ ({ int from_ = (from); \
         __atomic_compare_exchange_n((p), &from_, (to), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); })
     """
     void PYE_SET(int *p, int v) noexcept nogil
     int PYE_GET(int *p) noexcept nogil
+    int PYE_ADD(int *p, int v) noexcept nogil
     bint PYE_SWAP(int *p, int before, int after) noexcept nogil
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
+    unsigned long PyThread_get_thread_ident() noexcept
 
-from time import monotonic as _monotonic
+from time import monotonic as _monotonic, sleep as _sleep
 
 cdef enum:
     SLICE_MS = 100          # no wait is longer, so that no peer's death hangs the other
@@ -105,7 +108,9 @@ def ring_size(uint32_t lanes, uint32_t slot_size) -> int:
 
 
 include "ring_stats.pxi"
+include "ring_ocall.pxi"
 include "ring_host.pxi"
+include "ring_stream.pxi"
 include "ring_worker.pxi"
 
 

@@ -1,5 +1,8 @@
 # The host's side of a ring: lanes shared by threads, and trusted functions as callables.
 
+cdef class HostStream
+
+
 @cython.final
 cdef class HostLanes:
     """
@@ -31,12 +34,18 @@ cdef class HostLanes:
     cdef object late
     cdef readonly CallStats stats
     cdef pye_stats *counts
+    cdef Handling *handling  # of each lane
+    cdef int handlers        # how many ocalls are being answered
+    cdef uint64_t streams    # nested ones that were ever opened
+    cdef OcallTable ocalls
+    cdef object submit
 
     def __cinit__(self):
         self.held = False
         self.lanes = NULL
         self.states = NULL
         self.epochs = NULL
+        self.handling = NULL
         self.num = 0
 
     def __init__(self, memory, token, uint32_t lanes, uint32_t slot_size, uint64_t limit,
@@ -66,7 +75,9 @@ cdef class HostLanes:
         self.lanes = <pye_lane **>calloc(lanes if lanes else 1, sizeof(pye_lane *))
         self.states = <int *>calloc(lanes if lanes else 1, sizeof(int))
         self.epochs = <uint64_t *>calloc(lanes if lanes else 1, sizeof(uint64_t))
-        if self.lanes == NULL or self.states == NULL or self.epochs == NULL:
+        self.handling = <Handling *>calloc(lanes if lanes else 1, sizeof(Handling))
+        if self.lanes == NULL or self.states == NULL or self.epochs == NULL \
+                or self.handling == NULL:
             raise MemoryError()
         for i in range(lanes):
             status = pye_lane_new(&self.lanes[i], self.memory.buf, <size_t>self.memory.len, lanes,
@@ -87,6 +98,7 @@ cdef class HostLanes:
         free(self.lanes)
         free(self.states)
         free(self.epochs)
+        free(self.handling)
         if self.held:
             PyBuffer_Release(&self.memory)
             PyBuffer_Release(&self.token)
@@ -132,6 +144,10 @@ cdef class HostLanes:
             raise IndexError(lane)
         return pye_lane_peer_asleep(self.lanes[lane]) != 0
 
+    cdef bint ours(self) noexcept:
+        """Whether this is the process that made the ring, and not a forked child."""
+        return (<uint8_t *>self.token.buf)[0] == 1
+
     cdef int check(self) except -1:
         if (<uint8_t *>self.token.buf)[0] != 1:
             raise _errors.EnclaveStateError(
@@ -159,9 +175,22 @@ cdef class HostLanes:
         cdef uint32_t i
         for i in range(self.num):
             if PYE_SWAP(&self.states[i], FREE, BUSY):
-                self.epochs[i] += 1
-                return <int>i
+                return self.take_lane(i)
         return self.queue(deadline)
+
+    cdef int take_lane(self, uint32_t i) noexcept:
+        self.epochs[i] += 1
+        self.handling[i].owner = PyThread_get_thread_ident()
+        return <int>i
+
+    cdef bint held_by_me(self) noexcept:
+        """Whether this very thread has every lane: to wait for one would be for ever."""
+        cdef uint32_t i
+        cdef unsigned long me = PyThread_get_thread_ident()
+        for i in range(self.num):
+            if PYE_GET(&self.states[i]) != BUSY or self.handling[i].owner != me:
+                return False
+        return True
 
     cdef int queue(self, double deadline) except -1:
         cdef uint32_t i
@@ -181,8 +210,12 @@ cdef class HostLanes:
                     self.reclaim()
                     for i in range(self.num):
                         if PYE_SWAP(&self.states[i], FREE, BUSY):
-                            self.epochs[i] += 1
-                            return <int>i
+                            return self.take_lane(i)
+                    if self.held_by_me():
+                        raise _errors.BusyError(
+                            "this thread itself has every lane of the enclave: it waits in a call, "
+                            "or has a stream open",
+                            advice="End the stream first, or give the image more threads.")
                     left = SLICE_MS / 1000.0
                     if deadline >= 0:
                         left = min(left, deadline - <double>_monotonic())
@@ -203,6 +236,13 @@ cdef class HostLanes:
         cdef pye_lane *this = self.lanes[lane]
         pye_stats_finish(self.counts, <uint32_t>lane)
         cdef uint64_t epoch = self.epochs[lane]
+        if PYE_ADD(&self.handling[lane].more, -1) >= 0:
+            # The handler of an ocall still runs: its thread releases the lane in the end.
+            if kill_after >= 0 and not PYE_GET(&self.closed) and self.late is not None:
+                self.late(lane, epoch, kill_after)
+            return 0
+        PYE_SET(&self.handling[lane].more, 0)
+        self.handling[lane].owner = 0
         if pye_lane_idle(this):
             PYE_SET(&self.states[lane], FREE)
         else:
@@ -255,33 +295,15 @@ cdef class HostLanes:
         cdef pye_lane *lane = self.lanes[number]
         cdef pye_lane_header header
         cdef pye_status status
-        cdef uint32_t wait_ms = self.slice(deadline)
-        cdef bint sent = False
+        cdef uint32_t wait_ms
         cdef uint8_t[SMALL] small
         cdef uint8_t *data
         cdef size_t total
         cdef object owner
-        if kind == PYE_FRAME_CALL:
-            pye_stats_time(self.counts, <uint32_t>number, index)
-        with nogil:
-            status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
-            if kind == PYE_FRAME_CALL:
-                pye_stats_begin(self.counts, <uint32_t>number, index, segments, num)
-            if status == PYE_OK:
-                sent = True
-                status = pye_lane_wait(lane, &header, wait_ms)
-        while status == PYE_E_TIMEOUT:
-            self.look(deadline, sent)
-            wait_ms = self.slice(deadline)
-            with nogil:
-                if not sent:
-                    status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
-                    if status == PYE_OK:
-                        sent = True
-                if sent:
-                    status = pye_lane_wait(lane, &header, wait_ms)
-        if status != PYE_OK:
-            self.give_up(lane, status)
+        cdef object cause = None
+        wait_ms = self.post(number, kind, index, segments, num, &header, deadline)
+        while header.kind == PYE_FRAME_OCALL and kind == PYE_FRAME_CALL:
+            cause = self.answer_ocall(number, &header, deadline)
         if header.kind != PYE_FRAME_RESULT and header.kind != PYE_FRAME_ERROR:
             self.give_up(lane, pye_lane_refuse(lane, "turn"))
         total = <size_t>header.total
@@ -313,19 +335,80 @@ cdef class HostLanes:
         if kind == PYE_FRAME_CALL:
             pye_stats_answer(self.counts, <uint32_t>number, index, total)
         if header.kind == PYE_FRAME_ERROR:
-            raise self.failure(number, kind, index, owner)
+            raise self.failure(number, kind, index, owner, cause)
         if want == 0:
             return owner
         return self.decode(plan, data, total, owner)
 
-    cdef object failure(self, int number, uint16_t kind, uint16_t index, object data):
-        """Return the exception that an error frame describes, and count it."""
+    cdef object failure(self, int number, uint16_t kind, uint16_t index, object data,
+                        object cause):
+        """
+        Return the exception that an error frame describes, and count it.
+
+        `cause` is what the handler of the call's last ocall raised, or None.
+        """
         cdef int how
         error = self.error(data)
         if kind == PYE_FRAME_CALL:
-            how = PYE_STATS_RAISED if isinstance(error, _errors.EcallError) else PYE_STATS_REFUSED
+            how = PYE_STATS_REFUSED
+            if isinstance(error, (_errors.EcallError, _errors.OcallError)):
+                how = PYE_STATS_RAISED
             pye_stats_failed(self.counts, <uint32_t>number, index, how)
+        if cause is not None and isinstance(error, _errors.OcallError):
+            error.__cause__ = cause
         return error
+
+    cdef uint32_t post(self, int number, uint16_t kind, uint16_t index, pye_segment *segments,
+                       size_t num, pye_lane_header *header,
+                       double deadline) except? 0xffffffff:
+        """
+        Send a message and wait for what answers it; return how long to wait for the rest of that.
+
+        The lane is this thread's. If this raises, the lane is at some point of the exchange.
+        """
+        cdef pye_lane *lane = self.lanes[number]
+        cdef pye_status status
+        cdef uint32_t wait_ms = self.slice(deadline)
+        cdef bint sent = False
+        if kind == PYE_FRAME_CALL:
+            pye_stats_time(self.counts, <uint32_t>number, index)
+        with nogil:
+            status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
+            if kind == PYE_FRAME_CALL:
+                pye_stats_begin(self.counts, <uint32_t>number, index, segments, num)
+            if status == PYE_OK:
+                sent = True
+                status = pye_lane_wait(lane, header, wait_ms)
+        while status == PYE_E_TIMEOUT:
+            self.look(deadline, sent)
+            wait_ms = self.slice(deadline)
+            with nogil:
+                if not sent:
+                    status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
+                    if status == PYE_OK:
+                        sent = True
+                if sent:
+                    status = pye_lane_wait(lane, header, wait_ms)
+        if status != PYE_OK:
+            self.give_up(lane, status)
+        return wait_ms
+
+    cdef object take(self, pye_lane *lane, pye_lane_header *header, double deadline):
+        """Read the message that `header` announces, as a bytearray."""
+        cdef size_t total = <size_t>header.total
+        cdef pye_status status = PYE_E_TIMEOUT
+        cdef uint32_t wait_ms = self.slice(deadline)
+        owner = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>total)
+        cdef uint8_t *data = <uint8_t *>PyByteArray_AsString(owner)
+        while status == PYE_E_TIMEOUT:
+            with nogil:
+                status = pye_lane_read(lane, data, total, wait_ms)
+            if status == PYE_E_TIMEOUT:
+                self.look(deadline, True)
+                wait_ms = self.slice(deadline)
+        if status != PYE_OK:
+            self.give_up(lane, status)
+        return owner
 
     cdef object decode(self, Plan plan, const uint8_t *data, size_t total, object owner):
         try:
@@ -340,6 +423,188 @@ cdef class HostLanes:
             raise self.broken(pye_lane_broken(lane).decode())
         fail(status, "call")
         return 0
+
+    # ---- ocalls ----------------------------------------------------------------------------
+
+    def set_ocalls(self, OcallTable ocalls not None, submit) -> None:
+        """
+        Answer ocalls by `ocalls`. ``submit(run)`` has a thread of its own call ``run()`` soon.
+
+        A handler runs in the thread that waits for the call, or, if that has a deadline, in one of
+        its own, so that the deadline holds however long the handler takes.
+        """
+        self.ocalls = ocalls
+        self.submit = submit
+
+    cdef object answer_ocall(self, int number, pye_lane_header *header, double deadline):
+        """
+        Answer the ocall that `header` announces and wait for what comes then, again in `header`.
+
+        Returns the exception that the handler raised, or None.
+        """
+        cdef pye_lane *lane = self.lanes[number]
+        cdef OcallTable table = self.ocalls
+        cdef Message m
+        cdef uint32_t index = header.index
+        cdef uint32_t level
+        cdef int users = PYE_GET(&self.handling[number].more)
+        cdef uint16_t kind = PYE_FRAME_OCALL_RESULT
+        cdef object value = None
+        cdef object error = None
+        if table is None or index >= table.num:
+            self.give_up(lane, pye_lane_refuse(lane, "ocall"))
+        if deadline >= 0 and <double>_monotonic() >= deadline:
+            self.look(deadline, True)  # a function that asks on and on meets its deadline too
+        index = pye_index_mask(index, table.num)
+        level = pye_lane_depth(lane)
+        data = self.take(lane, header, deadline)
+        try:
+            handler, args, kwargs = table.request(index, data)
+        except _errors.ArgumentError as refused:
+            error = refused
+        else:
+            if deadline < 0:
+                value, error = self.run_handler(number, level, handler, args, kwargs)
+            else:
+                value, error = self.run_apart(number, level, handler, args, kwargs, deadline)
+            self.settle(number, level, users, deadline)
+        message_init(&m)
+        try:
+            if error is None:
+                try:
+                    table.response(&m, index, value)
+                except (_errors.ArgumentError, TypeError) as refused:
+                    error = refused
+            if error is not None:
+                message_clear(&m)
+                failure = ocall_failure(error)
+                kind = PYE_FRAME_OCALL_ERROR
+                m.segments[0].data = <const uint8_t *><char *>failure
+                m.segments[0].len = <size_t>len(failure)
+                m.num_segments = 1
+            self.post(number, kind, <uint16_t>index, m.segments, m.num_segments, header, deadline)
+        finally:
+            message_clear(&m)
+        return error
+
+    cdef tuple run_handler(self, int number, uint32_t level, handler, tuple args, dict kwargs):
+        """Call a handler in this thread; return what it returned, and the Exception it raised."""
+        cdef Handling *now = &self.handling[number]
+        cdef Handling before = now[0]
+        now.owner = PyThread_get_thread_ident()
+        now.handler = now.owner
+        now.level = level
+        now.users = PYE_GET(&now.more)
+        now.base = now.stream
+        PYE_ADD(&self.handlers, 1)
+        try:
+            return handler(*args, **kwargs), None
+        except Exception as error:
+            return None, error
+        finally:
+            PYE_ADD(&self.handlers, -1)
+            now.owner = before.owner
+            now.handler = before.handler
+            now.level = before.level
+            now.users = before.users
+            now.base = before.base
+            now.stream = before.stream
+
+    cdef tuple run_apart(self, int number, uint32_t level, handler, tuple args, dict kwargs,
+                         double deadline):
+        """Have another thread call a handler, and wait for it no longer than the deadline."""
+        run = HandlerRun(self, number, level, handler, args, kwargs)
+        PYE_ADD(&self.handling[number].more, 1)
+        try:
+            self.submit(run)
+        except BaseException:
+            PYE_ADD(&self.handling[number].more, -1)
+            raise
+        done = run.done
+        while not done.wait(self.slice(deadline) / 1000.0):
+            self.look(deadline, True)
+        if run.fatal is not None:
+            raise run.fatal
+        return run.result
+
+    cdef int settle(self, int number, uint32_t level, int users, double deadline) except -1:
+        """
+        End what is open on the lane beyond `level` calls: those given up, streams.
+
+        Handlers that still run for such calls are waited for, until `users` threads have the lane
+        besides its caller.
+        """
+        cdef pye_lane *lane = self.lanes[number]
+        cdef pye_status status = PYE_E_TIMEOUT
+        cdef uint32_t wait_ms = 0
+        while True:
+            if PYE_GET(&self.handling[number].more) <= users:
+                with nogil:
+                    status = pye_lane_drain_to(lane, level, wait_ms)
+                if status == PYE_OK:
+                    return 0
+                if status != PYE_E_TIMEOUT:
+                    self.give_up(lane, status)
+            elif wait_ms:
+                _sleep(0.005)
+            self.look(deadline, True)
+            wait_ms = 10
+
+    cdef int nested(self, double deadline) except -2:
+        """
+        The lane on which this thread's handler of an ocall calls, made ready; or -1 for no handler.
+
+        CallError: the depth is used up. BusyError: a nested stream is open.
+        """
+        cdef uint32_t i
+        cdef unsigned long me = PyThread_get_thread_ident()
+        cdef Handling *now
+        for i in range(self.num):
+            now = &self.handling[i]
+            if now.handler != me:
+                continue
+            if now.stream != now.base:
+                raise _errors.BusyError(
+                    "the handler has a stream open, which takes its lane",
+                    advice="Read it to the end, or close it.")
+            if now.level >= PYE_LANE_MAX_DEPTH:
+                raise _errors.CallError(
+                    "calls are nested too deep", expected=f"at most {PYE_LANE_MAX_DEPTH}")
+            self.settle(<int>i, now.level, now.users, deadline)
+            return <int>i
+        return -1
+
+    # ---- streams ---------------------------------------------------------------------------
+
+    cdef int send(self, pye_lane *lane, uint16_t kind, uint16_t index, pye_segment *segments,
+                  size_t num, double deadline) except -1:
+        """Send a message without waiting for what answers it."""
+        cdef pye_status status
+        cdef uint32_t wait_ms
+        while True:
+            wait_ms = self.slice(deadline)
+            with nogil:
+                status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
+            if status == PYE_OK:
+                return 0
+            if status != PYE_E_TIMEOUT:
+                self.give_up(lane, status)
+            self.look(deadline, False)
+
+    cdef int await_header(self, pye_lane *lane, pye_lane_header *header,
+                          double deadline) except -1:
+        """Wait for the answer to what was sent."""
+        cdef pye_status status
+        cdef uint32_t wait_ms
+        while True:
+            wait_ms = self.slice(deadline)
+            with nogil:
+                status = pye_lane_wait(lane, header, wait_ms)
+            if status == PYE_OK:
+                return 0
+            if status != PYE_E_TIMEOUT:
+                self.give_up(lane, status)
+            self.look(deadline, True)
 
     def request(self, uint16_t kind, data, double timeout=-1, double kill_after=-1) -> bytes:
         """Send a control frame (PING, ATTEST) or a raw call and return the raw answer."""
@@ -369,6 +634,39 @@ cdef class HostLanes:
 
 
 @cython.final
+cdef class HandlerRun:
+    """One call of a handler in a thread of its own; that thread, too, uses the lane until then."""
+
+    cdef HostLanes lanes
+    cdef int number
+    cdef uint32_t level
+    cdef tuple call
+    cdef readonly object done
+    cdef readonly tuple result
+    cdef readonly object fatal
+
+    def __init__(self, HostLanes lanes, int number, uint32_t level, handler, tuple args,
+                 dict kwargs):
+        from threading import Event
+        self.lanes = lanes
+        self.number = number
+        self.level = level
+        self.call = (handler, args, kwargs)
+        self.done = Event()
+
+    def __call__(self):
+        handler, args, kwargs = self.call
+        self.call = None
+        try:
+            self.result = self.lanes.run_handler(self.number, self.level, handler, args, kwargs)
+        except BaseException as error:
+            self.fatal = error
+        finally:
+            self.lanes.release(self.number)
+            self.done.set()
+
+
+@cython.final
 cdef class HostCall:
     """
     A trusted function, callable from the host.
@@ -388,12 +686,13 @@ cdef class HostCall:
     cdef double timeout
     cdef double kill_after
     cdef bint has_out
+    cdef bint streams
     cdef readonly str __name__
     cdef readonly str __doc__
 
     def __init__(self, HostLanes lanes, uint16_t index, str name, str doc, Plan arguments,
                  Plan result, bind, *, bint native=False, element=None, double timeout=-1,
-                 double kill_after=-1, bint has_out=False):
+                 double kill_after=-1, bint has_out=False, bint streams=False):
         self.lanes = lanes
         self.index = index
         self.__name__ = name
@@ -407,6 +706,7 @@ cdef class HostCall:
         self.timeout = timeout
         self.kill_after = kill_after
         self.has_out = has_out
+        self.streams = streams
         if native and arguments.num != 1:
             raise ValueError("a native function takes one argument")
 
@@ -450,7 +750,17 @@ cdef class HostCall:
             self.arguments.put(&m, args)
             self.arguments.finish(&m)
             fits = True
+            if PYE_GET(&self.lanes.handlers):
+                number = self.lanes.nested(deadline)
+                if number >= 0:
+                    if self.streams:
+                        return self.open_stream(number, True, &m, deadline)
+                    return self.lanes.exchange(
+                        number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments, m.num_segments,
+                        deadline, 1, self.result)
             number = self.lanes.acquire(deadline)
+            if self.streams:
+                return self.open_stream(number, False, &m, deadline)
             try:
                 return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments,
                                            m.num_segments, deadline, 1, self.result)
@@ -460,6 +770,21 @@ cdef class HostCall:
             message_clear(&m)
             if not fits:
                 pye_stats_event(self.lanes.counts, PYE_STATS_ARGUMENT)
+
+    cdef object open_stream(self, int number, bint nested, Message *m, double deadline):
+        """Send the call of a function that streams; what it gives is asked for later."""
+        stream = HostStream(self.lanes, number, nested, self.index, self.result, self.__doc__,
+                            self.timeout, self.kill_after)
+        try:
+            pye_stats_time(self.lanes.counts, <uint32_t>number, self.index)
+            pye_stats_begin(self.lanes.counts, <uint32_t>number, self.index, m.segments,
+                            m.num_segments)
+            self.lanes.send(self.lanes.lanes[number], <uint16_t>PYE_FRAME_CALL, self.index,
+                            m.segments, m.num_segments, deadline)
+        except BaseException:
+            (<HostStream>stream).finish()
+            raise
+        return stream
 
     cdef object call_native(self, object value, double deadline):
         cdef Py_buffer view
@@ -480,6 +805,12 @@ cdef class HostCall:
         try:
             segment.data = <const uint8_t *>view.buf
             segment.len = <size_t>view.len
+            if PYE_GET(&self.lanes.handlers):
+                number = self.lanes.nested(deadline)
+                if number >= 0:
+                    return self.lanes.exchange(
+                        number, <uint16_t>PYE_FRAME_CALL, self.index, &segment, 1, deadline, 0,
+                        None)
             number = self.lanes.acquire(deadline)
             try:
                 return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, &segment,

@@ -26,16 +26,23 @@ cdef class FunctionTable:
     """
     The functions of an enclave by index: ``(address, function, arguments, result, missing,
     keywords)`` each; address 0 for Python functions; ``missing`` the defaults by position;
-    ``keywords`` the names of the parameters given by keyword, which come last.
+    ``keywords`` the names of the parameters given by keyword, which come last. ``flags`` has a byte
+    for each: FUNCTION_PRIVATE, FUNCTION_STREAMS.
     """
 
     cdef readonly tuple entries
+    cdef bytes flags_object
+    cdef const uint8_t *flags
     cdef void **natives
     cdef uint32_t num
 
-    def __cinit__(self, tuple entries not None):
+    def __cinit__(self, tuple entries not None, bytes flags not None=b""):
         if len(entries) > 65536:
             raise ValueError("at most 65536 functions")
+        if flags and len(flags) != len(entries):
+            raise ValueError("a flag for each function")
+        self.flags_object = flags or bytes(len(entries))
+        self.flags = <const uint8_t *><char *>self.flags_object
         self.entries = entries
         self.num = <uint32_t>len(entries)
         self.natives = <void **>calloc(len(entries) + 1, sizeof(void *))
@@ -50,6 +57,13 @@ cdef class FunctionTable:
     def __len__(self):
         return <Py_ssize_t>self.num
 
+
+cdef enum:
+    PRIVATE = 1             # callable only nested in an ocall that allows it
+    STREAMS = 2             # gives its result in items
+
+FUNCTION_PRIVATE = PRIVATE
+FUNCTION_STREAMS = STREAMS
 
 cdef enum:
     EVENT_LOOK = 1          # a slice of waiting is over
@@ -83,6 +97,15 @@ cdef class WorkerLane:
     cdef pye_lane_header header
     cdef pye_status native_status
     cdef pye_segment reply
+    cdef FunctionTable table
+    cdef tuple ocalls
+    cdef object attest
+    cdef object describe
+    cdef object idle
+    cdef object large       # a message that is longer than a slot
+    cdef bint running       # trusted code of a call runs in this thread: it may call the host
+    cdef bint ending        # idle() wants to end
+    cdef bint too_long      # the message that next_message announced is beyond the limit
 
     def __cinit__(self):
         self.held = False
@@ -209,32 +232,44 @@ cdef class WorkerLane:
         what = check.decode() if check != NULL else "state"
         raise _errors.EnclavePoisonedError(f"the host broke the call protocol: {what}")
 
-    cdef bint send(self, uint16_t kind, pye_segment *segments, size_t num, object idle) except -1:
-        """Send an answer; False if `idle` wants to end."""
+    cdef bint send(self, uint16_t kind, uint16_t index, pye_segment *segments,
+                   size_t num) except -1:
+        """Send a message; False if `idle` wants to end."""
         cdef pye_status status = PYE_E_TIMEOUT
         while True:
             with nogil:
-                status = pye_lane_write(self.lane, kind, self.header.index, segments, num,
-                                        SLICE_MS)
+                status = pye_lane_write(self.lane, kind, index, segments, num, SLICE_MS)
             if status == PYE_OK or status == PYE_E_CLOSED:
                 return True
             if status != PYE_E_TIMEOUT:
                 self.poison()
-            if not idle():
+            if not self.idle():
+                self.ending = True
                 return False
 
-    cdef bint send_bytes(self, uint16_t kind, bytes data, object idle) except -1:
+    cdef bint send_bytes(self, uint16_t kind, uint16_t index, bytes data) except -1:
         cdef pye_segment segment
         segment.data = <const uint8_t *><char *>data
         segment.len = <size_t>len(data)
-        return self.send(kind, &segment, 1, idle)
+        return self.send(kind, index, &segment, 1)
 
-    def serve(self, FunctionTable table not None, attest, describe, idle) -> None:
+    cdef bint refuse_long(self) except -1:
+        """Answer a call that is longer than the limit; its header is in `header`."""
+        error = _errors.ArgumentError(
+            "the message is too long", expected=f"at most {self.limit} bytes",
+            found=self.header.total, advice="Raise the image's message_limit.")
+        return self.send_bytes(<uint16_t>PYE_FRAME_ERROR, self.header.index,
+                               self.describe(error, "request"))
+
+    def serve(self, FunctionTable table not None, attest, describe, idle,
+              tuple ocalls not None=()) -> None:
         """
         Serve until ``idle()``, called at least every 100 ms of waiting, returns False.
 
         ``attest(nonce)`` returns evidence; ``describe(exception, stage)`` the bytes of an error
         frame, where stage is "request" (the call was not made), "native" or "function".
+        ``ocalls`` are the host functions: ``(name, arguments, result, allowed)`` each, ``allowed``
+        the set of indices of functions that the host may call before it answers.
         EnclavePoisonedError: the host broke the protocol, or trusted code found a broken MAC.
         """
         cdef int event
@@ -242,6 +277,11 @@ cdef class WorkerLane:
         cdef uint32_t num = table.num
         cdef uint32_t i
         cdef bint more
+        self.table = table
+        self.ocalls = ocalls
+        self.attest = attest
+        self.describe = describe
+        self.idle = idle
         for i in range(num):
             if natives[i] != NULL:
                 self.make_room()
@@ -254,24 +294,21 @@ cdef class WorkerLane:
                 if not idle():
                     return
             elif event == EVENT_MESSAGE:
-                if not self.answer(table, attest, describe, idle):
+                if not self.answer(None):
                     return
             elif event == EVENT_STATUS:
-                if not self.send_bytes(<uint16_t>PYE_FRAME_ERROR,
-                                       describe(self.native_error(), "native"), idle):
+                if not self.send_bytes(<uint16_t>PYE_FRAME_ERROR, self.header.index,
+                                       describe(self.native_error(), "native")):
                     return
             elif event == EVENT_REPLY:
                 if not idle():
                     return
-                more = self.send(<uint16_t>PYE_FRAME_RESULT, &self.reply, 1, idle)
+                more = self.send(<uint16_t>PYE_FRAME_RESULT, self.header.index, &self.reply, 1)
                 self.forget()
                 if not more:
                     return
             elif event == EVENT_LIMIT:
-                error = _errors.ArgumentError(
-                    "the message is too long", expected=f"at most {self.limit} bytes",
-                    found=self.header.total, advice="Raise the image's message_limit.")
-                if not self.send_bytes(<uint16_t>PYE_FRAME_ERROR, describe(error, "request"), idle):
+                if not self.refuse_long():
                     return
             else:
                 self.poison()
@@ -285,43 +322,60 @@ cdef class WorkerLane:
         return _errors.EcallError(
             type=f"status {self.native_status}")
 
-    cdef bint answer(self, FunctionTable table, object attest, object describe,
-                     object idle) except -1:
-        """Handle the message that `header` announces; False if `idle` wants to end."""
-        cdef Message m
-        cdef pye_status status = PYE_OK
+    cdef const uint8_t *receive(self) except? NULL:
+        """
+        Copy the message that `header` announces and return where it is.
+
+        A long one is in a bytearray, `large`, which is the caller's to take. NULL: the host dropped
+        the message, or `idle` wants to end (`ending`).
+        """
+        cdef pye_status status
         cdef size_t total = <size_t>self.header.total
+        cdef uint8_t *data = self.in_data
+        if total > self.in_size:
+            self.large = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>total)
+            data = <uint8_t *>PyByteArray_AsString(self.large)
+        while True:
+            with nogil:
+                status = pye_lane_read(self.lane, data, total, SLICE_MS)
+            if status == PYE_OK:
+                return data
+            if status == PYE_E_CLOSED:
+                return NULL
+            if status != PYE_E_TIMEOUT:
+                self.poison()
+            if not self.idle():
+                self.ending = True
+                return NULL
+
+    cdef bint answer(self, object allowed) except -1:
+        """
+        Handle the message that `header` announces; False if `idle` wants to end.
+
+        ``allowed``: None for a call of its own, whose short message is in `in_data` already; else
+        the indices that a nested one may have, and nothing is read yet.
+        """
+        cdef Message m
+        cdef FunctionTable table = self.table
+        cdef size_t total = <size_t>self.header.total
+        cdef uint16_t number = self.header.index
+        cdef uint16_t kind = self.header.kind
         cdef const uint8_t *data = self.in_data
-        cdef uint8_t *large
         cdef uint32_t index
         cdef Plan plan
         cdef object owner = None
         cdef str stage = "request"
-        if total > self.in_size:
-            owner = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>total)
-            large = <uint8_t *>PyByteArray_AsString(owner)
-            data = large
-            while True:
-                with nogil:
-                    status = pye_lane_read(self.lane, large, total, SLICE_MS)
-                if status != PYE_E_TIMEOUT:
-                    break
-                if not idle():
-                    return False
-            if status == PYE_E_CLOSED:
-                return True
-            if status != PYE_OK:
-                self.poison()
+        if allowed is not None or total > self.in_size:
+            data = self.receive()
+            owner, self.large = self.large, None
+            if data == NULL:
+                return not self.ending
         message_init(&m)
         try:
             try:
-                if self.header.kind == PYE_FRAME_CALL:
-                    if self.header.index >= table.num:
-                        raise _errors.UnknownFunctionError(
-                            "no function has this number", expected=f"below {table.num}",
-                            found=self.header.index)
-                    index = pye_index_mask(self.header.index, table.num)
-                    if table.natives[index] != NULL:  # only messages longer than a slot
+                if kind == PYE_FRAME_CALL:
+                    index = self.callee(number, allowed)
+                    if table.natives[index] != NULL:  # nested, or longer than a slot
                         with nogil:
                             self.native(table.natives[index], data, total)
                         stage = "native"
@@ -341,34 +395,31 @@ cdef class WorkerLane:
                         if plan.optional:
                             values = fill_missing(values, missing)
                         stage = "function"
+                        self.running = True
                         if keywords:
                             count = len(values) - len(keywords)
                             value = function(
                                 *values[:count], **dict(zip(keywords, values[count:])))
                         else:
                             value = function(*values)
-                        plan = result
-                        try:
-                            plan.put(&m, (value,))
-                        except _errors.ArgumentError as error:
-                            raise TypeError(str(error)) from None
-                        plan.finish(&m)
-                        if m.total > self.limit:
-                            raise _errors.ArgumentError(
-                                "the result is too long", expected=f"at most {self.limit} bytes",
-                                found=m.total, advice="Raise the image's message_limit.")
-                elif self.header.kind == PYE_FRAME_ATTEST:
+                        values = None
+                        if table.flags[index] & STREAMS:
+                            self.stream(value, result, number)
+                        else:
+                            self.pack(&m, result, value, "the result")
+                        self.running = False
+                elif kind == PYE_FRAME_ATTEST:
                     if total > 1024:
                         raise _errors.ArgumentError(
                             "the nonce is too long", expected="at most 1024 bytes", found=total)
                     stage = "function"
-                    answer = attest(PyBytes_FromStringAndSize(<char *>data, <Py_ssize_t>total))
+                    answer = self.attest(PyBytes_FromStringAndSize(<char *>data, <Py_ssize_t>total))
                     m.segments[0].data = <const uint8_t *><char *>answer
                     m.segments[0].len = <size_t>len(answer)
                     m.num_segments = 1
-                elif self.header.kind == PYE_FRAME_BATCH:
+                elif kind == PYE_FRAME_BATCH:
                     raise _errors.ArgumentError("this enclave answers no batches")
-                elif self.header.kind == PYE_FRAME_PING:  # longer than a slot
+                elif kind == PYE_FRAME_PING:  # longer than a slot
                     m.segments[0].data = data
                     m.segments[0].len = total
                     m.num_segments = 1
@@ -378,14 +429,200 @@ cdef class WorkerLane:
             except _errors.EnclavePoisonedError:
                 raise
             except BaseException as error:
+                self.running = False
                 message_clear(&m)
+                if self.ending:
+                    return False
                 if isinstance(error, KeyboardInterrupt) and stage == "request":
                     raise
-                return self.send_bytes(<uint16_t>PYE_FRAME_ERROR, describe(error, stage), idle)
-            return self.send(<uint16_t>PYE_FRAME_RESULT, m.segments, m.num_segments, idle)
+                return self.send_bytes(
+                    <uint16_t>PYE_FRAME_ERROR, number, self.describe(error, stage))
+            if self.ending:
+                return False
+            return self.send(<uint16_t>PYE_FRAME_RESULT, number, m.segments, m.num_segments)
         finally:
             message_clear(&m)
             self.forget()
+
+    cdef uint32_t callee(self, uint16_t number, object allowed) except? 0xffffffff:
+        """Return the index of a function that may be called here, checked against the table."""
+        cdef uint32_t index
+        if number >= self.table.num:
+            raise _errors.UnknownFunctionError(
+                "no function has this number", expected=f"below {self.table.num}", found=number)
+        index = pye_index_mask(number, self.table.num)
+        if allowed is None:
+            if self.table.flags[index] & PRIVATE:
+                raise _errors.CallError(
+                    "this function is private: it is called only from the handler of an ocall that "
+                    "allows it")
+        elif index not in allowed:
+            raise _errors.CallError("the ocall does not allow calls of this function")
+        elif pye_lane_depth(self.lane) > PYE_LANE_MAX_DEPTH:
+            raise _errors.CallError(
+                "calls are nested too deep", expected=f"at most {PYE_LANE_MAX_DEPTH}")
+        return index
+
+    cdef int pack(self, Message *m, Plan plan, object value, str what) except -1:
+        """Encode a result or an item. A value that does not fit is the function's TypeError."""
+        try:
+            plan.put(m, (value,))
+        except _errors.ArgumentError as error:
+            raise TypeError(str(error)) from None
+        plan.finish(m)
+        if m.total > self.limit:
+            raise _errors.ArgumentError(
+                f"{what} is too long", expected=f"at most {self.limit} bytes", found=m.total,
+                advice="Raise the image's message_limit.")
+        return 0
+
+    # ---- what goes on within a call --------------------------------------------------------
+
+    cdef uint16_t next_message(self) except? 0:
+        """
+        Wait for the host within a call; its header is in `header`. 0: `idle` wants to end.
+
+        The lane refuses every kind that is out of turn.
+        """
+        cdef pye_status status
+        while True:
+            with nogil:
+                status = pye_lane_wait(self.lane, &self.header, SLICE_MS)
+            if status == PYE_OK or status == PYE_E_LIMIT:
+                self.too_long = status == PYE_E_LIMIT
+                return self.header.kind
+            if status != PYE_E_TIMEOUT:
+                self.poison()
+            if not self.idle():
+                self.ending = True
+                return 0
+
+    cdef int stream(self, object value, Plan plan, uint16_t number) except -1:
+        """Give items until there are no more or the host stops; then RESULT follows, or ERROR."""
+        cdef Message m
+        cdef uint16_t kind
+        items = iter(value)
+        try:
+            while True:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return 0
+                message_init(&m)
+                try:
+                    self.pack(&m, plan, item, "the item")
+                    item = None
+                    self.running = False
+                    self.send(<uint16_t>PYE_FRAME_ITEM, number, m.segments, m.num_segments)
+                finally:
+                    message_clear(&m)
+                kind = 0 if self.ending else self.next_message()
+                if kind == 0:
+                    return 0
+                self.receive()  # nothing is in it
+                self.running = True
+                if kind == PYE_FRAME_STOP:
+                    return 0
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None and not self.ending:
+                close()
+
+    def ocall(self, uint32_t number, tuple values not None):
+        """
+        Call host function `number` and return what it answers, which is not to be trusted.
+
+        Only for the thread of this lane, while trusted code of a call runs in it. ArgumentError: a
+        value does not fit. OcallError: the host's function failed, or what it answered does not
+        fit. EnclaveStateError: no call is under way here. EnclavePoisonedError: the host broke the
+        protocol. EnclaveLostError: the platform ended.
+        """
+        cdef Message m
+        if not self.running:
+            raise _errors.EnclaveStateError(
+                "the host can be called only while a trusted function runs",
+                advice="Not from a finalizer, a thread of its own or before the first call.")
+        if number >= <uint32_t>len(self.ocalls):
+            raise IndexError(number)
+        name, arguments, result, allowed = self.ocalls[number]
+        message_init(&m)
+        try:
+            (<Plan>arguments).put(&m, values)
+            (<Plan>arguments).finish(&m)
+            if m.total > self.limit:
+                raise _errors.ArgumentError(
+                    f"the arguments of {name} are too long",
+                    expected=f"at most {self.limit} bytes", found=m.total,
+                    advice="Raise the image's message_limit.")
+            # What runs from here on in this thread, a finalizer for instance, is not the function.
+            self.running = False
+            self.send(<uint16_t>PYE_FRAME_OCALL, <uint16_t>number, m.segments, m.num_segments)
+        finally:
+            message_clear(&m)
+        try:
+            return self.await_ocall(name, result, allowed)
+        finally:
+            self.running = True
+
+    cdef object await_ocall(self, str name, Plan plan, object allowed):
+        """Make the nested calls that the host asks for until it answers."""
+        cdef uint16_t kind
+        cdef const uint8_t *data
+        cdef size_t total
+        cdef object owner = None
+        while not self.ending:
+            kind = self.next_message()
+            if kind == 0:
+                break
+            if kind == PYE_FRAME_CALL:
+                if self.too_long:
+                    self.refuse_long()
+                else:
+                    self.answer(allowed)
+                continue
+            if self.too_long:
+                raise ocall_error(
+                    f"what the host function {name} returned is too long: "
+                    f"{self.header.total} bytes, at most {self.limit}")
+            data = self.receive()
+            owner, self.large = self.large, None
+            if data == NULL:  # dropped: another answer comes
+                continue
+            total = <size_t>self.header.total
+            if kind == PYE_FRAME_OCALL_ERROR:
+                raise failed_ocall(name, data, total)
+            if plan.arrays and owner is None:
+                owner = PyByteArray_FromStringAndSize(<char *>data, <Py_ssize_t>total)
+                data = <const uint8_t *>PyByteArray_AsString(owner)
+            try:
+                return (<tuple>plan.get(data, total, owner))[0]
+            except _errors.ArgumentError as error:
+                raise ocall_error(
+                    f"what the host function {name} returned does not fit its signature: "
+                    f"{error.message}") from None
+        raise _errors.EnclaveLostError("the platform ended")
+
+
+cdef object ocall_error(str message, str kind=""):
+    """An OcallError whose text says nothing but what the host knows: it may cross as it is."""
+    error = _errors.OcallError(message, type=kind)
+    error.from_host = True
+    return error
+
+
+cdef object failed_ocall(str name, const uint8_t *data, size_t total):
+    """The error that OCALL_ERROR describes: the name of a class, or nothing."""
+    cdef str kind = ""
+    if total == 0:
+        return ocall_error(f"the host gave up the call of {name}")
+    if total <= 128:
+        try:
+            kind = PyUnicode_DecodeUTF8(<char *>data, <Py_ssize_t>total, NULL)
+        except UnicodeDecodeError:
+            pass
+    if not kind.isidentifier():
+        return ocall_error(f"the host function {name} failed")
+    return ocall_error(f"the host function {name} raised {kind}", kind)
 
 
 cdef tuple fill_missing(tuple values, dict missing):

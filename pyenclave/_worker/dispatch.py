@@ -20,9 +20,11 @@ from pyenclave import _core
 from pyenclave._core import NativeLibrary
 from pyenclave.calls import errors as _errors
 from pyenclave.calls import ring
+from pyenclave.calls.ocalls import Ocall, declared_in
 from pyenclave.calls.signature import Signature, trusted_functions
-from pyenclave.errors import ImageError
+from pyenclave.errors import EnclavePoisonedError, ImageError, UnknownFunctionError
 from pyenclave.formats.image import ImageInfo
+from pyenclave.trusted import _state
 
 __all__ = ["NativeLibrary", "Table", "build_table", "serve"]
 
@@ -33,13 +35,33 @@ class Table:
 
     Attributes:
         debug: Whether texts of errors cross and tracebacks are printed; None: ask the runtime.
+        ocalls: The functions of the host, by index.
+        places: Index and signature of each, by name.
 
     """
 
     def __init__(
-        self, functions: _core.FunctionTable, *, lanes: int, limit: int, debug: bool | None = None
+        self,
+        functions: _core.FunctionTable,
+        *,
+        lanes: int,
+        limit: int,
+        debug: bool | None = None,
+        ocalls: tuple[Ocall, ...] = (),
+        names: tuple[str, ...] = (),
     ) -> None:
         self.functions = functions
+        indices = {name: index for index, name in enumerate(names)}
+        self.places = {item.name: (index, item.signature) for index, item in enumerate(ocalls)}
+        self.ocalls = tuple(
+            (
+                item.name,
+                item.signature.request_plan,
+                item.signature.reply_plan,
+                frozenset(indices[name] for name in item.allow),
+            )
+            for item in ocalls
+        )
         self.lanes = lanes
         self.limit = limit
         self.debug = debug
@@ -104,6 +126,26 @@ def _python_entry(function: Callable[..., Any], signature: Signature) -> tuple[A
     return (0, function, signature.request_plan, signature.reply_plan, missing, keywords)
 
 
+def _flags(signature: Signature) -> int:
+    private = _core.FUNCTION_PRIVATE if signature.private else 0
+    return private | (_core.FUNCTION_STREAMS if signature.streams else 0)
+
+
+def _declared(entry: ModuleType | NativeLibrary, info: ImageInfo) -> tuple[Ocall, ...]:
+    """The measured ocalls, with the classes of the entry's own stubs."""
+    measured = {item["name"]: Ocall.from_wire(item) for item in info.ocalls}
+    for ocall in declared_in(entry) if isinstance(entry, ModuleType) else ():
+        known = measured.get(ocall.name)
+        if known is None or _plain(known.to_wire()) != _plain(ocall.to_wire()):
+            raise ImageError(
+                "an ocall of the entry differs from the image's table",
+                expected=str(known) if known else "none of that name",
+                found=str(ocall),
+            )
+        measured[ocall.name] = ocall
+    return tuple(measured.values())
+
+
 def build_table(entry: ModuleType | NativeLibrary, info: ImageInfo) -> Table:
     """
     Make the table of the live functions, which must be exactly those that were measured.
@@ -117,10 +159,11 @@ def build_table(entry: ModuleType | NativeLibrary, info: ImageInfo) -> Table:
 
     """
     measured = [dict(item) for item in info.functions]
+    signatures = tuple(Signature.from_wire(item) for item in measured)
     if isinstance(entry, NativeLibrary):
         if any(item.get("kind") != "native" for item in measured):
             raise ImageError("the image's table has Python functions, its entry is native")
-        entries = tuple(_native_entry(entry, Signature.from_wire(item)) for item in measured)
+        entries = tuple(_native_entry(entry, item) for item in signatures)
     else:
         functions = trusted_functions(entry)
         live = [signature.to_wire() for _, signature in functions]
@@ -131,7 +174,13 @@ def build_table(entry: ModuleType | NativeLibrary, info: ImageInfo) -> Table:
                 found=", ".join(item["name"] for item in live),
             )
         entries = tuple(_python_entry(*function) for function in functions)
-    return Table(_core.FunctionTable(entries), lanes=info.threads, limit=info.message_limit)
+    return Table(
+        _core.FunctionTable(entries, bytes(map(_flags, signatures))),
+        lanes=info.threads,
+        limit=info.message_limit,
+        ocalls=_declared(entry, info),
+        names=tuple(item.name for item in signatures),
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +192,53 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def serve(ring_fd: int, table: Table, *, lane: int, idle: Callable[[], bool]) -> None:
+class _Link:
+    """How trusted code of one lane's thread calls the host."""
+
+    def __init__(
+        self,
+        lane: _core.WorkerLane,
+        table: Table,
+        poisoned: Callable[[EnclavePoisonedError], object] | None,
+    ) -> None:
+        self._lane = lane
+        self._table = table
+        self._poisoned = poisoned
+
+    def _place(self, name: str) -> tuple[int, Signature]:
+        try:
+            return self._table.places[name]
+        except (KeyError, TypeError):
+            raise UnknownFunctionError(
+                f"the image declares no host function {name!r}",
+                expected=", ".join(self._table.places) or "none",
+            ) from None
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        index, signature = self._place(name)
+        return self._cross(index, signature.bind(args, kwargs))
+
+    def call_ordered(self, name: str, values: tuple[Any, ...]) -> Any:
+        return self._cross(self._place(name)[0], values)
+
+    def _cross(self, index: int, values: tuple[Any, ...]) -> Any:
+        try:
+            return self._lane.ocall(index, values)
+        except EnclavePoisonedError as error:
+            # At once: trusted code could catch it and go on.
+            if self._poisoned is not None:
+                self._poisoned(error)
+            raise
+
+
+def serve(
+    ring_fd: int,
+    table: Table,
+    *,
+    lane: int,
+    idle: Callable[[], bool],
+    poisoned: Callable[[EnclavePoisonedError], object] | None = None,
+) -> None:
     """
     Serve one lane until ``idle()`` returns False.
 
@@ -152,6 +247,7 @@ def serve(ring_fd: int, table: Table, *, lane: int, idle: Callable[[], bool]) ->
         table: What can be called.
         lane: Number of the lane; each has one thread.
         idle: Called at least every 100 ms of waiting.
+        poisoned: Ends the process at once when the host breaks the protocol within a call.
 
     Raises:
         EnclavePoisonedError: The host broke the protocol, or trusted code found a broken MAC.
@@ -167,4 +263,5 @@ def serve(ring_fd: int, table: Table, *, lane: int, idle: Callable[[], bool]) ->
         with table.lock:
             return idle()
 
-    worker.serve(table.functions, table.attest, table.describe, alone)
+    _state.set_link(_Link(worker, table, poisoned))
+    worker.serve(table.functions, table.attest, table.describe, alone, table.ocalls)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyenclave._worker import dispatch
 from pyenclave.errors import ImageError
+from pyenclave.trusted import _state
 
 if TYPE_CHECKING:
     from pyenclave._worker.importer import Locked
@@ -94,6 +95,7 @@ def load_entry(image: Image, locked: Locked, code: CodeType | None = None) -> An
 
     """
     info = image.info
+    _state.enter()
     if info.entry_kind == "native":
         return dispatch.NativeLibrary(locked.map_bytes(bytes(image.files[info.entry_file])))
     name = info.entry_module

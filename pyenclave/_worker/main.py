@@ -240,7 +240,7 @@ class Worker:
     def _serve_lane(self, lane: int) -> None:
         if self.table is None:
             raise EnclaveStateError("the worker has not started")
-        dispatch.serve(self.ring_fd, self.table, lane=lane, idle=self.idle)
+        dispatch.serve(self.ring_fd, self.table, lane=lane, idle=self.idle, poisoned=self.poisoned)
 
     def idle(self) -> bool:
         """Whether to go on waiting: the platform still holds its end of the channel."""

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import msgspec
 
-from pyenclave import errors
-from pyenclave.errors import ArgumentError, CallError, EcallError, UnknownFunctionError
+from pyenclave.errors import (
+    ArgumentError,
+    CallError,
+    EcallError,
+    OcallError,
+    UnknownFunctionError,
+)
 
 __all__ = ["MAX_TEXT", "ErrorFrame", "cut", "from_frame", "to_frame"]
 
 MAX_TEXT = 4096
 
-_CODES = {
-    cls.code: cls for cls in (CallError, ArgumentError, UnknownFunctionError, errors.OcallError)
-}
+_CODES = {cls.code: cls for cls in (CallError, ArgumentError, UnknownFunctionError)}
 
 
 class ErrorFrame(
@@ -69,6 +72,15 @@ def to_frame(error: BaseException, *, called: bool, show: bool, correlation: str
             advice=None if error.advice is None else cut(error.advice),
         )
         return msgspec.msgpack.encode(frame)
+    if isinstance(error, OcallError) and error.from_host:
+        # What it says is what the host did itself, and the name of a declared function.
+        frame = ErrorFrame(
+            code=OcallError.code,
+            message=cut(error.message),
+            type=cut(error.type, 128),
+            id=correlation,
+        )
+        return msgspec.msgpack.encode(frame)
     public = getattr(kind, "public", False) is True
     text = ""
     if show or public:
@@ -93,6 +105,8 @@ def from_frame(data: bytes) -> CallError:
         frame = None
     if frame is None:
         return CallError("the enclave answered with an error that cannot be read")
+    if frame.code == OcallError.code:
+        return OcallError(frame.message, type=frame.type, id=frame.id)
     if frame.code in _CODES:
         return _CODES[frame.code](frame.message, advice=frame.advice)
     shown = f"{frame.type}: {frame.message}" if frame.message else frame.type

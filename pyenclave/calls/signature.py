@@ -7,6 +7,7 @@ The index of a function in a call is its place in the image's list, which is sor
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
 import keyword
 import typing
@@ -82,10 +83,12 @@ class Signature:
 
     Attributes:
         name: The function's ``__qualname__``, or the native symbol without its prefix.
-        kind: ``python`` or ``native``.
+        kind: ``python`` or ``native``; ``ocall`` for a function of the host.
         parameters: In order.
-        returns: Wire type of the result.
+        returns: Wire type of the result; of one that streams, of each item.
         returns_annotation: The Python type that this side knows for it.
+        streams: Whether the result comes item by item.
+        private: Whether it can be called only nested in an ocall that allows it.
 
     """
 
@@ -94,6 +97,8 @@ class Signature:
     parameters: tuple[Parameter, ...]
     returns: Any
     returns_annotation: Any
+    streams: bool = False
+    private: bool = False
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
@@ -136,12 +141,15 @@ class Signature:
             )
         if len(parameters) > _MAX_PARAMETERS:
             raise ArgumentError(f"{name}: at most {_MAX_PARAMETERS} parameters")
+        streams, returned = _item_of(hints["return"], name)
         signature = cls(
             name=name,
             kind="python",
             parameters=tuple(parameters),
-            returns=_types.to_wire(hints["return"], f"what {name} returns"),
-            returns_annotation=hints["return"],
+            returns=_types.to_wire(returned, f"what {name} returns"),
+            returns_annotation=returned,
+            streams=streams,
+            private=getattr(function, "__pyenclave_private__", False) is True,
         )
         signature._check()
         return signature
@@ -156,11 +164,19 @@ class Signature:
 
         """
         try:
-            if set(wire) != {"name", "kind", "params", "returns"}:
+            if set(wire) - {"private"} != {"name", "kind", "params", "returns"}:
                 raise ValueError("members")
-            name, kind = wire["name"], wire["kind"]
-            if not isinstance(name, str) or kind not in ("python", "native"):
+            name, kind, private = wire["name"], wire["kind"], wire.get("private", False)
+            if not isinstance(name, str) or kind not in ("python", "native", "ocall"):
                 raise ValueError("name or kind")
+            if private is not ("private" in wire) or (private and kind != "python"):
+                raise ValueError("private")
+            returns = wire["returns"]
+            streams = isinstance(returns, list | tuple) and list(returns[:1]) == ["stream"]
+            if streams:
+                if len(returns) != 2 or kind != "python":
+                    raise ValueError("stream")
+                returns = returns[1]
             params = [dict(item) for item in wire["params"]]
             parameters = tuple(
                 Parameter(
@@ -178,8 +194,10 @@ class Signature:
             name=name,
             kind=kind,
             parameters=parameters,
-            returns=wire["returns"],
-            returns_annotation=_types.from_wire(wire["returns"]),
+            returns=returns,
+            returns_annotation=_types.from_wire(returns),
+            streams=streams,
+            private=private,
         )
         signature._check()
         return signature
@@ -198,7 +216,9 @@ class Signature:
                 }
                 for item in self.parameters
             ],
-            "returns": self.returns,
+            "returns": ["stream", self.returns] if self.streams else self.returns,
+            # Only where it is so: images of functions that are not stay what they were.
+            **({"private": True} if self.private else {}),
         }
 
     def _check(self) -> None:
@@ -208,7 +228,8 @@ class Signature:
                     f"{text!r} is not a name that a trusted function or parameter can have",
                     advice="Trusted functions are plain functions at the top of the module.",
                 )
-        if self.name in RESERVED_NAMES or self.name.startswith("_"):
+        reserved = self.name in RESERVED_NAMES and self.kind != "ocall"
+        if reserved or self.name.startswith("_"):
             raise ArgumentError(
                 f"a trusted function may not be called {self.name!r}",
                 advice="The handle has that name itself, or it begins with an underscore.",
@@ -235,7 +256,8 @@ class Signature:
     @cached_property
     def reply_plan(self) -> _core.Plan:
         """The plan of the result."""
-        return _plan([("the result", self.returns, self.returns_annotation)])
+        what = "the item" if self.streams else "the result"
+        return _plan([(what, self.returns, self.returns_annotation)])
 
     def with_types_of(self, function: Callable[..., Any]) -> Signature:
         """
@@ -290,7 +312,8 @@ class Signature:
             f"{item.name}: {_types.describe(item.wire)}{' = …' if item.default else ''}"
             for item in self.parameters
         )
-        return f"{self.name}({shown}) -> {_types.describe(self.returns)}"
+        returned = _types.describe(self.returns)
+        return f"{self.name}({shown}) -> {f'Iterator[{returned}]' if self.streams else returned}"
 
 
 def _plan(items: list[tuple[str, Any, Any]], *, optional: bool = False) -> _core.Plan:
@@ -301,6 +324,37 @@ def _plan(items: list[tuple[str, Any, Any]], *, optional: bool = False) -> _core
         tuple(detail for _, detail in codes),
         optional,
     )
+
+
+_STREAMS = (collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)
+_ASYNC = (
+    collections.abc.AsyncIterator,
+    collections.abc.AsyncIterable,
+    collections.abc.AsyncGenerator,
+    collections.abc.Coroutine,
+    collections.abc.Awaitable,
+)
+
+
+def _item_of(annotation: Any, name: str) -> tuple[bool, Any]:
+    """Return whether a result streams, and the type of it or of its items."""
+    origin = typing.get_origin(annotation) or annotation
+    if origin is typing.Annotated:
+        return _item_of(typing.get_args(annotation)[0], name)
+    if origin in _ASYNC:
+        raise ArgumentError(
+            f"what {name} returns: trusted functions are not async",
+            advice="Stream by a plain generator: `-> Iterator[T]`. The host may await it.",
+        )
+    if origin not in _STREAMS:
+        return False, annotation
+    arguments = typing.get_args(annotation)
+    if any(part not in (None, type(None), Any) for part in arguments[1:]):
+        raise ArgumentError(
+            f"what {name} returns: nothing is sent into a generator, and it returns nothing",
+            advice="Write `Iterator[T]`, or `Generator[T, None, None]`.",
+        )
+    return True, arguments[0] if arguments else Any
 
 
 def is_ecall(value: object) -> bool:

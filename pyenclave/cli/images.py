@@ -217,6 +217,9 @@ def _inspect(args: argparse.Namespace) -> int:
     output.say(f"MRSIGNER  {signer}")
     output.say(f"options   {', '.join(f'{k}={v}' for k, v in found['options'].items())}")
     output.say(f"functions {', '.join(f['name'] for f in found['functions'])}")
+    for ocall in found["ocalls"]:
+        allowed = f", which may call {', '.join(ocall['allow'])}" if ocall["allow"] else ""
+        output.say(f"ocall     {ocall['name']}{allowed}")
     output.say("\npages")
     for row in found["pages"]:
         line = f"  {row['offset']:#010x}  {row['pages']:6} pages  {row['flags']}  {row['what']}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pyenclave._core import HostStream
 from pyenclave.cli import output
 from pyenclave.errors import ArgumentError
 from pyenclave.host import Enclave
@@ -76,6 +77,9 @@ def _run(args: argparse.Namespace) -> int:
         values = [_argument(text, kind) for text, kind in zip(args.arguments, wanted, strict=False)]
         handle = enclave.options(timeout=args.timeout) if args.timeout is not None else enclave
         result = handle.call(args.call, *values)
+        if isinstance(result, HostStream):
+            with result:
+                result = list(result)
     if args.json:
         output.print_json({"result": json.loads(json.dumps(result, default=_json_default))})
     else:

@@ -52,6 +52,7 @@ TAIL = SIGSTRUCT_SIZE + TRAILER_SIZE
 MAX_IMAGE = 1 << 30
 MAX_INFO = 4 * 1024 * 1024
 MAX_FILES = 4096
+MAX_OCALLS = 4096
 MAX_THREADS = 256
 
 # SECINFO.FLAGS (specification 2.6): R = 1, W = 2, X = 4, page type REG = 0x200, TCS = 0x100.
@@ -89,7 +90,7 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         functions: The ecalls, as ``calls.signature`` describes them.
         sealed_memory: Limit of plaintext in sealed arrays, in bytes.
         message_limit: Limit of one call's encoded arguments or result, in bytes.
-        ocalls: Declared host functions.
+        ocalls: Declared host functions, as ``calls.ocalls`` describes them, sorted by name.
         blas_threads: Threads of the linear algebra library inside.
         jit: Whether writable-executable memory is allowed inside.
         seal: The ``[seal]`` table.
@@ -168,6 +169,7 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ImageError("image info: a function has no name")
         if len(set(functions)) != len(functions):
             raise ImageError("image info: two functions have one name")
+        _check_ocalls(self.ocalls, set(functions))
 
 
 _decoder = msgspec.json.Decoder(ImageInfo, strict=True)
@@ -178,6 +180,28 @@ def _check_range(what: str, value: int, low: int, high: int) -> None:
         raise ImageError(
             f"image info: {what} is out of range", expected=f"{low} to {high}", found=value
         )
+
+
+def _check_ocalls(ocalls: tuple[dict[str, Any], ...], functions: set[Any]) -> None:
+    if len(ocalls) > MAX_OCALLS:
+        raise ImageError("image has too many ocalls", expected=MAX_OCALLS, found=len(ocalls))
+    names = [ocall.get("name") for ocall in ocalls]
+    if not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise ImageError("image info: an ocall has no name")
+    if any(before >= after for before, after in pairwise(names)):  # type: ignore[operator]
+        raise ImageError("ocalls of the image are not sorted or not unique")
+    for ocall in ocalls:
+        allow = ocall.get("allow")
+        if not isinstance(allow, list | tuple) or not all(isinstance(x, str) for x in allow):
+            raise ImageError(f"image info: ocall {ocall['name']} has no list of what it allows")
+        if any(before >= after for before, after in pairwise(allow)):
+            raise ImageError(f"image info: what ocall {ocall['name']} allows is not sorted")
+        for name in allow:
+            if name not in functions:
+                raise ImageError(
+                    f"image info: ocall {ocall['name']} allows a function that is not there",
+                    found=name,
+                )
 
 
 def _check_file(file: FileEntry) -> None:

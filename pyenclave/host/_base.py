@@ -15,6 +15,7 @@ from pyenclave.errors import (
     LaunchError,
     UnknownFunctionError,
 )
+from pyenclave.host._ocalls import Handlers, check_handlers
 from pyenclave.host._run import Run, read_image
 from pyenclave.host.handle import EnclaveInfo, Functions
 
@@ -53,6 +54,7 @@ class Handle:
         state: str | os.PathLike[str] | None = None,
         queue: int = DEFAULT_QUEUE,
         quiet: bool = False,
+        ocalls: Handlers | None = None,
     ) -> None:
         if not isinstance(image, str | os.PathLike | bytes | bytearray | memoryview):
             raise TypeError(f"an image is a path or bytes, not {type(image).__name__}")
@@ -72,6 +74,7 @@ class Handle:
         self._state = state
         self._queue = queue
         self._quiet = quiet
+        self._ocalls = check_handlers(ocalls)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._run: Run | None = None
@@ -85,7 +88,7 @@ class Handle:
     def _launch(self) -> Run:
         data = self._read()
         try:
-            run = Run(data, self._debug, self._require, self._state, self._queue)
+            run = Run(data, self._debug, self._require, self._state, self._queue, self._ocalls)
         except OSError as error:
             raise LaunchError(
                 f"the host has not what an enclave takes: {error.strerror or error}",

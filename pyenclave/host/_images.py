@@ -14,6 +14,7 @@ import threading
 import weakref
 from typing import Final
 
+from pyenclave.calls.ocalls import Ocall
 from pyenclave.calls.signature import Signature
 from pyenclave.formats.image import Image
 
@@ -37,6 +38,7 @@ class Prepared:
         signed: Whether it has a signature, which nobody judged yet.
         signatures: The trusted functions, in the order of the image.
         functions: The same, as people write them.
+        ocalls: The host functions that they may call, in the order of the image.
         fd: A memory file with the bytes that nobody can change any more; closed with this object.
 
     Raises:
@@ -51,6 +53,7 @@ class Prepared:
         self.signed = image.sigstruct is not None
         self.signatures = tuple(Signature.from_wire(item) for item in image.info.functions)
         self.functions = tuple(map(str, self.signatures))
+        self.ocalls = tuple(Ocall.from_wire(item) for item in image.info.ocalls)
         self.fd = _sealed_copy(data)
         weakref.finalize(self, os.close, self.fd)
 

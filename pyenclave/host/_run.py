@@ -10,7 +10,7 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -32,7 +32,7 @@ from pyenclave.errors import (
 from pyenclave.formats.image import MAX_IMAGE
 from pyenclave.formats.messages import Launched
 from pyenclave.formats.record import ProtectionRecord
-from pyenclave.host import _images, _shared
+from pyenclave.host import _images, _ocalls, _shared
 from pyenclave.host.handle import EnclaveInfo, Functions
 
 __all__ = ["Run", "read_image", "token"]
@@ -72,8 +72,11 @@ class Run:
         require: tuple[str, ...],
         state: str | os.PathLike[str] | None,
         queue: int,
+        ocalls: Mapping[str, Any] | None = None,
     ) -> None:
         image = self._image = _images.prepare(data)
+        self._handlers = ocalls or {}
+        _ocalls.check(image.ocalls, self._handlers)
         self.name = image.info.name
         self.unsigned = not image.signed
         self._ended: Callable[[], EnclaveError] | None = None
@@ -112,7 +115,7 @@ class Run:
     def _make_lanes(self, ring_fd: int, queue: int) -> _core.HostLanes:
         info = self._image.info
         run = weakref.ref(self)
-        return _core.HostLanes(
+        lanes = _core.HostLanes(
             ring.map_ring(ring_fd, info.threads),
             token(),
             info.threads,
@@ -126,6 +129,10 @@ class Run:
             lambda lane, epoch, seconds: _watch_late(run, lane, epoch, seconds),
             len(self.names),
         )
+        if self._image.ocalls:
+            table = _ocalls.make_table(self._image.ocalls, self._handlers, info.message_limit)
+            lanes.set_ocalls(table, _ocalls.submit)
+        return lanes
 
     def _await_start(self) -> None:
         """Wait until the entry's on_start functions have returned: then a lane answers."""

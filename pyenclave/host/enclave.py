@@ -39,6 +39,8 @@ class Enclave(Handle):
         state: The state directory; None for ``PYENCLAVE_STATE`` or the default.
         queue: How many calls may wait for a thread of the enclave; more raise BusyError.
         quiet: Do not say on stderr that an unsigned image runs as debug.
+        ocalls: A handler for each host function that the image declares, by name. It runs in the
+            thread that makes the call, or in one of its own if the call has a timeout.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -71,6 +73,7 @@ class Enclave(Handle):
 
         Raises:
             ImageError: The image is refused (SignatureError, RuntimeLockError among them).
+            OcallError: A declared ocall has no handler, or a handler is for none.
             LaunchError: It could not be started, or a required protection is missing.
             EnclaveStateError: It was started before, or belongs to another process.
 

@@ -136,7 +136,11 @@ class Functions:
 
     def _make(self, name: str, signature: Signature) -> HostCall:
         native = signature.kind == "native"
-        array = isinstance(signature.returns, list | tuple) and signature.returns[0] == "array"
+        array = (
+            not signature.streams
+            and isinstance(signature.returns, list | tuple)
+            and signature.returns[0] == "array"
+        )
         return HostCall(
             self._lanes,
             self._signatures[name][0],
@@ -150,6 +154,7 @@ class Functions:
             timeout=self._options.seconds,
             kill_after=self._options.grace,
             has_out=array and all(item.name != "out" for item in signature.parameters),
+            streams=signature.streams,
         )
 
     def parameter_types(self, name: str) -> list[str]:

@@ -159,6 +159,7 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
         "bootstrap_files": _mapped(),
         "bootstrap_modules": _modules(),
         "functions": [],
+        "ocalls": [],
     }
     sys.path[:] = request["path"]
     sys.meta_path.insert(0, _Refused(request["allowed"]))
@@ -182,6 +183,8 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
             step = "functions"
             describe = __import__(request["describe"], fromlist=["functions_of"])
             result["functions"] = list(describe.functions_of(module))
+            describe = __import__(request["describe_ocalls"], fromlist=["ocalls_of"])
+            result["ocalls"] = list(describe.ocalls_of(module))
     except BaseException as error:
         return {"error": _failure(error, step, shown), "message": getattr(error, "message", "")}
     if entry:

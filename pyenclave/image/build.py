@@ -18,7 +18,7 @@ from pyenclave.errors import ArgumentError, ImageError, ManifestError
 from pyenclave.formats import elf
 from pyenclave.formats.image import MAX_IMAGE, FileEntry, ImageInfo, assemble
 from pyenclave.formats.lock import Lock, Roots
-from pyenclave.image import closure
+from pyenclave.image import closure, ocalls
 from pyenclave.image.manifest import Manifest, load
 
 __all__ = ["build", "build_manifest", "build_script", "write_image"]
@@ -109,12 +109,6 @@ def build_manifest(
         ImageError: The entry or a file cannot be used, with file and line.
 
     """
-    if manifest.ocalls:
-        raise ManifestError(
-            "ocalls are not available yet",
-            expected="an empty [ocalls]",
-            found=", ".join(manifest.ocalls),
-        )
     entry = _entry(manifest)
     files = {entry.shown: entry.source}
     for name, path in manifest.files.items():
@@ -124,6 +118,12 @@ def build_manifest(
     taken = closure.take(entry, extra=manifest.extra, roots=roots)
     functions = _native_functions(entry, manifest.ecalls) if manifest.native else taken.functions
     _check_functions(entry, functions)
+    declared = ocalls.merge(manifest.ocalls, taken.ocalls, functions)
+    if manifest.native and declared:
+        raise ManifestError(
+            "[ocalls] is for Python entries: native functions cannot call the host",
+            found=", ".join(manifest.ocalls),
+        )
     info = ImageInfo(
         name=manifest.name,
         product_id=manifest.product_id,
@@ -136,7 +136,7 @@ def build_manifest(
         functions=functions,
         sealed_memory=manifest.sealed,
         message_limit=manifest.message,
-        ocalls=(),
+        ocalls=declared,
         blas_threads=manifest.blas_threads,
         jit=manifest.jit,
         seal={"policy": manifest.seal_policy},

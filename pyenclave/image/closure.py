@@ -57,6 +57,7 @@ LAZY = (
     "traceback",
 )
 _DESCRIBE = "pyenclave.calls.signature"
+_DESCRIBE_OCALLS = "pyenclave.calls.ocalls"
 _TIMEOUT = 300.0
 _MAX_FILE = 1 << 30
 
@@ -84,10 +85,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closure:
-    """The lock, and the functions of a Python entry as ``calls.signature`` describes them."""
+    """The lock, and what a Python entry declares, as ``calls`` describes it."""
 
     lock: Lock
     functions: tuple[dict[str, Any], ...]
+    ocalls: tuple[dict[str, Any], ...] = ()
 
 
 def take(
@@ -121,6 +123,7 @@ def take(
         "extra": list(extra),
         "allowed": list(ALLOWED),
         "describe": describe,
+        "describe_ocalls": _DESCRIBE_OCALLS,
         "entry": None
         if entry is None
         else {
@@ -135,7 +138,11 @@ def take(
     if "error" in result:
         raise _refusal(result, entry, roots)
     own = str(entry.path.resolve()) if entry is not None and entry.native else ""
-    return Closure(lock=_Collector(roots, own).lock(result), functions=tuple(result["functions"]))
+    return Closure(
+        lock=_Collector(roots, own).lock(result),
+        functions=tuple(result["functions"]),
+        ocalls=tuple(result["ocalls"]),
+    )
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:

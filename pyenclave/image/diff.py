@@ -35,9 +35,9 @@ def diff(a: Image, b: Image) -> list[dict[str, Any]]:
         b: The other.
 
     Returns:
-        A row for each difference: ``what`` (``option``, ``entry``, ``function``, ``file``,
-        ``module``, ``library``, ``bootstrap``, ``signature``), ``name``, the values ``a`` and
-        ``b`` (None: absent there; files by SHA-256), and whether it is ``measured``. Empty
+        A row for each difference: ``what`` (``option``, ``entry``, ``function``, ``ocall``,
+        ``file``, ``module``, ``library``, ``bootstrap``, ``signature``), ``name``, the values ``a``
+        and ``b`` (None: absent there; files by SHA-256), and whether it is ``measured``. Empty
         exactly if the images are equal.
 
     """
@@ -58,6 +58,11 @@ def diff(a: Image, b: Image) -> list[dict[str, Any]]:
             {"order": [f["name"] for f in a.info.functions]},
             {"order": [f["name"] for f in b.info.functions]},
         )
+    rows += _compare(
+        "ocall",
+        {ocall["name"]: ocall for ocall in a.info.ocalls},
+        {ocall["name"]: ocall for ocall in b.info.ocalls},
+    )
     rows += _compare("file", _files(a), _files(b))
     rows += _compare(
         "file",

@@ -47,6 +47,7 @@ def describe(image: Image) -> dict[str, Any]:
         "entry": {"kind": info.entry_kind, "module": info.entry_module, "file": info.entry_file},
         "options": options(image),
         "functions": [dict(function) for function in info.functions],
+        "ocalls": [dict(ocall) for ocall in info.ocalls],
         "pages": _pages(image),
         "files": [
             {
@@ -96,7 +97,6 @@ def options(image: Image) -> dict[str, Any]:
         "enclave.threads": info.threads,
         "memory.sealed": info.sealed_memory,
         "memory.message": info.message_limit,
-        "ocalls": [dict(ocall) for ocall in info.ocalls],
         "runtime.blas_threads": info.blas_threads,
         "runtime.jit": info.jit,
         **{f"seal.{key}": value for key, value in sorted(info.seal.items())},

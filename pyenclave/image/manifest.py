@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pyenclave.errors import ManifestError
 from pyenclave.formats.image import MAX_THREADS
 
-__all__ = ["DEFAULT_MESSAGE", "DEFAULT_SEALED", "Manifest", "load", "parse_size"]
+__all__ = ["DEFAULT_MESSAGE", "DEFAULT_SEALED", "Manifest", "OcallEntry", "load", "parse_size"]
 
 DEFAULT_SEALED = 64 << 20
 DEFAULT_MESSAGE = 16 << 20
@@ -38,6 +38,21 @@ def _frozen() -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OcallEntry:
+    """
+    A line of ``[ocalls]``, as it is written.
+
+    Attributes:
+        signature: Text such as ``(key: str) -> bytes``; read when the image is built.
+        allow: Trusted functions that the host may call before it answers, sorted.
+
+    """
+
+    signature: str
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """
     A read manifest; paths are absolute, sizes are bytes.
@@ -53,7 +68,7 @@ class Manifest:
         sealed: Limit of plaintext in sealed arrays.
         message: Limit of one call's arguments or result.
         files: Path of each file of ``[files]``, by its name inside.
-        ocalls: Signatures of host functions, by name.
+        ocalls: Host functions that the enclave may call, by name.
         ecalls: Signatures of native functions, by name.
         blas_threads: Threads of the linear algebra library.
         jit: Whether writable-executable memory is allowed.
@@ -72,7 +87,7 @@ class Manifest:
     sealed: int = DEFAULT_SEALED
     message: int = DEFAULT_MESSAGE
     files: Mapping[str, Path] = field(default_factory=_frozen)
-    ocalls: Mapping[str, str] = field(default_factory=_frozen)
+    ocalls: Mapping[str, OcallEntry] = field(default_factory=_frozen)
     ecalls: Mapping[str, str] = field(default_factory=_frozen)
     blas_threads: int = 1
     jit: bool = False
@@ -161,6 +176,27 @@ class _Table:
                 raise self.wrong(key, expected)
         self.asked.update(self.values)
         return dict(sorted(self.values.items()))
+
+    def ocalls(self) -> dict[str, OcallEntry]:
+        """Return a table of ocalls: free keys, each a signature or a table that has one."""
+        found = {}
+        for key, value in self.values.items():
+            row = {"signature": value} if isinstance(value, str) else value
+            if not isinstance(row, dict) or "signature" not in row:
+                raise self.wrong(
+                    key, 'a signature such as "(key: str) -> bytes", or a table that has one'
+                )
+            unknown = sorted(set(row) - {"signature", "allow"})
+            if unknown:
+                raise self.wrong(key, f"signature and allow, and nothing else: {unknown[0]}")
+            signature, allow = row["signature"], _modules(row.get("allow", []))
+            if not isinstance(signature, str) or not _function(key, signature):
+                raise self.wrong(key, 'a name, and a signature such as "(key: str) -> bytes"')
+            if allow is None or any("." in name for name in allow):
+                raise self.wrong(key, "allow as a list of names of trusted functions")
+            found[key] = OcallEntry(signature=signature, allow=allow)
+        self.asked.update(self.values)
+        return dict(sorted(found.items()))
 
     def finish(self) -> None:
         for key in self.values:
@@ -282,7 +318,7 @@ def _read(path: str, folder: Path, values: dict[str, Any]) -> Manifest:
             .texts("the path of a file, by its plain name inside", _file_name)
             .items()
         },
-        ocalls=tables["ocalls"].texts(signature, _function),
+        ocalls=tables["ocalls"].ocalls(),
         ecalls=tables["ecalls"].texts(signature, _function),
         blas_threads=runtime.number("blas_threads", 1, 1024, 1),
         jit=runtime.flag("jit"),

@@ -2,7 +2,7 @@
 What trusted code uses inside an enclave.
 
 Importing this is cheap and works anywhere, so that the same file is the host's and the enclave's;
-outside an enclave each function but `ecall` raises NotInEnclaveError.
+outside an enclave each function but the marks raises NotInEnclaveError.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pyenclave.trusted._api import (
     verify_report,
 )
 from pyenclave.trusted._life import on_start, on_stop
+from pyenclave.trusted._ocall import call_host, ocall
 
 __all__ = [
     "Counter",
@@ -31,8 +32,10 @@ __all__ = [
     "PublicError",
     "SealPolicy",
     "attest",
+    "call_host",
     "ecall",
     "identity",
+    "ocall",
     "on_start",
     "on_stop",
     "receive",

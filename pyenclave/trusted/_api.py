@@ -1,10 +1,10 @@
-"""The functions of `pyenclave.trusted`; each works inside an enclave only, but for `ecall`."""
+"""The functions of `pyenclave.trusted`; each works inside an enclave only, but for the marks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from pyenclave.errors import RollbackError
 from pyenclave.sealed.policy import SealPolicy
@@ -34,6 +34,7 @@ __all__ = [
 
 Buffer = bytes | bytearray | memoryview
 F = TypeVar("F", bound=Callable[..., Any])
+_NONE = object()
 
 
 class PublicError(Exception):
@@ -42,21 +43,43 @@ class PublicError(Exception):
     public = True
 
 
-def ecall(function: F) -> F:
+@overload
+def ecall(function: F, /) -> F: ...
+
+
+@overload
+def ecall(*, private: bool = ...) -> Callable[[F], F]: ...
+
+
+def ecall(function: Any = _NONE, /, *, private: bool = False) -> Any:
     """
     Mark *function* as callable from outside the enclave.
 
     It stays an ordinary function: in the host and in unit tests it simply runs.
 
+    Args:
+        function: A plain function. One annotated ``-> Iterator[T]`` gives its items one by one.
+        private: Callable only from the handler of an ocall that allows it.
+
     Raises:
         TypeError: *function* is not a plain function.
 
     """
+    if function is _NONE:
+        return lambda inner: _mark(inner, private=bool(private))
+    return _mark(function, private=bool(private))
+
+
+def _mark(function: Any, *, private: bool) -> Any:
     if not isinstance(function, FunctionType):
         raise TypeError(f"ecall marks functions, not {type(function).__name__}")
     if _life.START in function.__dict__ or _life.STOP in function.__dict__:
         raise TypeError(f"ecall: {function.__qualname__} runs at start or stop; make two of it")
+    if "__pyenclave_ocall__" in function.__dict__:
+        raise TypeError(f"ecall: {function.__qualname__} is a function of the host; make two of it")
     function.__dict__["__pyenclave_ecall__"] = True
+    if private:
+        function.__dict__["__pyenclave_private__"] = True
     return function
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pyenclave.errors import NotInEnclaveError
+from pyenclave.errors import EnclaveStateError, NotInEnclaveError
 
 if TYPE_CHECKING:
     from pyenclave.trusted._runtime import Runtime
 
-__all__ = ["EnclaveIdentity", "current"]
+__all__ = ["EnclaveIdentity", "HostLink", "current", "enter", "link", "set_link"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +60,47 @@ def current() -> Runtime:
             advice="Call it from a function that runs inside (marked with @pyenclave.ecall).",
         )
     return runtime
+
+
+class HostLink(Protocol):
+    """How trusted code of one thread calls the host; the worker makes it."""
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a declared host function."""
+
+    def call_ordered(self, name: str, values: tuple[Any, ...]) -> Any:
+        """Call it with a value for each parameter, in their order."""
+
+
+# Whether this process is one that runs trusted code; before there is a runtime, too.
+_entered = False
+_links = threading.local()
+
+
+def enter() -> None:
+    """Say that this process loads trusted code now: nothing of the host runs in it."""
+    global _entered  # noqa: PLW0603 - a process is at most one enclave
+    _entered = True
+
+
+def set_link(value: HostLink) -> None:
+    """Say how trusted code calls the host in this thread."""
+    enter()
+    _links.value = value
+
+
+def link() -> HostLink | None:
+    """
+    Return this thread's way to the host; None where this process is no enclave.
+
+    Raises:
+        EnclaveStateError: It is one, and this is not a thread that serves calls.
+
+    """
+    found: HostLink | None = getattr(_links, "value", None)
+    if found is None and (_entered or runtime is not None):
+        raise EnclaveStateError(
+            "the host can be called only while a trusted function runs, in its thread",
+            advice="Not at import, from on_start or on_stop, or a thread of its own.",
+        )
+    return found

@@ -20,8 +20,10 @@ from pyenclave import _core
 from pyenclave._worker import dispatch
 from pyenclave.calls import errors as call_errors
 from pyenclave.calls import ring
+from pyenclave.calls.ocalls import declared_in
 from pyenclave.calls.signature import Signature
 from pyenclave.errors import EnclaveLostError, EnclavePoisonedError
+from pyenclave.host import _ocalls
 from pyenclave.host.handle import Functions
 
 MADV_WIPEONFORK = 18
@@ -30,8 +32,15 @@ MADV_WIPEONFORK = 18
 class Info:
     """What build_table reads of an image's info."""
 
-    def __init__(self, functions: list[dict[str, Any]], threads: int, message_limit: int) -> None:
+    def __init__(
+        self,
+        functions: list[dict[str, Any]],
+        threads: int,
+        message_limit: int,
+        ocalls: tuple[dict[str, Any], ...] = (),
+    ) -> None:
         self.functions = tuple(functions)
+        self.ocalls = ocalls
         self.threads = threads
         self.message_limit = message_limit
 
@@ -56,10 +65,14 @@ class Pair:
         debug: bool = False,
         queue: int = 1024,
         cpu: int | None = None,
+        stubs: tuple[Callable[..., Any], ...] = (),
+        handlers: dict[str, Callable[..., Any]] | None = None,
     ) -> None:
         module = ModuleType("entry")
         for function in functions:
             setattr(module, function.__name__, ecall(function))
+        for stub in stubs:
+            setattr(module, stub.__name__, stub)
         if library is None:
             from pyenclave.calls.signature import functions_of
 
@@ -68,7 +81,8 @@ class Pair:
             from pyenclave.calls.signature import native_functions
 
             wires = native_functions(native or {})
-        info = Info(wires, lanes, limit)
+        declared = tuple(declared_in(module))
+        info = Info(wires, lanes, limit, tuple(item.to_wire() for item in declared))
         fd = ring.create(lanes)
         self.ring_fd = fd
         self.memory = ring.map_ring(fd, lanes)
@@ -100,6 +114,11 @@ class Pair:
             queue,
             functions=len(wires),
         )
+        if declared:
+            _ocalls.check(declared, handlers or {})
+            self.lanes.set_ocalls(
+                _ocalls.make_table(declared, handlers or {}, limit), _ocalls.submit
+            )
         self.signatures = tuple(map(Signature.from_wire, wires))
         self.functions = Functions(self.signatures, self.lanes)
 

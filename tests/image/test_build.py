@@ -70,14 +70,6 @@ def test_an_absent_entry_or_file_is_named(project: Path, tmp_path: Path) -> None
         build.build(tmp_path / "p")
 
 
-def test_declared_ocalls_are_refused_honestly(project: Path, tmp_path: Path) -> None:
-    shutil.copytree(project, tmp_path / "p")
-    with (tmp_path / "p/enclave.toml").open("a") as file:
-        file.write('[ocalls]\nlog = "str -> None"\n')
-    with pytest.raises(ManifestError, match="ocalls are not available yet"):
-        build.build(tmp_path / "p")
-
-
 def test_an_extra_that_is_not_there_is_named(project: Path, tmp_path: Path) -> None:
     shutil.copytree(project, tmp_path / "p")
     with (tmp_path / "p/enclave.toml").open("a") as file:

@@ -43,7 +43,7 @@ def with_lock(built: bytes, **changes: object) -> Image:
         ({"jit": True}, "option", "runtime.jit"),
         ({"seal": {"policy": "unique"}}, "option", "seal.policy"),
         ({"seal": {}}, "option", "seal.policy"),
-        ({"ocalls": ({"name": "log"},)}, "option", "ocalls"),
+        ({"ocalls": ({"name": "log", "allow": ()},)}, "ocall", "log"),
         ({"functions": ({"name": "score", "kind": "x"},)}, "function", "score"),
         ({"entry_kind": "native"}, "entry", "kind"),
         ({"entry_module": "other"}, "entry", "module"),

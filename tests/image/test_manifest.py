@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyenclave.errors import ManifestError
-from pyenclave.image.manifest import DEFAULT_MESSAGE, DEFAULT_SEALED, load, parse_size
+from pyenclave.image.manifest import DEFAULT_MESSAGE, DEFAULT_SEALED, OcallEntry, load, parse_size
 
 ENCLAVE = '[enclave]\nname = "a"\nentry = "score.py"\nproduct_id = 1\nsecurity_version = 2\n'
 
@@ -58,6 +58,13 @@ def read(tmp_path: Path, text: str) -> object:
         (ENCLAVE + "[seal]\nkey = 'x'\n", r"\[seal\] key"),
         (ENCLAVE + "[ecalls]\na = 'bytes -> bytes'\n", r"\[ecalls\] is for native"),
         (ENCLAVE + "[ocalls]\na = 1\n", r"\[ocalls\] a"),
+        (ENCLAVE + "[ocalls]\na = ''\n", r"\[ocalls\] a"),
+        (ENCLAVE + "[ocalls]\n'a-b' = '() -> int'\n", r"\[ocalls\] a-b"),
+        (ENCLAVE + "[ocalls]\na = {allow = []}\n", r"\[ocalls\] a"),
+        (ENCLAVE + "[ocalls]\na = {signature = 5}\n", r"\[ocalls\] a"),
+        (ENCLAVE + "[ocalls]\na = {signature = '() -> int', allow = 'x'}\n", r"\[ocalls\] a"),
+        (ENCLAVE + "[ocalls]\na = {signature = '() -> int', allow = ['a.b']}\n", r"\[ocalls\] a"),
+        (ENCLAVE + "[ocalls]\na = {signature = '() -> int', alow = []}\n", r"\[ocalls\] a"),
         ("enclave = 1\n", r"\[enclave\] is not a table"),
         ("[enclave\n", "is not TOML"),
         ("", "entry is missing"),
@@ -112,7 +119,9 @@ def test_a_whole_manifest_is_read(tmp_path: Path) -> None:
         "security_version = 0\ndebug = true\nthreads = 256\n"
         '[memory]\nsealed = "1 GiB"\nmessage = 4096\n[files]\nb = "x/b"\n"d/a" = "a"\n'
         '[runtime]\nblas_threads = 4\njit = true\nextra = ["numpy.ma", "json", "json"]\n'
-        '[seal]\npolicy = "unique"\n[ecalls]\nscore = "f8 -> f8"\n[ocalls]\nlog = "str -> None"\n'
+        '[seal]\npolicy = "unique"\n[ecalls]\nscore = "f8 -> f8"\n'
+        '[ocalls]\nlog = "(text: str) -> None"\n'
+        'fetch = {signature = "() -> int", allow = ["b", "a", "b"]}\n'
     )
     manifest = load(tmp_path)
     assert manifest.native
@@ -121,5 +130,8 @@ def test_a_whole_manifest_is_read(tmp_path: Path) -> None:
     assert manifest.files == {"b": tmp_path / "x/b", "d/a": tmp_path / "a"}
     assert manifest.extra == ("json", "numpy.ma")
     assert manifest.ecalls == {"score": "f8 -> f8"}
-    assert manifest.ocalls == {"log": "str -> None"}
+    assert manifest.ocalls == {
+        "fetch": OcallEntry(signature="() -> int", allow=("a", "b")),
+        "log": OcallEntry(signature="(text: str) -> None"),
+    }
     assert (manifest.seal_policy, manifest.jit, manifest.blas_threads) == ("unique", True, 4)

@@ -1,0 +1,69 @@
+# Ocalls seen from the host: which there are, what crosses for them, and where they run.
+
+cdef struct Handling:
+    int more                # threads that use the lane besides its caller: those of handlers
+    unsigned long owner     # thread that has the lane
+    unsigned long handler   # thread that answers an ocall of the lane, or 0
+    uint32_t level          # calls under way when that ocall came
+    int users               # `more` when its handler began
+    uint64_t base           # the nested stream that was open then
+    uint64_t stream         # the nested stream that is open now, or 0
+
+
+@cython.final
+cdef class OcallTable:
+    """
+    The host functions of one image: ``(name, arguments, result, handler, keywords)`` each, in the
+    order of the image. ``keywords`` are the names of the parameters given by keyword, which come
+    last; ``limit`` caps what crosses.
+
+    What turns messages into calls and back is here, whoever waits in between.
+    """
+
+    cdef readonly tuple entries
+    cdef uint32_t num
+    cdef uint64_t limit
+
+    def __init__(self, tuple entries not None, uint64_t limit):
+        self.entries = entries
+        self.num = <uint32_t>len(entries)
+        self.limit = limit
+
+    def __len__(self):
+        return <Py_ssize_t>self.num
+
+    cdef tuple request(self, uint32_t index, object data):
+        """
+        Return ``(handler, args, kwargs)`` for the bytearray of an OCALL.
+
+        The index is checked by the caller. ArgumentError: the bytes do not fit the signature.
+        """
+        name, arguments, result, handler, keywords = self.entries[index]
+        values = (<Plan>arguments).get(<const uint8_t *>PyByteArray_AsString(data),
+                                       <size_t>PyByteArray_Size(data), data)
+        if not keywords:
+            return handler, values, {}
+        count = len(values) - len(keywords)
+        return handler, values[:count], dict(zip(keywords, values[count:]))
+
+    cdef int response(self, Message *m, uint32_t index, object value) except -1:
+        """Make an OCALL_RESULT of what a handler returned. ArgumentError: it does not fit."""
+        name, arguments, result, handler, keywords = self.entries[index]
+        (<Plan>result).put(m, (value,))
+        (<Plan>result).finish(m)
+        if m.total > self.limit:
+            raise _errors.ArgumentError(
+                f"what the host function {name} returned is too long",
+                expected=f"at most {self.limit} bytes", found=m.total,
+                advice="Raise the image's message_limit.")
+        return 0
+
+
+cdef bytes ocall_failure(object error):
+    """
+    The payload of OCALL_ERROR: the name of the exception's class, and never its text.
+
+    It is not empty: an empty one says that the caller gave up.
+    """
+    name = type(error).__name__.encode("ascii", "replace")
+    return name if 0 < len(name) <= 128 else b"Exception"
