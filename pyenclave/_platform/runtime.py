@@ -208,6 +208,7 @@ def _table(lock: Lock, roots: Roots, *, debug: bool, platform: int) -> bytes:
         rows.append(("M", m.name, m.kind, path, m.sha256, ",".join(m.needs)))
     for x in lock.libraries:
         rows.append(("L", x.soname, roots.resolve(x.path), x.sha256, ",".join(x.needs)))
+    rows += [("D", roots.resolve(f.path), f.sha256) for f in lock.data]
     rows += [("P", name) for name in lock.preload]
     text = "\n".join("\t".join(row) for row in rows)
     if any("\n" in cell or "\t" in cell for row in rows for cell in row) or "\r" in text:

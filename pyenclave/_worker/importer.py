@@ -69,7 +69,7 @@ class Mismatch(Exception):  # noqa: N818 - not seen by users, who get RuntimeLoc
 class Entry:
     """One line of the table: a module, a library or a bootstrap file."""
 
-    __slots__ = ("kind", "name", "needs", "path", "place", "sha256")
+    __slots__ = ("code", "kind", "name", "needs", "path", "place", "sha256")
 
     def __init__(self, kind: str, name: str, path: str, sha256: str, needs: str) -> None:
         self.kind = kind
@@ -79,6 +79,8 @@ class Entry:
         self.needs = tuple(needs.split(",")) if needs else ()
         # (offset, size) in the memfd of sources, or (descriptor number, 0) of a shared object.
         self.place = (0, 0)
+        # Of a source that the zygote compiled ahead for its workers.
+        self.code: CodeType | None = None
 
 
 class Locked:
@@ -89,6 +91,7 @@ class Locked:
         modules: Modules by name.
         libraries: Shared libraries by SONAME.
         bootstrap: What was mapped or imported before this code ran, by path.
+        data: Files that modules read while they are imported, by path.
         preload: Names that the zygote imports before it forks.
         sources: Descriptor of the write-sealed memfd with every verified source.
         sealed: (device, inode) of every memfd that was sealed here or by the platform.
@@ -108,6 +111,7 @@ class Locked:
         self.modules: dict[str, Entry] = {}
         self.libraries: dict[str, Entry] = {}
         self.bootstrap: dict[str, Entry] = {}
+        self.data: dict[str, Entry] = {}
         self.preload: list[str] = []
         self.sources = -1
         self.sealed: set[tuple[int, int]] = set()
@@ -131,6 +135,9 @@ class Locked:
             elif tag == "B":
                 path, sha256 = fields
                 self.bootstrap[path] = Entry("bootstrap", path, path, sha256, "")
+            elif tag == "D":
+                path, sha256 = fields
+                self.data[path] = Entry("data", path, path, sha256, "")
             elif tag == "P":
                 self.preload.append(fields[0])
             elif tag == "V":
@@ -141,7 +148,7 @@ class Locked:
                 raise ValueError(f"unknown line in the table: {tag!r}")
         self.paths = {
             entry.path
-            for entries in (self.modules, self.libraries, self.bootstrap)
+            for entries in (self.modules, self.libraries, self.bootstrap, self.data)
             for entry in entries.values()
         }
 
@@ -180,8 +187,8 @@ class Locked:
             posix.close(fd)
         memfd = _memfd("pyenclave-sources")
         offset = 0
-        for entry in self.modules.values():
-            if entry.kind in ("module", "package"):
+        for entry in [*self.modules.values(), *self.data.values()]:
+            if entry.kind in ("module", "package", "data"):
                 data, _ = _read(entry.path)
                 if _check(entry, data, wrong) and data is not None:
                     _write(memfd, data)
@@ -304,8 +311,25 @@ class Locked:
             sys.setdlopenflags(flags)
             posix.close(fd)
 
+    def to_compile(self) -> list[Entry]:
+        """Return the sources that nobody has imported or compiled yet."""
+        return [
+            entry
+            for entry in self.modules.values()
+            if entry.kind in ("module", "package")
+            and entry.code is None
+            and entry.name not in sys.modules
+        ]
+
+    def compile_ahead(self, entry: Entry) -> None:
+        """Compile a source, so that workers need only run it; what is no Python stays as it is."""
+        try:  # noqa: SIM105 - contextlib is a file
+            entry.code = compile(self.source(entry), entry.path, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            pass  # whoever imports it hears why
+
     def source(self, entry: Entry) -> bytes:
-        """Return the verified source of a module."""
+        """Return the verified source of a module, or a data file's bytes."""
         offset, size = entry.place
         return _pread(self.sources, size, offset)
 
@@ -419,7 +443,10 @@ class _Loader:
         return None
 
     def get_data(self, path: str) -> bytes:
-        """Return a locked source by its path; nothing else is readable."""
+        """Return a locked source or data file by its path; nothing else is readable."""
+        found = self.locked.data.get(path)
+        if found is not None:
+            return self.locked.source(found)
         for entry in self.locked.modules.values():
             if entry.path == path and entry.kind in ("module", "package"):
                 return self.locked.source(entry)
@@ -435,6 +462,8 @@ class _SourceLoader(_Loader):
         _call_with_frames_removed(exec, code, module.__dict__)
 
     def get_code(self, name: str) -> "CodeType":
+        if self.entry.code is not None:
+            return self.entry.code
         return _call_with_frames_removed(  # type: ignore[no-any-return]
             compile, self.locked.source(self.entry), self.entry.path, "exec", dont_inherit=True
         )

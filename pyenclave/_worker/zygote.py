@@ -36,6 +36,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyenclave import _native
+from pyenclave._worker import files
 from pyenclave._worker.importer import failure
 from pyenclave._worker.mappings import check_mappings, check_modules
 from pyenclave._worker.standby import rehearsal_image, stand_by
@@ -65,6 +66,7 @@ def serve(control: int, locked: Locked, seconds: tuple[float, float]) -> NoRetur
         LaunchError: The process cannot serve as a zygote; the message says why.
 
     """
+    files.install(locked)
     zygote = Zygote(control, locked)
     zygote.settle()
     zygote.check()
@@ -116,11 +118,16 @@ class Zygote:
 
     def loop(self) -> NoReturn:
         """Serve requests and reap workers; ends with the platform."""
+        # Between requests: compiling is most of what importing a large package takes.
+        sources = self.locked.to_compile()
         while True:
             poll = select.poll()
             for fd in (self.socket.fileno(), self.parent, *self.workers):
                 poll.register(fd, select.POLLIN)
-            for fd, _ in poll.poll():
+            ready = poll.poll(0 if sources else None)
+            if not ready and sources:
+                self.locked.compile_ahead(sources.pop())
+            for fd, _ in ready:
                 if fd == self.parent:
                     os._exit(0)
                 elif fd == self.socket.fileno():
@@ -197,6 +204,8 @@ def _check_table(locked: Locked) -> None:
     if (
         found != expected
         or hashes != sorted(entry.sha256 for entry in locked.bootstrap.values())
+        or sorted(file.sha256 for file in lock.data)
+        != sorted(entry.sha256 for entry in locked.data.values())
         or locked.preload != list(lock.preload)
         or locked.python != lock.python
     ):

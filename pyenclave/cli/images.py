@@ -236,14 +236,14 @@ def _say_base(found: dict[str, Any], *, every: bool) -> None:
     output.say(f"\ntrusted base: {base['files']} files, {base['bytes']} bytes, all locked by hash")
     output.say(f"  lock {found['lock']['digest']}\n  {found['lock']['python']}")
     if every:
-        for kind in ("bootstrap", "libraries", "modules"):
+        for kind in ("bootstrap", "libraries", "modules", "data"):
             output.say(f"\n{kind}")
             for row in base[kind]:
                 name = row.get("name", "")
                 output.say(f"  {row['sha256'][:16]}…  {row['size']:10}  {name:40} {row['path']}")
         return
     groups: dict[str, list[int]] = {}
-    for kind in ("bootstrap", "libraries", "modules"):
+    for kind in ("bootstrap", "libraries", "modules", "data"):
         for row in base[kind]:
             own = "standard library" if row["path"].startswith("stdlib:") else row.get("name", "")
             name = kind if kind != "modules" else own.split(".")[0]

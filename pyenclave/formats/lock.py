@@ -80,7 +80,9 @@ class LockedLibrary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     needs: tuple[str, ...] = ()
 
 
-class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Lock(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """
     Everything that may run inside besides the entry.
 
@@ -90,6 +92,8 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         modules: Every importable module, sorted by name.
         libraries: Every shared library that is loaded later, sorted by SONAME.
         preload: What the zygote imports, in this order.
+        data: Files that modules read while they are imported, sorted by path; of ``stdlib`` and
+            ``site`` only.
 
     """
 
@@ -98,6 +102,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     modules: tuple[LockedModule, ...]
     libraries: tuple[LockedLibrary, ...]
     preload: tuple[str, ...]
+    data: tuple[LockedFile, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON: sorted keys, no spaces, UTF-8."""
@@ -142,7 +147,8 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             ImageError: The first entry that is not as it must be, by name.
 
         """
-        entries = len(self.bootstrap) + len(self.modules) + len(self.libraries) + len(self.preload)
+        lists = (self.bootstrap, self.modules, self.libraries, self.preload, self.data)
+        entries = sum(map(len, lists))
         if entries > MAX_ENTRIES:
             raise ImageError(
                 "lock list has too many entries", expected=f"<= {MAX_ENTRIES}", found=entries
@@ -151,6 +157,8 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         for file in self.bootstrap:
             check_name(file.path)
             _check_hash(file.path, file.sha256)
+        for file in self.data:
+            _check_data(file)
         for module in self.modules:
             _check_module(module)
         for library in self.libraries:
@@ -160,6 +168,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             for need in library.needs:
                 _check_soname(need)
         _check_order("bootstrap", [file.path for file in self.bootstrap])
+        _check_order("data", [file.path for file in self.data])
         _check_order("modules", [module.name for module in self.modules])
         _check_order("libraries", [library.soname for library in self.libraries])
         names = {module.name for module in self.modules}
@@ -223,6 +232,22 @@ def _check_soname(soname: str) -> None:
     _check_text("SONAME", soname)
     if "/" in soname:
         raise ImageError("lock list: a SONAME has a slash", found=repr(soname))
+
+
+def _check_data(file: LockedFile) -> None:
+    """
+    Refuse data from anywhere but the folders of packages.
+
+    A hostile image could otherwise learn whether a file of this machine has a content it guesses.
+    """
+    root, _ = check_name(file.path)
+    if root not in ("site", "stdlib"):
+        raise ImageError(
+            "lock list: data is not a file of a package",
+            expected="a file of site or stdlib",
+            found=repr(file.path),
+        )
+    _check_hash(file.path, file.sha256)
 
 
 def _check_module(module: LockedModule) -> None:

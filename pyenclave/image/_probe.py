@@ -61,6 +61,20 @@ def _modules() -> "dict[str, tuple[str, str]]":
     return found
 
 
+class _Reads:
+    """Notes which files are opened for reading; what is mapped is known without it."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, None] = {}
+        self.on = False
+
+    def __call__(self, event: str, arguments: "tuple[Any, ...]") -> None:
+        if self.on and event == "open":
+            path, _, flags = arguments
+            if isinstance(path, str) and path.startswith("/") and not flags & 3:
+                self.paths[path] = None
+
+
 class _Refused:
     """Refuses those of pyenclave's own modules that never run inside."""
 
@@ -162,6 +176,8 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
         "ocalls": [],
     }
     sys.path[:] = request["path"]
+    reads = _Reads()
+    sys.addaudithook(reads)
     sys.meta_path.insert(0, _Refused(request["allowed"]))
     entry = request["entry"]
     shown = entry["shown"] if entry else ""
@@ -170,6 +186,7 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
         for name in [*result["preload"], *request["lazy"]]:
             __import__(name)
         _use_lazily()
+        reads.on = True
         step = "extra"
         for name in request["extra"]:
             __import__(name)
@@ -182,6 +199,7 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
             module = _import_entry(entry)
             step = "functions"
             describe = __import__(request["describe"], fromlist=["functions_of"])
+            reads.on = False
             result["functions"] = list(describe.functions_of(module))
             describe = __import__(request["describe_ocalls"], fromlist=["ocalls_of"])
             result["ocalls"] = list(describe.ocalls_of(module))
@@ -189,6 +207,8 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
         return {"error": _failure(error, step, shown), "message": getattr(error, "message", "")}
     if entry:
         sys.modules.pop(entry["module"], None)
+    reads.on = False
+    result["read"] = list(reads.paths)
     result["modules"] = _modules()
     result["files"] = _mapped()
     return result

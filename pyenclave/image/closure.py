@@ -235,10 +235,27 @@ class _Collector:
             modules=tuple(modules),
             libraries=tuple(libraries[soname] for soname in sorted(libraries)),
             preload=tuple(result["preload"]),
+            data=self._data(result["read"], result["modules"]),
         )
         lock.check()
         self._check_needs(lock, boot_paths)
         return lock
+
+    def _data(
+        self, paths: Iterable[str], modules: Mapping[str, tuple[str, str]]
+    ) -> tuple[LockedFile, ...]:
+        """Lock what modules read of their packages' folders while they were imported."""
+        sources = {os.path.realpath(path) for _, path in modules.values()}
+        data = {}
+        for path in paths:
+            real = os.path.realpath(path)
+            if not os.path.isfile(real) or real in sources or real.endswith((".py", ".pyc")):
+                continue
+            name = self.roots.name_of(real)
+            if name.startswith(("site:", "stdlib:")):
+                digest, size = self._hash(real)
+                data[name] = LockedFile(path=name, sha256=digest, size=size)
+        return tuple(data[name] for name in sorted(data))
 
     def _module(self, name: str, kind: str, path: str) -> LockedModule:
         if kind == "namespace":

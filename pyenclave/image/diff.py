@@ -36,8 +36,8 @@ def diff(a: Image, b: Image) -> list[dict[str, Any]]:
 
     Returns:
         A row for each difference: ``what`` (``option``, ``entry``, ``function``, ``ocall``,
-        ``file``, ``module``, ``library``, ``bootstrap``, ``signature``), ``name``, the values ``a``
-        and ``b`` (None: absent there; files by SHA-256), and whether it is ``measured``. Empty
+        ``file``, ``module``, ``library``, ``bootstrap``, ``data``, ``signature``), ``name``, the
+        values ``a`` and ``b`` (None: absent there; files by SHA-256), and whether it is ``measured``. Empty
         exactly if the images are equal.
 
     """
@@ -83,6 +83,7 @@ def _lock(a: Image, b: Image) -> list[dict[str, Any]]:
         ("module", ("modules", "name")),
         ("library", ("libraries", "soname")),
         ("bootstrap", ("bootstrap", "path")),
+        ("data", ("data", "path")),
     ):
         lists, key = members
         both = [

@@ -143,8 +143,8 @@ def trusted_base(image: Image) -> dict[str, Any]:
         image: A parsed image.
 
     Returns:
-        ``entry``, ``modules``, ``libraries`` and ``bootstrap`` (each with path, hash and size in
-        bytes), and sums.
+        ``entry``, ``modules``, ``libraries``, ``bootstrap`` and ``data`` (each with path, hash
+        and size in bytes), and sums.
 
     """
     lock: Lock = image.lock
@@ -158,6 +158,7 @@ def trusted_base(image: Image) -> dict[str, Any]:
         for lib in lock.libraries
     ]
     bootstrap = [{"path": f.path, "sha256": f.sha256, "size": f.size} for f in lock.bootstrap]
+    data = [{"path": f.path, "sha256": f.sha256, "size": f.size} for f in lock.data]
     entry = image.files[image.info.entry_file]
     return {
         "entry": {
@@ -169,6 +170,7 @@ def trusted_base(image: Image) -> dict[str, Any]:
         "modules": modules,
         "libraries": libraries,
         "bootstrap": bootstrap,
-        "files": 1 + len({row["path"] for row in (*modules, *libraries, *bootstrap)}),
-        "bytes": len(entry) + _total([*modules, *libraries, *bootstrap]),
+        "data": data,
+        "files": 1 + len({row["path"] for row in (*modules, *libraries, *bootstrap, *data)}),
+        "bytes": len(entry) + _total([*modules, *libraries, *bootstrap, *data]),
     }

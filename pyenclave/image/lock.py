@@ -36,6 +36,8 @@ def differences(lock: Lock, roots: Roots) -> tuple[str, ...]:
             wanted.setdefault(module.path, (module.sha256, f"module {module.name}"))
     for library in lock.libraries:
         wanted[library.path] = (library.sha256, f"library {library.soname}")
+    for file in lock.data:
+        wanted[file.path] = (file.sha256, "data file")
     for name, (digest, what) in wanted.items():
         path = roots.resolve(name)
         try:

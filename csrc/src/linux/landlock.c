@@ -1,4 +1,4 @@
-/* landlock.c - a ruleset without rules: everything that Landlock can forbid is forbidden.
+/* landlock.c - everything that Landlock can forbid is forbidden, but reading /dev/urandom.
  * The numbers are those of linux/landlock.h, which older system headers lack. */
 #define _GNU_SOURCE
 #include "linux/sys.h"
@@ -7,10 +7,14 @@
 #if defined(__linux__)
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define CREATE_RULESET_VERSION 1u
+#define RULE_PATH_BENEATH 1u
+#define ACCESS_READ_FILE (UINT64_C(1) << 2)
 
 /* struct landlock_ruleset_attr; it grew by one member with ABI 4 and one with ABI 6. */
 typedef struct {
@@ -24,6 +28,33 @@ _Static_assert(sizeof(ruleset_attr) == 24, "struct landlock_ruleset_attr of ABI 
 static uint64_t low_bits(unsigned int count)
 {
     return (UINT64_C(1) << count) - 1;
+}
+
+/* struct landlock_path_beneath_attr */
+typedef struct {
+    uint64_t allowed_access;
+    int32_t parent_fd;
+} __attribute__((packed)) path_beneath_attr;
+
+_Static_assert(sizeof(path_beneath_attr) == 12, "struct landlock_path_beneath_attr");
+
+/* Libraries seed their generators from here while they are loaded (torch does). What the kernel
+ * gives is no file of anybody; a name that leads elsewhere gets no rule. */
+static void allow_urandom(int ruleset)
+{
+    path_beneath_attr rule = {ACCESS_READ_FILE, -1};
+    struct stat status;
+    const int fd = open("/dev/urandom", O_PATH | O_CLOEXEC);
+
+    if (fd < 0) {
+        return;
+    }
+    if (fstat(fd, &status) == 0 && S_ISCHR(status.st_mode) && status.st_rdev == makedev(1, 9)) {
+        rule.parent_fd = fd;
+        /* Without it the name stays closed, which is safe. */
+        (void)syscall(PYE_NR_LANDLOCK_ADD_RULE, ruleset, RULE_PATH_BENEATH, &rule, 0);
+    }
+    (void)close(fd);
 }
 
 pye_status pye_sandbox_landlock(uint32_t *out_abi)
@@ -54,6 +85,7 @@ pye_status pye_sandbox_landlock(uint32_t *out_abi)
     if (fd < 0) {
         return pye_os_status(errno);
     }
+    allow_urandom(fd);
     rc = pye_os_result(syscall(PYE_NR_LANDLOCK_RESTRICT, fd, 0));
     (void)close(fd);
     if (rc == PYE_OK) {
