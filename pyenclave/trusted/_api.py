@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -73,6 +74,11 @@ def ecall(function: Any = _NONE, /, *, private: bool = False) -> Any:
 def _mark(function: Any, *, private: bool) -> Any:
     if not isinstance(function, FunctionType):
         raise TypeError(f"ecall marks functions, not {type(function).__name__}")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"ecall: {function.__qualname__} is async; trusted functions are plain ones, and the "
+            "host may await them"
+        )
     if _life.START in function.__dict__ or _life.STOP in function.__dict__:
         raise TypeError(f"ecall: {function.__qualname__} runs at start or stop; make two of it")
     if "__pyenclave_ocall__" in function.__dict__:

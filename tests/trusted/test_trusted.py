@@ -74,6 +74,18 @@ def test_a_marked_function_stays_an_ordinary_function():
     assert not hasattr(test_a_marked_function_stays_an_ordinary_function, "__pyenclave_ecall__")
 
 
+def test_async_functions_cannot_be_trusted_functions():
+    async def later() -> int:
+        return 1
+
+    async def items():
+        yield 1
+
+    for wrong in (later, items):
+        with pytest.raises(TypeError, match="async"):
+            trusted.ecall(wrong)
+
+
 @pytest.mark.parametrize("wrong", [int, 3, len, "name", None])
 def test_only_functions_can_be_marked(wrong):
     with pytest.raises(TypeError, match="functions"):
