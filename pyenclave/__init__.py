@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyenclave.attestation import AppraisalPolicy as AppraisalPolicy
     from pyenclave.attestation import verify as verify
     from pyenclave.host import Enclave as Enclave
+    from pyenclave.host import EnclavePool as EnclavePool
     from pyenclave.trusted import PublicError as PublicError
     from pyenclave.trusted import SealPolicy as SealPolicy
     from pyenclave.trusted import ecall as ecall
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "AppraisalPolicy": "pyenclave.attestation",
     "Enclave": "pyenclave.host",
+    "EnclavePool": "pyenclave.host",
     "PublicError": "pyenclave.trusted",
     "SealPolicy": "pyenclave.trusted",
     "ecall": "pyenclave.trusted",

@@ -45,6 +45,8 @@ _ANSWER_TIMEOUT: Final = 10.0
 # A first launch hashes and imports the runtime's whole lock list in a new zygote.
 _LAUNCH_TIMEOUT: Final = 60.0
 _ATTEMPTS: Final = 3
+# A warm worker is handed out in less time than it takes to wake a process that sleeps.
+_SPIN: Final = 0.0005
 _MAX_LOG: Final = 256 * 1024
 # The platform must not be the host's child for ever (nobody may wait for it), so a first process
 # makes it and ends. Nothing but built-in modules is imported before the fork.
@@ -214,7 +216,7 @@ class PlatformClient:
 
         """
         if allow_ephemeral is None:
-            allow_ephemeral = os.environ.get("PYENCLAVE_ALLOW_EPHEMERAL") == "1"
+            allow_ephemeral = _ephemeral_allowed()
         request = messages.Launch(
             debug=debug, require=tuple(require), allow_ephemeral=allow_ephemeral
         )
@@ -228,6 +230,86 @@ class PlatformClient:
         )
         return launched, fds[0]
 
+    def reserve(
+        self,
+        image_fd: int,
+        *,
+        debug: bool | None = None,
+        require: tuple[str, ...] = (),
+        allow_ephemeral: bool | None = None,
+    ) -> messages.Reserved:
+        """
+        Name a kind of enclave, of which the platform is to keep warm workers.
+
+        Args:
+            image_fd: Write-sealed memfd of the image; stays the caller's.
+            debug: As for :meth:`launch`, like the others.
+            require: Protection bits without which none is handed out.
+            allow_ephemeral: Sealing although the platform's root lives in memory only.
+
+        Returns:
+            The reserve, without any worker: :meth:`offer` asks for one, :meth:`take` gets one.
+
+        Raises:
+            ImageError: The image is refused.
+            LaunchError: It is refused (LaunchRefusedError).
+            BusyError: This host has too many reserves.
+
+        """
+        if allow_ephemeral is None:
+            allow_ephemeral = _ephemeral_allowed()
+        request = messages.Reserve(
+            debug=debug, require=tuple(require), allow_ephemeral=allow_ephemeral
+        )
+        timeout = _LAUNCH_TIMEOUT
+        return self._ask(request, messages.Reserved, fds=(image_fd,), timeout=timeout)[0]
+
+    def offer(self, reserve_id: bytes, ring_fd: int) -> int:
+        """
+        Have one more worker kept warm.
+
+        Args:
+            reserve_id: From :meth:`reserve`.
+            ring_fd: Size-sealed memfd of a fresh ring, which it will serve; stays the caller's.
+
+        Returns:
+            The number of the offer, which :meth:`take` names.
+
+        Raises:
+            BusyError: That are more than this host may have.
+
+        """
+        request = messages.Offer(reserve_id=reserve_id)
+        return self._ask(request, messages.Reserved, fds=(ring_fd,))[0].slots[-1]
+
+    def withdraw(self, reserve_id: bytes, slot: int = -1) -> None:
+        """End a warm worker, or (-1) all and the reserve."""
+        self._ask(messages.Withdraw(reserve_id=reserve_id, slot=slot), messages.Reserved)
+
+    def ask_reserve(self, reserve_id: bytes) -> messages.Reserved:
+        """Return the state of a reserve."""
+        return self._ask(messages.AskReserve(reserve_id=reserve_id), messages.Reserved)[0]
+
+    def take(self, reserve_id: bytes) -> tuple[messages.Launched, int]:
+        """
+        Start an enclave of a reserve, on a ring that was offered: a warm worker if there is one.
+
+        Args:
+            reserve_id: From :meth:`reserve`.
+
+        Returns:
+            As :meth:`launch`, with the offer's number, and raises the same.
+
+        """
+        launched, fds = self._ask(
+            messages.Take(reserve_id=reserve_id),
+            messages.Launched,
+            timeout=_LAUNCH_TIMEOUT,
+            answer_fds=1,
+            spin=_SPIN,
+        )
+        return launched, fds[0]
+
     def close_enclave(self, enclave_id: bytes) -> None:
         """End an enclave of this connection; returns when its process is gone."""
         self._ask(messages.Close(enclave_id=enclave_id), messages.Ok)
@@ -238,7 +320,13 @@ class PlatformClient:
 
     def list(self) -> tuple[messages.EnclaveInfo, ...]:
         """Return the running enclaves of this platform, other hosts' included."""
-        return self._ask(messages.List(), messages.Listing)[0].enclaves
+        rows: tuple[messages.EnclaveInfo, ...] = ()
+        while True:
+            after = rows[-1].enclave_id if rows else b""
+            listing = self._ask(messages.List(after=after), messages.Listing)[0]
+            rows += listing.enclaves
+            if not listing.more or not listing.enclaves:
+                return rows
 
     def kill(self, enclave_id: bytes) -> None:
         """End any enclave of this platform."""
@@ -257,6 +345,7 @@ class PlatformClient:
         timeout: float = _ANSWER_TIMEOUT,
         answer_fds: int = 0,
         meanwhile: Callable[[], None] | None = None,
+        spin: float = 0.0,
     ) -> tuple[_Answer, _Fds]:
         self._check_usable()
         with self._lock:
@@ -265,7 +354,7 @@ class PlatformClient:
                 self._channel.send(request, fds, timeout)
                 if meanwhile is not None:
                     meanwhile()
-                answer, received = self._channel.receive(timeout)
+                answer, received = self._channel.receive(timeout, spin=spin)
             except TimeoutError:
                 # The answer may still come and would be taken for that of the next request.
                 self._drop()
@@ -367,6 +456,10 @@ def local_platform_root() -> Certificate:
                     pass  # the platform writes it anew
     with PlatformClient.connect() as client:
         return x509.load_der_x509_certificate(client.root().certificate)
+
+
+def _ephemeral_allowed() -> bool:
+    return os.environ.get("PYENCLAVE_ALLOW_EPHEMERAL") == "1"
 
 
 def _greet(channel: Channel, timeout: float) -> messages.HelloReply:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol, TypeVar, cast
 
 import msgspec
@@ -38,11 +38,14 @@ from pyenclave._platform.root import PLATFORM_SVN, PlatformRoot
 from pyenclave._platform.service import Attendant, Enclave, Facts, kill_and_wait
 from pyenclave._platform.state import State
 from pyenclave._platform.wire import raise_failure
+from pyenclave.calls import ring
 from pyenclave.calls.channel import Channel, close_all
 from pyenclave.errors import (
+    ArgumentError,
     EnclaveError,
     EnclaveLostError,
     EnclavePoisonedError,
+    EnclaveStateError,
     LaunchError,
     LaunchRefusedError,
 )
@@ -52,13 +55,22 @@ from pyenclave.formats.record import ProtectionBit, ProtectionRecord
 from pyenclave.formats.sgx import ReportBody
 from pyenclave.measurement.image import SignedIdentity, verify_image
 
-__all__ = ["Launcher", "WorkerFactory", "ZygoteFactory"]
+__all__ = [
+    "Candidate",
+    "Launcher",
+    "Wish",
+    "WorkerFactory",
+    "WorkerGoneError",
+    "ZygoteFactory",
+    "check_ring",
+]
 
 _MAX_RING: Final = 1 << 32
 _CLOSED_TIMEOUT: Final = 30.0  # seconds: imports of the entry count
 _RUNNING_TIMEOUT: Final = 15.0
 _SEND_TIMEOUT: Final = 5.0
-_MAX_GRACE: Final = 5.0  # of on_stop functions: whoever closes waits for them
+_MAX_GRACE: Final = 5.0  # seconds of on_stop functions: whoever closes waits for them
+_MAX_KEY: Final = 4096  # bytes of a runtime public key
 _SLICE: Final = 0.1
 _CACHED_IMAGES: Final = 16
 _BIT_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
@@ -116,10 +128,93 @@ class _Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Draft:
-    """A record that was signed before anything was found, and may never be used."""
+    """The name of an enclave, and a record that was signed ahead and may never be used."""
 
+    enclave_id: bytes
     signed: bytes
     signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """
+    What a host asked for, judged: every enclave that is started of it is the same kind.
+
+    Attributes:
+        judged: The image.
+        digest: SHA-256 of the image's bytes.
+        size: Their number.
+        debug: Whether it starts as debug.
+        require: Protection bits that the host demands.
+        allow_ephemeral: The host accepts sealing under a root that lives in memory only.
+
+    """
+
+    judged: _Judged
+    digest: bytes
+    size: int
+    debug: bool
+    require: tuple[str, ...]
+    allow_ephemeral: bool
+
+
+class WorkerGoneError(LaunchError):
+    """A warm worker ended before it was an enclave: another one can take its place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Package:
+    """
+    What an identity will be, if policy and walls are the same when it is given.
+
+    Attributes:
+        policy: The policy that admitted it; the very same object while the file is the same.
+        outside: The bits that were tried from outside, all True or False.
+        identity: The message, without seed.
+        facts: What the platform notes, without time.
+
+    """
+
+    policy: LaunchPolicy
+    outside: dict[str, bool]
+    identity: messages.Identity
+    facts: Facts
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Candidate:
+    """
+    A worker that closed itself in and has no identity: on its way to one, or warm.
+
+    Attributes:
+        wish: What it was started for.
+        worker: Its process.
+        channel: The platform's end of its control channel.
+        attendant: The thread that will serve it.
+        draft: A signature over its record as it is expected to be.
+        outside: What was tried from outside when it had closed itself in.
+        closed: What it tried inside.
+        ready: Its runtime key, once it made one.
+        package: What its identity will be.
+
+    """
+
+    wish: Wish
+    worker: SpawnedWorker
+    channel: Channel
+    attendant: Attendant
+    draft: _Draft
+    outside: dict[str, bool]
+    closed: messages.Closed
+    ready: messages.Ready | None = None
+    package: _Package | None = None
+
+    def end(self) -> None:
+        """End the worker and give everything back; never after it became an enclave."""
+        self.attendant.dismiss()
+        kill_and_wait(self.worker.pidfd)
+        os.close(self.worker.pidfd)
+        self.channel.close()
 
 
 class Launcher:
@@ -141,82 +236,154 @@ class Launcher:
         self._images: OrderedDict[bytes, _Judged] = OrderedDict()
         self._last_bits: dict[str, ProtectionBit] = {}
 
+    def judge(
+        self,
+        request: messages.Launch | messages.Reserve,
+        image_fd: int,
+        *,
+        held: HeldImages,
+    ) -> Wish:
+        """
+        Judge what a host asks for.
+
+        Args:
+            request: The host's wishes.
+            image_fd: The image; stays the caller's.
+            held: The images that this host launched last.
+
+        Raises:
+            ArgumentError: The descriptor is not what it must be.
+            ImageError: The image or its signature is refused.
+            LaunchRefusedError: The image, or the platform's policy, does not allow it.
+
+        """
+        size = check_memfd(image_fd, "image", seals=_native.SEALED, limit=MAX_IMAGE)
+        judged, digest = self._judge_image(image_fd, size, held)
+        wish = Wish(
+            judged=judged,
+            digest=digest,
+            size=size,
+            debug=_choose_debug(request.debug, judged),
+            require=tuple(request.require),
+            allow_ephemeral=request.allow_ephemeral,
+        )
+        self._admit(wish)
+        return wish
+
+    def _admit(self, wish: Wish) -> LaunchPolicy:
+        """Return the policy as it is now, if it admits *wish*."""
+        policy = load_policy(self._state)
+        identity = wish.judged.identity
+        policy.judge(
+            mrsigner=identity.mrsigner,
+            product_id=identity.product_id,
+            security_version=identity.security_version,
+            debug=wish.debug,
+        )
+        return policy
+
     def launch(
         self,
-        request: messages.Launch,
+        wish: Wish,
         image_fd: int,
         ring_fd: int,
         *,
         host_pid: int,
         wanted: Callable[[], bool],
         slow: Callable[[], None],
-        held: HeldImages,
     ) -> Enclave:
         """
         Start one enclave.
 
         Args:
-            request: The host's wishes.
-            image_fd: The image; stays the caller's.
+            wish: What was asked for.
+            image_fd: The image that *wish* was made of; stays the caller's.
             ring_fd: The ring; stays the caller's.
             host_pid: For listings.
             wanted: Whether the host is still there; asked while a worker is waited for.
             slow: Called before this waits for a zygote without asking *wanted*.
-            held: The images that this host launched last.
 
         Raises:
-            ArgumentError: A descriptor is not what it must be.
-            ImageError: The image, its signature or the runtime's lock is refused.
+            ArgumentError: The descriptor of the ring is not what it must be.
+            ImageError: The runtime's lock is refused, or the image by the worker.
             LaunchError: It is refused (LaunchRefusedError) or could not be started.
 
         """
-        size = check_memfd(image_fd, "image", seals=_native.SEALED, limit=MAX_IMAGE)
-        check_memfd(ring_fd, "ring", seals=_native.RING_SEALS, limit=_MAX_RING)
-        judged, digest = self._judge_image(image_fd, size, held)
-        policy = load_policy(self._state)
-        debug = _choose_debug(request, judged)
-        identity = judged.identity
-        policy.judge(
-            mrsigner=identity.mrsigner,
-            product_id=identity.product_id,
-            security_version=identity.security_version,
-            debug=debug,
-        )
-        platform_end, worker_end = Channel.pair()
+        check_ring(ring_fd, wish)
+        candidate = self._start(wish, image_fd, ring_fd, wanted=wanted, slow=slow)
         try:
-            with worker_end:
-                spawned = self._spawn(
-                    judged.lock_bytes,
-                    image_fd,
-                    digest,
-                    ring_fd,
-                    worker_end.fileno(),
-                    debug=debug,
-                    slow=slow,
-                )
-            attendant = None
             try:
-                attendant = Attendant()
-                facts = self._introduce(
-                    judged, policy, request, platform_end, spawned, debug=debug, wanted=wanted
-                )
-                held.add(image_fd, digest, size)
-                return Enclave(
-                    facts,
-                    pidfd=spawned.pidfd,
-                    channel=platform_end,
-                    host_pid=host_pid,
-                    attendant=attendant,
-                )
-            except BaseException:
-                if attendant is not None:
-                    attendant.dismiss()
-                kill_and_wait(spawned.pidfd)
-                os.close(spawned.pidfd)
+                facts = self._identify(candidate, candidate.outside)
+            except WorkerGoneError:
+                _await_ready(candidate, wanted)  # raises what it said last, if it said something
                 raise
+            # It makes its key meanwhile, and takes what it is afterwards.
+            candidate.ready = _await_ready(candidate, wanted)
         except BaseException:
-            platform_end.close()
+            candidate.end()
             raise
+        return _enclave(candidate, facts, host_pid)
+
+    def warm(
+        self,
+        wish: Wish,
+        image_fd: int,
+        ring_fd: int,
+        *,
+        wanted: Callable[[], bool],
+        slow: Callable[[], None],
+    ) -> Candidate:
+        """
+        Start a worker that has all but an identity.
+
+        Args:
+            wish: As for :meth:`launch`, like the others.
+            image_fd: The image.
+            ring_fd: The ring, which was checked.
+            wanted: Whether anybody still wants it.
+            slow: Called before a zygote is waited for.
+
+        Returns:
+            The worker, the caller's to hand out or to end.
+
+        Raises:
+            EnclaveError: As :meth:`launch`.
+
+        """
+        candidate = self._start(wish, image_fd, ring_fd, wanted=wanted, slow=slow)
+        try:
+            candidate.ready = _await_ready(candidate, wanted)
+            policy = self._admit(wish)
+            bits = self._refuse_unless_held(candidate, candidate.outside, policy)
+            candidate.draft = self._draft(wish, bits)
+            candidate.package = self._package(candidate, candidate.outside, policy)
+        except BaseException:
+            candidate.end()
+            raise
+        return candidate
+
+    def hand_out(self, candidate: Candidate, *, host_pid: int) -> Enclave:
+        """
+        Make a warm worker an enclave: the policy of now, walls tried again, then the identity.
+
+        Args:
+            candidate: From :meth:`warm`; if this fails it is ended.
+            host_pid: For listings.
+
+        Raises:
+            WorkerGoneError: The worker ended; it never had an identity.
+            LaunchError: It is refused (LaunchRefusedError).
+
+        """
+        try:
+            outside = probe_worker(candidate.worker.pid, candidate.worker.pidfd)
+            if has_ended(candidate.worker.pidfd):
+                raise WorkerGoneError("the worker ended while it waited")
+            facts = self._identify(candidate, outside)
+        except BaseException:
+            candidate.end()
+            raise
+        return _enclave(candidate, facts, host_pid)
 
     def _judge_image(self, image_fd: int, size: int, held: HeldImages) -> tuple[_Judged, bytes]:
         # Write-sealed: the bytes hashed here are the bytes that the worker maps. So an image seen
@@ -274,90 +441,130 @@ class Launcher:
                     raise
         raise AssertionError("unreachable")
 
-    def _introduce(
+    def _start(
         self,
-        judged: _Judged,
-        policy: LaunchPolicy,
-        request: messages.Launch,
-        channel: Channel,
-        worker: SpawnedWorker,
+        wish: Wish,
+        image_fd: int,
+        ring_fd: int,
         *,
-        debug: bool,
         wanted: Callable[[], bool],
-    ) -> Facts:
-        enclave_id = secrets.token_bytes(16)
-        draft = self._draft(judged.info, enclave_id, debug=debug)
-        _expect(channel, worker.pidfd, messages.Shut, _CLOSED_TIMEOUT, wanted)
-        # From here on the worker's own filter refuses whatever could undo what is tried now.
-        outside = probe_worker(worker.pid, worker.pidfd)
-        closed = _expect(channel, worker.pidfd, messages.Closed, _RUNNING_TIMEOUT, wanted)
-        bits = _merge(outside, closed)
-        require = tuple(request.require) + policy.require
-        held = {name: bit.value for name, bit in bits.items()}
-        refuse_unless_held(held, require, debug=debug)
-        record = self._sign_record(judged.info, bits, enclave_id, draft, debug=debug)
-        body = _body(judged.identity, record, debug=debug)
-        channel.send(
-            messages.Identity(
+        slow: Callable[[], None],
+    ) -> Candidate:
+        """Start a worker and bring it to where it has closed itself in, tried from both sides."""
+        platform_end, worker_end = Channel.pair()
+        with contextlib.ExitStack() as failed:
+            failed.callback(platform_end.close)
+            with worker_end:
+                worker = self._spawn(
+                    wish.judged.lock_bytes,
+                    image_fd,
+                    wish.digest,
+                    ring_fd,
+                    worker_end.fileno(),
+                    debug=wish.debug,
+                    slow=slow,
+                )
+            failed.callback(os.close, worker.pidfd)
+            failed.callback(kill_and_wait, worker.pidfd)
+            attendant = Attendant()
+            failed.callback(attendant.dismiss)
+            draft = self._draft(wish, self._last_bits)
+            _expect(platform_end, worker.pidfd, messages.Shut, _CLOSED_TIMEOUT, wanted)
+            # From here on the worker's own filter refuses whatever could undo what is tried now.
+            outside = probe_worker(worker.pid, worker.pidfd)
+            closed = _expect(platform_end, worker.pidfd, messages.Closed, _RUNNING_TIMEOUT, wanted)
+            failed.pop_all()
+        return Candidate(
+            wish=wish,
+            worker=worker,
+            channel=platform_end,
+            attendant=attendant,
+            draft=draft,
+            outside=outside,
+            closed=closed,
+        )
+
+    def _package(
+        self, candidate: Candidate, outside: dict[str, bool], policy: LaunchPolicy
+    ) -> _Package:
+        """Judge and sign what holds, and write down what follows from it."""
+        wish, judged = candidate.wish, candidate.wish.judged
+        bits = self._refuse_unless_held(candidate, outside, policy)
+        record = self._sign_record(candidate, bits)
+        body = _body(judged.identity, record, debug=wish.debug)
+        enclave_id = candidate.draft.enclave_id
+        return _Package(
+            policy=policy,
+            outside=outside,
+            identity=messages.Identity(
                 enclave_id=enclave_id,
                 body=body.to_bytes(),
-                debug=debug,
+                debug=wish.debug,
                 level=self._root.level,
                 record=record,
-                seed=secrets.token_bytes(32),
+                seed=bytes(32),
             ),
-            timeout=_SEND_TIMEOUT,
-        )
-        running = _expect(channel, worker.pidfd, messages.Running, _RUNNING_TIMEOUT, wanted)
-        if not 0 < len(running.runtime_public_key) <= 4096:
-            raise LaunchError("the worker sent no usable runtime key")
-        return Facts(
-            enclave_id=enclave_id,
-            name=judged.info.name,
-            pid=worker.pid,
-            debug=debug,
-            body=body,
-            record=record,
-            runtime_public_key=running.runtime_public_key,
-            may_seal=not self._root.ephemeral or request.allow_ephemeral or policy.allow_ephemeral,
-            started=time.time(),
-            starting=running.starting,
-            grace=min(max(running.grace, 0.0), _MAX_GRACE),
+            facts=Facts(
+                enclave_id=enclave_id,
+                name=judged.info.name,
+                pid=candidate.worker.pid,
+                debug=wish.debug,
+                body=body,
+                record=record,
+                runtime_public_key=b"",
+                may_seal=not self._root.ephemeral or wish.allow_ephemeral or policy.allow_ephemeral,
+                started=0.0,
+            ),
         )
 
-    def _draft(self, info: ImageInfo, enclave_id: bytes, *, debug: bool) -> _Draft:
-        """
-        Sign, while the worker starts, the record as it will be if all is as at the last launch.
+    def _identify(self, candidate: Candidate, outside: dict[str, bool]) -> Facts:
+        """Judge and sign what holds, and send the worker what it is."""
+        policy = self._admit(candidate.wish)
+        package = candidate.package
+        if package is None or package.policy is not policy or package.outside != outside:
+            package = self._package(candidate, outside, policy)
+        identity = msgspec.structs.replace(package.identity, seed=secrets.token_bytes(32))
+        try:
+            candidate.channel.send(identity, timeout=_SEND_TIMEOUT)
+        except (EnclaveLostError, TimeoutError):
+            raise WorkerGoneError("the worker ended while it started") from None
+        return package.facts
 
-        A draft leaves this process only if what is then found is the same to the last byte.
-        """
-        signed = self._record(info, self._last_bits, enclave_id, debug=debug)
-        return _Draft(signed=signed, signature=self._root.sign(signed))
+    def _refuse_unless_held(
+        self, candidate: Candidate, outside: dict[str, bool], policy: LaunchPolicy
+    ) -> dict[str, ProtectionBit]:
+        bits = _merge(outside, candidate.closed)
+        held = {name: bit.value for name, bit in bits.items()}
+        wish = candidate.wish
+        refuse_unless_held(held, wish.require + policy.require, debug=wish.debug)
+        return bits
 
-    def _sign_record(
-        self,
-        info: ImageInfo,
-        bits: dict[str, ProtectionBit],
-        enclave_id: bytes,
-        draft: _Draft,
-        *,
-        debug: bool,
-    ) -> bytes:
-        signed = self._record(info, bits, enclave_id, debug=debug)
+    def _draft(self, wish: Wish, bits: dict[str, ProtectionBit]) -> _Draft:
+        """
+        Name an enclave, and sign its record ahead as it will be if *bits* hold.
+
+        A draft leaves this process only if what is found before the identity is sent is the same
+        to the last byte.
+        """
+        enclave_id = secrets.token_bytes(16)
+        signed = self._record(wish, bits, enclave_id)
+        return _Draft(enclave_id=enclave_id, signed=signed, signature=self._root.sign(signed))
+
+    def _sign_record(self, candidate: Candidate, bits: dict[str, ProtectionBit]) -> bytes:
+        draft = candidate.draft
+        signed = self._record(candidate.wish, bits, draft.enclave_id)
         self._last_bits = bits
         # The bytes are compared, not the bits: True equals 1, and is written otherwise.
         return signed + (draft.signature if signed == draft.signed else self._root.sign(signed))
 
-    def _record(
-        self, info: ImageInfo, bits: dict[str, ProtectionBit], enclave_id: bytes, *, debug: bool
-    ) -> bytes:
+    def _record(self, wish: Wish, bits: dict[str, ProtectionBit], enclave_id: bytes) -> bytes:
         record = ProtectionRecord(
             level=cast(Literal["embedded", "service"], self._root.level),
             tee="none",
             platform_svn=PLATFORM_SVN,
             ephemeral=self._root.ephemeral,
-            debug=debug,
-            jit=info.jit,
+            debug=wish.debug,
+            jit=wish.judged.info.jit,
             enclave_id=enclave_id.hex(),
             bits=bits,
         )
@@ -370,9 +577,51 @@ def _parse_and_verify(data: mmap.mmap) -> _Judged:
     return _Judged(info=image.info, lock_bytes=image.lock_bytes, identity=verify_image(image))
 
 
-def _choose_debug(request: messages.Launch, judged: _Judged) -> bool:
+def check_ring(fd: int, wish: Wish) -> None:
+    """
+    Check the descriptor of a ring.
+
+    Raises:
+        ArgumentError: It is no size-sealed memfd, or not of the size that the image's threads take.
+
+    """
+    size = check_memfd(fd, "ring", seals=_native.RING_SEALS, limit=_MAX_RING)
+    expected = ring.layout(wish.judged.info.threads)
+    if size != expected:
+        raise ArgumentError("memfd of the ring has another size", expected=expected, found=size)
+
+
+def _await_ready(candidate: Candidate, wanted: Callable[[], bool]) -> messages.Ready:
+    ready = _expect(
+        candidate.channel, candidate.worker.pidfd, messages.Ready, _RUNNING_TIMEOUT, wanted
+    )
+    if not 0 < len(ready.runtime_public_key) <= _MAX_KEY:
+        raise LaunchError("the worker sent no usable runtime key")
+    return ready
+
+
+def _enclave(candidate: Candidate, facts: Facts, host_pid: int) -> Enclave:
+    ready = candidate.ready
+    if ready is None:
+        raise EnclaveStateError("a worker that is not ready is no enclave")
+    return Enclave(
+        replace(
+            facts,
+            runtime_public_key=ready.runtime_public_key,
+            starting=ready.starting,
+            grace=min(max(ready.grace, 0.0), _MAX_GRACE),
+            started=time.time(),
+        ),
+        pidfd=candidate.worker.pidfd,
+        channel=candidate.channel,
+        host_pid=host_pid,
+        attendant=candidate.attendant,
+    )
+
+
+def _choose_debug(wanted: bool | None, judged: _Judged) -> bool:
     signed = judged.identity.signed
-    debug = not signed if request.debug is None else request.debug
+    debug = not signed if wanted is None else wanted
     if not signed and not debug:
         raise LaunchRefusedError(
             "an unsigned image starts only as debug",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from typing import Annotated, Final
 
@@ -10,9 +11,11 @@ import msgspec
 from pyenclave._platform.state import State
 from pyenclave.errors import LaunchRefusedError
 
-__all__ = ["POLICY_FILE", "LaunchPolicy", "SignerRule", "load_policy"]
+__all__ = ["MAX_ENCLAVES", "POLICY_FILE", "LaunchPolicy", "SignerRule", "load_policy"]
 
 POLICY_FILE: Final = "launch-policy.toml"
+#: The most enclaves that a platform has; each takes descriptors and a thread.
+MAX_ENCLAVES: Final = 2048
 _U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 _Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
@@ -42,6 +45,8 @@ class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         allow_unsigned: Unsigned images may start (as debug only, in any case).
         allow_ephemeral: Data sealing and counters work although the root lives in memory only.
         require: Protection bits that every launch must show.
+        max_enclaves: How many enclaves there may be at a time, warm workers included.
+        max_warm: How many warm workers one host may reserve.
         signer: If there is one rule or more, a signed image must match a rule; where several
             match, all their security versions count.
 
@@ -51,6 +56,8 @@ class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_unsigned: bool = True
     allow_ephemeral: bool = False
     require: tuple[str, ...] = ()
+    max_enclaves: Annotated[int, msgspec.Meta(ge=1, le=MAX_ENCLAVES)] = MAX_ENCLAVES
+    max_warm: Annotated[int, msgspec.Meta(ge=0, le=MAX_ENCLAVES)] = 64
     signer: tuple[SignerRule, ...] = ()
 
     def judge(
@@ -98,9 +105,14 @@ class LaunchPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
 
+_DEFAULT: Final = LaunchPolicy()
+
+
 def load_policy(state: State | None) -> LaunchPolicy:
     """
     Read the policy of *state*; the default if there is no file.
+
+    While the file's bytes are the same, so is the object.
 
     Raises:
         LaunchRefusedError: The file is not a valid policy. Nothing starts until it is.
@@ -108,14 +120,20 @@ def load_policy(state: State | None) -> LaunchPolicy:
 
     """
     if state is None or not state.exists:
-        return LaunchPolicy()
+        return _DEFAULT
     data = state.read_file(POLICY_FILE, limit=256 * 1024)
     if data is None:
-        return LaunchPolicy()
+        return _DEFAULT
     try:
-        return msgspec.convert(tomllib.loads(data.decode("utf-8")), LaunchPolicy, strict=True)
+        return _parse(data)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise LaunchRefusedError(
             f"{state.path}/{POLICY_FILE} is not a valid policy: {error}",
             advice="Nothing starts until it is corrected or removed.",
         ) from None
+
+
+@functools.lru_cache(maxsize=4)
+def _parse(data: bytes) -> LaunchPolicy:
+    # Read for each launch, parsed when its bytes change.
+    return msgspec.convert(tomllib.loads(data.decode("utf-8")), LaunchPolicy, strict=True)

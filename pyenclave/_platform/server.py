@@ -29,7 +29,15 @@ from pyenclave._platform.counters import CounterStore, MemoryFiles
 from pyenclave._platform.endpoint import Endpoint, peer_pid, peer_uid
 from pyenclave._platform.hardening import harden_platform
 from pyenclave._platform.held import HeldImages
-from pyenclave._platform.launch import Launcher, ZygoteFactory
+from pyenclave._platform.launch import (
+    Candidate,
+    Launcher,
+    Wish,
+    WorkerGoneError,
+    ZygoteFactory,
+)
+from pyenclave._platform.policy import LaunchPolicy, load_policy
+from pyenclave._platform.reserves import Reserves
 from pyenclave._platform.root import PlatformRoot
 from pyenclave._platform.service import Enclave, Services
 from pyenclave._platform.state import State
@@ -50,7 +58,6 @@ from pyenclave.formats.lock import Roots
 __all__ = ["Server", "main", "make_zygotes"]
 
 MAX_HOSTS: Final = 64
-MAX_ENCLAVES: Final = 256
 MAX_ENDED: Final = 256  # per host: enclaves whose end is remembered
 _MAX_NAME: Final = 64  # bytes of an enclave's name in a listing
 _IDLE_GRACE: Final = 0.4  # seconds without a host until the platform ends
@@ -58,15 +65,25 @@ _HELLO_TIMEOUT: Final = 5.0
 _SEND_TIMEOUT: Final = 5.0
 _SLICE: Final = 0.25
 _LOCK_TIMEOUT: Final = 5.0  # for a predecessor that is ending
-_OPEN_FILES: Final = 8192
+_OPEN_FILES: Final = 16384
+_ROWS: Final = 128  # of a listing, in one message
 _REQUESTS: Final = (
     messages.Launch,
+    messages.Reserve,
+    messages.Offer,
+    messages.Withdraw,
+    messages.AskReserve,
+    messages.Take,
     messages.Close,
     messages.Why,
     messages.List,
     messages.Kill,
     messages.Root,
 )
+
+
+# An answer: the message, its descriptors, and what is done once it was sent.
+_Answer = tuple[messages.Message, tuple[int, ...], Callable[[], None] | None]
 
 
 def make_zygotes(roots: Roots, executable: str) -> ZygoteFactory:
@@ -77,7 +94,7 @@ def make_zygotes(roots: Roots, executable: str) -> ZygoteFactory:
 
 
 class _Host:
-    """One connected host: its channel and the enclaves that it owns."""
+    """One connected host: its channel, and the enclaves and warm workers that it owns."""
 
     def __init__(self, channel: Channel, pid: int) -> None:
         self.channel = channel
@@ -86,11 +103,15 @@ class _Host:
         self.enclaves: dict[bytes, Enclave] = {}
         self.ended: OrderedDict[bytes, messages.WhyReply] = OrderedDict()
         self.held = HeldImages()
+        self.reserves: Reserves | None = None  # once it asked for one
 
     def is_there(self) -> bool:
         """Whether the other end of the channel is still open; what it sent stays unread."""
+        fd = self.channel.fileno()
+        if fd < 0:
+            return False
         poll = select.poll()
-        poll.register(self.channel.fileno(), 0)
+        poll.register(fd, 0)
         return not poll.poll(0)
 
 
@@ -102,18 +123,27 @@ class Server:
         root: Its keys.
         services: What it does for workers.
         launcher: What starts them.
+        state: The state directory, for the limits of the policy; None: the limits as they are.
 
     """
 
-    def __init__(self, root: PlatformRoot, services: Services, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        root: PlatformRoot,
+        services: Services,
+        launcher: Launcher,
+        state: State | None = None,
+    ) -> None:
         self._root = root
         self._services = services
         self._launcher = launcher
+        self._state = state
         self._instance = os.urandom(16)
         self._mutex = threading.Lock()
         self._hosts: set[_Host] = set()
         self._enclaves: dict[bytes, Enclave] = {}
         self._launching = 0
+        self._warm = 0  # places of warm workers
         self._idle_since = time.monotonic()
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -213,10 +243,15 @@ class Server:
             while not isinstance(greeting, messages.Failure):
                 message, fds = host.channel.receive()
                 try:
-                    answer, answer_fds = self._answer(host, message, fds)
+                    answer, answer_fds, begin = self._answer(host, message, fds)
                 finally:
                     close_all(fds)
-                self._send(host, answer, answer_fds)
+                try:
+                    self._send(host, answer, answer_fds)
+                finally:
+                    # After the answer: what wakes another thread now would delay the host.
+                    if begin is not None:
+                        begin()
         except EnclaveLostError:
             pass
         except EnclaveStateError as error:
@@ -231,6 +266,8 @@ class Server:
             self._forget(host)
 
     def _forget(self, host: _Host) -> None:
+        if host.reserves is not None:
+            host.reserves.close()
         for enclave_id in list(host.enclaves):
             self._end(host, enclave_id, "its host is gone")
         # Off the list first: the main thread looks at the channels of those that are on it.
@@ -264,21 +301,25 @@ class Server:
             pid=os.getpid(),
         )
 
-    def _answer(
-        self, host: _Host, message: messages.Message, fds: list[int]
-    ) -> tuple[messages.Message, tuple[int, ...]]:
+    def _answer(self, host: _Host, message: messages.Message, fds: list[int]) -> _Answer:
         if not isinstance(message, _REQUESTS):
             raise EnclaveStateError(f"a host may not send {type(message).__name__}")
         try:
             if isinstance(message, messages.Launch):
                 return self._launch(host, message, fds)
+            if isinstance(message, messages.Reserve):
+                return self._reserve(host, message, fds), (), None
+            if isinstance(message, messages.Offer):
+                return self._offer(host, message, fds), (), None
             if fds:
                 raise ArgumentError(f"{type(message).__name__} takes no descriptors")
-            return self._answer_simple(host, message), ()
+            if isinstance(message, messages.Take):
+                return self._take(host, message)
+            return self._answer_simple(host, message), (), None
         except Exception as error:
             if not isinstance(error, EnclaveError):
                 _log(f"{type(message).__name__}: {type(error).__name__}: {error}")
-            return failure_of(error), ()
+            return failure_of(error), (), None
 
     def _answer_simple(self, host: _Host, message: messages.Message) -> messages.Message:
         match message:
@@ -294,13 +335,18 @@ class Server:
                 if enclave_id in host.ended:
                     return host.ended[enclave_id]
                 raise ArgumentError("this host has no such enclave")
-            case messages.List():
+            case messages.List(after=after):
                 with self._mutex:
                     running = list(self._enclaves.values())
                 rows = [enclave.info for enclave in running if enclave.why.state == "running"]
-                # MAX_ENCLAVES rows must fit one message whatever images call themselves.
-                rows = [msgspec.structs.replace(row, name=cut(row.name, _MAX_NAME)) for row in rows]
-                return messages.Listing(enclaves=tuple(rows))
+                rows.sort(key=lambda row: row.enclave_id)
+                rows = [row for row in rows if row.enclave_id > after]
+                # _ROWS rows must fit one message whatever images call themselves.
+                page = [
+                    msgspec.structs.replace(row, name=cut(row.name, _MAX_NAME))
+                    for row in rows[:_ROWS]
+                ]
+                return messages.Listing(enclaves=tuple(page), more=len(rows) > _ROWS)
             case messages.Kill(enclave_id=enclave_id):
                 with self._mutex:
                     enclave = self._enclaves.get(enclave_id)
@@ -313,35 +359,72 @@ class Server:
                     certificate=self._root.chain.root.public_bytes(Encoding.DER),
                     ephemeral=self._root.ephemeral,
                 )
+            case messages.AskReserve(reserve_id=reserve_id):
+                return _reserves_of(host).ask(reserve_id)
+            case messages.Withdraw(reserve_id=reserve_id, slot=slot):
+                return _reserves_of(host).withdraw(reserve_id, slot)
         raise AssertionError(type(message).__name__)  # all of _REQUESTS are above
 
-    def _launch(
-        self, host: _Host, request: messages.Launch, fds: list[int]
-    ) -> tuple[messages.Launched, tuple[int, ...]]:
+    def _policy(self) -> LaunchPolicy:
+        return load_policy(self._state)
+
+    def _book(self, *, launching: bool, most: int) -> bool:
+        with self._mutex:
+            if len(self._enclaves) + self._launching + self._warm >= most:
+                return False
+            self._launching += launching
+            self._warm += not launching
+            return True
+
+    def _book_warm(self) -> None:
+        most = self._policy().max_enclaves
+        if not self._book(launching=False, most=most):
+            raise BusyError("the platform has too many enclaves", expected=most)
+
+    def _unbook_warm(self) -> None:
+        with self._mutex:
+            self._warm -= 1
+
+    def _book_launch(self) -> None:
+        most = self._policy().max_enclaves
+        # A warm worker only saves time: whoever wants an enclave now gets its place.
+        while not self._book(launching=True, most=most):
+            with self._mutex:
+                keepers = [host.reserves for host in self._hosts if host.reserves is not None]
+            if not any(reserves.shed() for reserves in keepers):
+                raise BusyError("the platform has too many enclaves", expected=most)
+
+    def _launch(self, host: _Host, request: messages.Launch, fds: list[int]) -> _Answer:
         if len(fds) != 2:
             raise ArgumentError("Launch takes two descriptors", expected=2, found=len(fds))
-        with self._mutex:
-            if len(self._enclaves) + self._launching >= MAX_ENCLAVES:
-                raise BusyError("the platform has too many enclaves", expected=MAX_ENCLAVES)
-            self._launching += 1
+        wish = self._launcher.judge(request, fds[0], held=host.held)
+        enclave = self._launch_cold(host, wish, fds[0], fds[1])
+        host.held.add(fds[0], wish.digest, wish.size)
+        return self._launched(host, enclave)
+
+    def _launch_cold(self, host: _Host, wish: Wish, image_fd: int, ring_fd: int) -> Enclave:
+        self._book_launch()
         try:
             enclave = self._launcher.launch(
-                request,
-                fds[0],
-                fds[1],
+                wish,
+                image_fd,
+                ring_fd,
                 host_pid=host.pid,
                 wanted=host.is_there,
                 slow=self._wake,
-                held=host.held,
             )
             with self._mutex:
                 self._enclaves[enclave.facts.enclave_id] = enclave
         finally:
             with self._mutex:
                 self._launching -= 1
+        return enclave
+
+    def _launched(
+        self, host: _Host, enclave: Enclave, *, slot: int = -1, warm: bool = False
+    ) -> _Answer:
         facts = enclave.facts
         host.enclaves[facts.enclave_id] = enclave
-        enclave.start(self._services)
         launched = messages.Launched(
             enclave_id=facts.enclave_id,
             pid=facts.pid,
@@ -351,8 +434,60 @@ class Server:
             record=facts.record,
             runtime_public_key=facts.runtime_public_key,
             starting=facts.starting,
+            slot=slot,
+            warm=warm,
         )
-        return launched, (enclave.pidfd,)
+        return launched, (enclave.pidfd,), lambda: enclave.start(self._services)
+
+    def _reserve(self, host: _Host, request: messages.Reserve, fds: list[int]) -> messages.Reserved:
+        if len(fds) != 1:
+            raise ArgumentError("Reserve takes one descriptor", expected=1, found=len(fds))
+        wish = self._launcher.judge(request, fds[0], held=host.held)
+        if host.reserves is None:
+            host.reserves = Reserves(
+                self._launcher,
+                book=self._book_warm,
+                unbook=self._unbook_warm,
+                wanted=host.is_there,
+                slow=self._wake,
+                most=self._policy().max_warm,
+                name=f"warm-{host.pid}",
+            )
+        told = host.reserves.reserve(wish, fds[0])
+        host.held.add(fds[0], wish.digest, wish.size)
+        return told
+
+    def _offer(self, host: _Host, request: messages.Offer, fds: list[int]) -> messages.Reserved:
+        if len(fds) != 1:
+            raise ArgumentError("Offer takes one descriptor", expected=1, found=len(fds))
+        return _reserves_of(host).offer(request.reserve_id, fds[0])
+
+    def _take(self, host: _Host, request: messages.Take) -> _Answer:
+        reserves = _reserves_of(host)
+        taken = reserves.take(request.reserve_id)
+        try:
+            enclave = None if taken.candidate is None else self._hand_out(host, taken.candidate)
+            warm = enclave is not None
+            if enclave is None:
+                enclave = self._launch_cold(host, taken.wish, taken.image_fd, taken.ring_fd)
+        except Exception as error:
+            reserves.used(request.reserve_id, taken.slot, error=f"{type(error).__name__}: {error}")
+            raise
+        reserves.used(request.reserve_id, taken.slot)
+        return self._launched(host, enclave, slot=taken.slot, warm=warm)
+
+    def _hand_out(self, host: _Host, candidate: Candidate) -> Enclave | None:
+        enclave = None
+        try:
+            enclave = self._launcher.hand_out(candidate, host_pid=host.pid)
+        except WorkerGoneError:
+            pass  # nobody was told of it: another worker gets its ring
+        finally:
+            with self._mutex:
+                self._warm -= 1
+                if enclave is not None:
+                    self._enclaves[enclave.facts.enclave_id] = enclave
+        return enclave
 
     def _end(self, host: _Host, enclave_id: bytes, reason: str, *, orderly: bool = False) -> None:
         enclave = host.enclaves.pop(enclave_id)
@@ -373,6 +508,12 @@ class Server:
             running = list(self._enclaves.values())
         for enclave in running:
             enclave.end("the platform ended")
+
+
+def _reserves_of(host: _Host) -> Reserves:
+    if host.reserves is None:
+        raise ArgumentError("this host has no such reserve")
+    return host.reserves
 
 
 def main(told: str) -> None:
@@ -419,7 +560,7 @@ def _run(start: Start, first: Channel) -> None:
         services = Services(root, CounterStore(files, root.derive("counters", 32), os.urandom))
         zygotes = make_zygotes(start.roots, start.executable)
         stack.callback(_close_soon, zygotes)
-        server = Server(root, services, Launcher(root, zygotes, state))
+        server = Server(root, services, Launcher(root, zygotes, state), state)
         stack.callback(server.close)
         _handle_signals(server.stop)
         listener = endpoint.listen()

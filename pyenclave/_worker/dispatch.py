@@ -231,6 +231,19 @@ class _Link:
             raise
 
 
+def open_lane(ring_fd: int, table: Table, lane: int) -> _core.WorkerLane:
+    """
+    Map a ring, checked, and return one of its lanes; nothing that the host wrote is looked at.
+
+    Raises:
+        EnclaveStateError: The ring is not sealed or has another size.
+
+    """
+    return _core.WorkerLane(
+        table.memory(ring_fd), table.lanes, ring.DEFAULT_SLOT, lane, table.limit
+    )
+
+
 def serve(
     ring_fd: int,
     table: Table,
@@ -238,6 +251,7 @@ def serve(
     lane: int,
     idle: Callable[[], bool],
     poisoned: Callable[[EnclavePoisonedError], object] | None = None,
+    opened: _core.WorkerLane | None = None,
 ) -> None:
     """
     Serve one lane until ``idle()`` returns False.
@@ -248,15 +262,14 @@ def serve(
         lane: Number of the lane; each has one thread.
         idle: Called at least every 100 ms of waiting.
         poisoned: Ends the process at once when the host breaks the protocol within a call.
+        opened: The lane, if it was opened before.
 
     Raises:
         EnclavePoisonedError: The host broke the protocol, or trusted code found a broken MAC.
         EnclaveStateError: The ring is not sealed or has another size.
 
     """
-    worker = _core.WorkerLane(
-        table.memory(ring_fd), table.lanes, ring.DEFAULT_SLOT, lane, table.limit
-    )
+    worker = opened or open_lane(ring_fd, table, lane)
 
     def alone() -> bool:
         # Lanes share what idle() looks at, such as a poll object, which two threads must not.

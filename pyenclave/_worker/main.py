@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, NoReturn
 
-from pyenclave import _native
+from pyenclave import _core, _native
 from pyenclave._core import SecretMemory
 from pyenclave._worker import dispatch
 from pyenclave._worker.entry import EntryLoader, load_entry, set_blas_threads
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Prepared", "Start", "Worker", "run"]
 
-_IDENTITY_SECONDS = 30.0
+_WAIT = 5.0  # seconds of one look whether the platform sent an identity
 _TEXT = 8 * 1024  # bytes of the longest message that is told to the platform
 
 
@@ -140,6 +140,7 @@ class Worker:
         self.threads: list[threading.Thread] = []
         self.running = False
         self.life = Life(None, debug=locked.debug)
+        self._lane_0: _core.WorkerLane | None = None
         self._hangup = select.poll()
         self._hangup.register(channel.fileno(), 0)
 
@@ -147,7 +148,7 @@ class Worker:
 
     def start(self, image_fd: int, start: Start) -> None:
         """
-        Do everything up to ``Running``.
+        Do everything up to taking the identity.
 
         Raises:
             EnclaveError: A check failed; nothing secret was received yet.
@@ -172,6 +173,7 @@ class Worker:
         inside = self._close(info)
         self.channel.send(messages.Shut())
         inside.update({name: inside.get(name, True) and ok for name, ok in start.early.items()})
+        self._lane_0 = dispatch.open_lane(self.ring_fd, self.table, 0)
         files = {_identity(self.ring_fd), prepared.identity}
         check_mappings(start.maps, self.locked, jit=info.jit, data=files)
         inside["mappings"] = True
@@ -184,16 +186,26 @@ class Worker:
 
     def take_identity(self, info: ImageInfo, start: Start) -> None:
         """
-        Receive what this worker is, say that it runs, and run what the entry starts with.
+        Make the runtime key, say that this worker is ready, and wait for what it is.
+
+        The platform may have sent the identity meanwhile, or sends it to a warm worker when
+        somebody asks for an enclave, if ever: until then the channel's end is all that ends this.
+        What the entry starts with runs afterwards: it may ask for keys.
 
         Raises:
             EnclaveError: The platform sent something else, or an identity that is none; or the
                 entry refuses to start.
 
         """
-        # While the platform tries this process from outside and signs what held.
         key = RuntimeKey()
-        identity, fds = self.channel.receive(_IDENTITY_SECONDS)
+        self.channel.send(
+            messages.Ready(
+                runtime_public_key=key.public,
+                starting=self.life.starting,
+                grace=self.life.grace,
+            )
+        )
+        identity, fds = self._await()
         if not isinstance(identity, messages.Identity) or fds:
             raise EnclaveStateError(
                 "protocol with the platform is broken",
@@ -201,15 +213,17 @@ class Worker:
                 found=type(identity).__name__,
             )
         reseed_openssl(identity.seed)
-        public_key = _runtime.start(self.channel, identity, info, start.memory, key)
+        _runtime.start(self.channel, identity, info, start.memory, key)
         gc.enable()
         self.running = True
-        self.channel.send(
-            messages.Running(
-                runtime_public_key=public_key, starting=self.life.starting, grace=self.life.grace
-            )
-        )
         self.life.begin()
+
+    def _await(self) -> tuple[messages.Message, list[int]]:
+        poll = select.poll()
+        poll.register(self.channel.fileno(), select.POLLIN)
+        while not poll.poll(_WAIT * 1000):
+            pass  # its other end is the platform's alone: it closes with the platform
+        return self.channel.receive(_WAIT)
 
     def _close(self, info: ImageInfo) -> dict[str, bool | int]:
         """Close the rest of the sandbox around all threads that there will be."""
@@ -240,7 +254,14 @@ class Worker:
     def _serve_lane(self, lane: int) -> None:
         if self.table is None:
             raise EnclaveStateError("the worker has not started")
-        dispatch.serve(self.ring_fd, self.table, lane=lane, idle=self.idle, poisoned=self.poisoned)
+        dispatch.serve(
+            self.ring_fd,
+            self.table,
+            lane=lane,
+            idle=self.idle,
+            poisoned=self.poisoned,
+            opened=self._lane_0 if lane == 0 else None,
+        )
 
     def idle(self) -> bool:
         """Whether to go on waiting: the platform still holds its end of the channel."""

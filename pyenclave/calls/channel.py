@@ -96,12 +96,15 @@ class Channel:
             else:
                 return
 
-    def receive(self, timeout: float | None = None) -> tuple[messages.Message, list[int]]:
+    def receive(
+        self, timeout: float | None = None, *, spin: float = 0.0
+    ) -> tuple[messages.Message, list[int]]:
         """
         Receive one message and its descriptors (now the caller's).
 
         Args:
             timeout: Seconds, or None to wait until the peer ends.
+            spin: Seconds to look again and again before this sleeps.
 
         Raises:
             TimeoutError: Nothing came in time.
@@ -111,14 +114,20 @@ class Channel:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         space = socket.CMSG_SPACE(_MAX_FDS * 4)
+        awake = time.monotonic() + spin if spin else 0.0
         while True:
             left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
             if left < 0:
                 raise TimeoutError("no message within the deadline")
-            poll = select.poll()
-            poll.register(self._sock, select.POLLIN)
-            if not poll.poll(left * 1000):
-                continue
+            if awake:
+                os.sched_yield()
+                if time.monotonic() >= awake:
+                    awake = 0.0
+            else:
+                poll = select.poll()
+                poll.register(self._sock, select.POLLIN)
+                if not poll.poll(left * 1000):
+                    continue
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
                     messages.MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC

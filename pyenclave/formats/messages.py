@@ -17,6 +17,7 @@ from pyenclave.errors import EnclaveStateError
 __all__ = [
     "FORMAT_VERSION",
     "MAX_MESSAGE",
+    "AskReserve",
     "Close",
     "Closed",
     "CounterRequest",
@@ -35,20 +36,25 @@ __all__ = [
     "List",
     "Listing",
     "Message",
+    "Offer",
     "Ok",
     "Poisoned",
     "QuoteReply",
     "QuoteRequest",
+    "Ready",
     "ReportReply",
     "ReportRequest",
+    "Reserve",
+    "Reserved",
     "Root",
     "RootReply",
-    "Running",
     "Shut",
     "Stop",
+    "Take",
     "VerifyReport",
     "Why",
     "WhyReply",
+    "Withdraw",
     "decode",
     "encode",
 ]
@@ -99,6 +105,60 @@ class Launched(_Base, frozen=True, kw_only=True, tag="launched"):
     record: bytes
     runtime_public_key: bytes
     starting: bool = False  # its on_start functions run; it serves calls when they have returned
+    slot: int = -1  # Take: the offer whose ring it serves
+    warm: bool = False  # the worker was ready before it was asked for
+
+
+class Reserve(_Base, frozen=True, kw_only=True, tag="reserve"):
+    """
+    Name a kind of enclave to be kept warm. Descriptor: image. Answered by Reserved.
+
+    A warm worker loaded the entry, closed itself in, was tried from outside and inside and made
+    its runtime key; it has no identity.
+    """
+
+    debug: bool | None = None  # as in Launch, like the others
+    require: tuple[str, ...] = ()
+    allow_ephemeral: bool = False
+
+
+class Offer(_Base, frozen=True, kw_only=True, tag="offer"):
+    """Have one more worker kept warm. Descriptor: its ring. Answered by Reserved, at once."""
+
+    reserve_id: bytes
+
+
+class Withdraw(_Base, frozen=True, kw_only=True, tag="withdraw"):
+    """End a warm worker that nobody needs, or all and the reserve; answered by Reserved."""
+
+    reserve_id: bytes
+    slot: int = -1  # -1: all
+
+
+class AskReserve(_Base, frozen=True, kw_only=True, tag="reserve.ask"):
+    """Ask how a reserve is; answered by Reserved."""
+
+    reserve_id: bytes
+
+
+class Reserved(_Base, frozen=True, kw_only=True, tag="reserve.ok"):
+    """State of a reserve."""
+
+    reserve_id: bytes  # 16 random bytes
+    slots: tuple[int, ...]  # numbers of the offers that are open; the last offer's is the last
+    ready: int  # how many of them have a warm worker that waits
+    failures: int = 0  # in a row
+    error: str = ""  # why the last one failed
+
+
+class Take(_Base, frozen=True, kw_only=True, tag="take"):
+    """
+    Start an enclave of a reserve, on a ring that was offered. Answered by Launched.
+
+    A warm worker gets its identity now; where none waits, one is started as for Launch.
+    """
+
+    reserve_id: bytes
 
 
 class Close(_Base, frozen=True, kw_only=True, tag="close"):
@@ -134,13 +194,16 @@ class EnclaveInfo(_Base, frozen=True, kw_only=True, tag="enclave"):
 
 
 class List(_Base, frozen=True, kw_only=True, tag="list"):
-    """Ask for the running enclaves of this platform."""
+    """Ask for the running enclaves of this platform, in the order of their identities."""
+
+    after: bytes = b""  # only those after this one
 
 
 class Listing(_Base, frozen=True, kw_only=True, tag="list.ok"):
-    """The running enclaves."""
+    """Running enclaves, as many as fit a message."""
 
     enclaves: tuple[EnclaveInfo, ...]
+    more: bool = False  # ask again, after the last of these
 
 
 class Kill(_Base, frozen=True, kw_only=True, tag="kill"):
@@ -191,7 +254,11 @@ class Shut(_Base, frozen=True, kw_only=True, tag="shut"):
 
 
 class Identity(_Base, frozen=True, kw_only=True, tag="identity"):
-    """What the worker is; sent only after the platform's own probes."""
+    """
+    What the worker is; sent only after the platform's own probes.
+
+    From here on the worker serves calls; it does not answer.
+    """
 
     enclave_id: bytes
     body: bytes  # 384-byte SGX report body; REPORTDATA zero
@@ -201,11 +268,11 @@ class Identity(_Base, frozen=True, kw_only=True, tag="identity"):
     seed: bytes  # 32 bytes from the platform, mixed into the worker's generators
 
 
-class Running(_Base, frozen=True, kw_only=True, tag="running"):
-    """The worker made its runtime key and serves calls, after what it starts with."""
+class Ready(_Base, frozen=True, kw_only=True, tag="ready"):
+    """The worker made its runtime key and takes its identity, whenever that comes."""
 
     runtime_public_key: bytes
-    starting: bool = False  # it has on_start functions, which run now
+    starting: bool = False  # it has on_start functions, which run once it has its identity
     grace: float = 0.0  # seconds that its on_stop functions may take; 0: it has none
 
 
@@ -293,6 +360,12 @@ Message = (
     | HelloReply
     | Launch
     | Launched
+    | Reserve
+    | Reserved
+    | AskReserve
+    | Offer
+    | Withdraw
+    | Take
     | Close
     | Why
     | WhyReply
@@ -306,8 +379,8 @@ Message = (
     | Shut
     | Closed
     | Identity
-    | Running
     | Stop
+    | Ready
     | KeyRequestMessage
     | KeyReply
     | ReportRequest

@@ -16,6 +16,7 @@ from pyenclave.errors import (
     UnknownFunctionError,
 )
 from pyenclave.host._ocalls import Handlers, check_handlers
+from pyenclave.host._reserve import Reserve
 from pyenclave.host._run import Run, read_image
 from pyenclave.host.handle import EnclaveInfo, Functions
 
@@ -78,6 +79,7 @@ class Handle:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._run: Run | None = None
+        self._reserve: Reserve | None = None  # a pool's, which its enclaves come from
         self._closed = False
 
     # ---- launching ----------------------------------------------------------------------------
@@ -88,7 +90,15 @@ class Handle:
     def _launch(self) -> Run:
         data = self._read()
         try:
-            run = Run(data, self._debug, self._require, self._state, self._queue, self._ocalls)
+            run = Run(
+                data,
+                self._debug,
+                self._require,
+                self._state,
+                self._queue,
+                self._ocalls,
+                self._reserve,
+            )
         except OSError as error:
             raise LaunchError(
                 f"the host has not what an enclave takes: {error.strerror or error}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import mmap
 import os
 import select
 import threading
@@ -16,7 +15,6 @@ from typing import Any
 
 from pyenclave import _core
 from pyenclave._platform.client import PlatformClient
-from pyenclave.calls import errors as _call_errors
 from pyenclave.calls import ring
 from pyenclave.calls.stats import Launch, registry
 from pyenclave.errors import (
@@ -33,13 +31,14 @@ from pyenclave.formats.image import MAX_IMAGE
 from pyenclave.formats.messages import Launched
 from pyenclave.formats.record import ProtectionRecord
 from pyenclave.host import _images, _ocalls, _shared
+from pyenclave.host._lanes import Owner, make_lanes, token
+from pyenclave.host._reserve import Reserve
 from pyenclave.host.handle import EnclaveInfo, Functions
 
 __all__ = ["Run", "read_image", "token"]
 
 _FRAME_PING = 2
 _START_SECONDS = 60.0  # for all on_start functions together
-_MADV_WIPEONFORK = 18  # madvise(2); the mmap module has no name for it
 
 
 def read_image(source: Any) -> bytes:
@@ -55,13 +54,6 @@ def read_image(source: Any) -> bytes:
     return data
 
 
-def token() -> mmap.mmap:
-    """Memory that a forked child sees as zero: how it knows that the ring is not its own."""
-    token = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    token.madvise(_MADV_WIPEONFORK)
-    return token
-
-
 class Run:
     """One launch: its lanes, its process, and why it ended."""
 
@@ -73,6 +65,7 @@ class Run:
         state: str | os.PathLike[str] | None,
         queue: int,
         ocalls: Mapping[str, Any] | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         image = self._image = _images.prepare(data)
         self._handlers = ocalls or {}
@@ -82,55 +75,71 @@ class Run:
         self._ended: Callable[[], EnclaveError] | None = None
         self._lock = threading.Lock()
         self.names = tuple(item.name for item in image.signatures)
-        with contextlib.ExitStack() as stack:
-            ring_fd = ring.create(image.info.threads)
-            stack.callback(os.close, ring_fd)
-            self.client: PlatformClient = _shared.acquire(state)
-            failed = contextlib.ExitStack()
-            with failed:
-                failed.callback(_shared.release, self.client)
-                lanes: Future[_core.HostLanes] = Future()
-                launched, self.pidfd = self.client.launch(
-                    image.fd,
-                    ring_fd,
-                    debug=debug,
-                    require=require,
-                    meanwhile=lambda: _resolve(lanes, lambda: self._make_lanes(ring_fd, queue)),
-                )
-                failed.callback(os.close, self.pidfd)
-                failed.callback(_end, self.client, launched.enclave_id)
-                self.enclave_id = launched.enclave_id
-                self.lanes = lanes.result()
-                self.launch = Launch(self.name, self.names, image.info.threads, self.lanes)
-                self._launched = launched
-                if launched.starting:
-                    self._await_start()
-                failed.pop_all()
+        self._owner = Owner()
+        with contextlib.ExitStack() as failed:
+            if reserve is None:
+                self._launch(failed, debug, require, state, queue)
+            else:
+                self._take(failed, reserve)
+            self._owner.set(self)
+            self.launch = Launch(self.name, self.names, image.info.threads, self.lanes)
+            if self._launched.starting:
+                self._await_start()
+            failed.pop_all()
         self.functions = Functions(image.signatures, self.lanes)
         registry.add(self.launch, self)
         self._finalizer = weakref.finalize(
             self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
         )
 
-    def _make_lanes(self, ring_fd: int, queue: int) -> _core.HostLanes:
-        info = self._image.info
-        run = weakref.ref(self)
-        lanes = _core.HostLanes(
-            ring.map_ring(ring_fd, info.threads),
-            token(),
-            info.threads,
-            ring.DEFAULT_SLOT,
-            info.message_limit,
-            lambda: _guard(run),
-            lambda check: _broken(run, check),
-            _call_errors.from_frame,
-            threading.Condition(),
-            queue,
-            lambda lane, epoch, seconds: _watch_late(run, lane, epoch, seconds),
-            len(self.names),
-        )
-        if self._image.ocalls:
-            table = _ocalls.make_table(self._image.ocalls, self._handlers, info.message_limit)
+    def _launch(
+        self,
+        failed: contextlib.ExitStack,
+        debug: bool | None,
+        require: tuple[str, ...],
+        state: str | os.PathLike[str] | None,
+        queue: int,
+    ) -> None:
+        image = self._image
+        lanes: Future[_core.HostLanes] = Future()
+        ring_fd = ring.create(image.info.threads)
+
+        def make() -> _core.HostLanes:
+            return self._answer_ocalls(make_lanes(ring_fd, image.info, queue, self._owner))
+
+        try:
+            self.client: PlatformClient = _shared.acquire(state)
+            failed.callback(_shared.release, self.client)
+            launched, self.pidfd = self.client.launch(
+                image.fd,
+                ring_fd,
+                debug=debug,
+                require=require,
+                meanwhile=lambda: _resolve(lanes, make),
+            )
+        finally:
+            os.close(ring_fd)
+        failed.callback(os.close, self.pidfd)
+        failed.callback(_end, self.client, launched.enclave_id)
+        self.enclave_id = launched.enclave_id
+        self.lanes = lanes.result()
+        self._launched = launched
+
+    def _take(self, failed: contextlib.ExitStack, reserve: Reserve) -> None:
+        started = reserve.launch()
+        self.client, self.pidfd = started.client, started.pidfd
+        self.lanes = self._answer_ocalls(started.lanes)
+        self._owner, self._launched = started.owner, started.launched
+        self.enclave_id = self._launched.enclave_id
+        failed.callback(_shared.release, self.client)
+        failed.callback(os.close, self.pidfd)
+        failed.callback(_end, self.client, self.enclave_id)
+
+    def _answer_ocalls(self, lanes: _core.HostLanes) -> _core.HostLanes:
+        image = self._image
+        if image.ocalls:
+            limit = image.info.message_limit
+            table = _ocalls.make_table(image.ocalls, self._handlers, limit)
             lanes.set_ocalls(table, _ocalls.submit)
         return lanes
 
@@ -233,31 +242,6 @@ def _resolve(future: Future[_core.HostLanes], make: Callable[[], _core.HostLanes
         future.set_result(make())
     except (EnclaveError, OSError, ValueError, MemoryError) as error:
         future.set_exception(error)  # whoever asks for the result hears of it, after the answer
-
-
-def _guard(run: weakref.ref[Run]) -> None:
-    this = run()
-    if this is None:
-        raise EnclaveClosedError("the enclave was closed")
-    this.guard()
-
-
-def _broken(run: weakref.ref[Run], check: str) -> EnclaveError:
-    this = run()
-    return EnclaveClosedError("the enclave was closed") if this is None else this.broken(check)
-
-
-def _watch_late(run: weakref.ref[Run], lane: int, epoch: int, seconds: float) -> None:
-    """A caller gave up, and its call may go on for *seconds* only."""
-
-    def look() -> None:
-        this = run()
-        if this is not None:
-            this.end_late(lane, epoch, seconds)
-
-    timer = threading.Timer(seconds, look)
-    timer.daemon = True
-    timer.start()
 
 
 def _end(client: PlatformClient, enclave_id: bytes) -> None:

@@ -11,7 +11,7 @@ import threading
 
 from pyenclave._platform.client import PlatformClient
 
-__all__ = ["acquire", "release"]
+__all__ = ["acquire", "release", "share"]
 
 _lock = threading.Lock()
 _clients: dict[tuple[int, str], tuple[PlatformClient, int]] = {}
@@ -35,6 +35,16 @@ def acquire(state: str | os.PathLike[str] | None) -> PlatformClient:
         client = PlatformClient.connect(state)
         _clients[key] = (client, 1)
         return client
+
+
+def share(client: PlatformClient) -> PlatformClient:
+    """Return a connection that the caller holds once more; to be given back as often."""
+    with _lock:
+        for key, (found, users) in _clients.items():
+            if found is client:
+                _clients[key] = (found, users + 1)
+                break
+    return client
 
 
 def release(client: PlatformClient) -> None:

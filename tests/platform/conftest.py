@@ -14,6 +14,7 @@ import pytest
 
 from pyenclave._platform import client as client_module
 from pyenclave._platform.client import PlatformClient
+from pyenclave.calls import ring
 
 HERE = Path(__file__).parent
 SEALS_ALL = 0x1 | 0x2 | 0x4 | 0x8
@@ -99,7 +100,7 @@ def launch() -> Iterator[Callable[..., tuple[object, int]]]:
 
     def do(client: PlatformClient, *, options: dict[str, object] | None = None, **image: object):
         image_fd = memfd(json.dumps(image).encode(), SEALS_ALL)
-        ring_fd = memfd(bytes(4096), SEALS_SIZE)
+        ring_fd = ring.create(1)
         try:
             launched, pidfd = client.launch(image_fd, ring_fd, **(options or {}))
         finally:

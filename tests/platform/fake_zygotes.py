@@ -44,7 +44,7 @@ def parse_and_verify(data: Any) -> Any:
     except msgspec.DecodeError as error:
         raise ImageError(f"no fake image: {error}") from None
     return SimpleNamespace(
-        info=SimpleNamespace(name=image.name, debug=image.debug, jit=False),
+        info=SimpleNamespace(name=image.name, debug=image.debug, jit=False, threads=1),
         lock_bytes=image.behaviour.encode(),
         identity=SimpleNamespace(
             mrenclave=bytes([image.code]) * 32,
@@ -148,7 +148,7 @@ def work(behaviour: str, channel_fd: int) -> None:
         channel.send(messages.Ending(code="image", message="the entry raised ImportError"))
         return
     if behaviour == "early running":
-        channel.send(messages.Running(runtime_public_key=b"k" * 32))
+        channel.send(messages.Ready(runtime_public_key=b"k" * 32))
         time.sleep(600)
     inside: dict[str, bool | int] = {"landlock": 7, "netns": True, "mdwe": False}
     if behaviour == "liar":
@@ -162,12 +162,21 @@ def work(behaviour: str, channel_fd: int) -> None:
     if behaviour == "shut twice":
         channel.send(messages.Shut())
     channel.send(messages.Closed(inside=inside, secret_memory="locked"))
-    identity, _ = channel.receive(10)
+    if behaviour == "dies before it is ready":
+        os._exit(3)
+    channel.send(messages.Ready(runtime_public_key=os.urandom(32)))
+    if behaviour == "dies warm":
+        os._exit(3)
+    if behaviour == "speaks warm":
+        channel.send(messages.QuoteRequest(data=bytes(64)))
+    identity, _ = channel.receive(600)
     assert isinstance(identity, messages.Identity), identity
     body = ReportBody.from_bytes(identity.body)
     if behaviour == "dies after identity":
         os._exit(3)
-    channel.send(messages.Running(runtime_public_key=identity.body))
+    if behaviour.startswith("tells "):
+        with open(behaviour.removeprefix("tells "), "ab") as told:
+            told.write(identity.body + identity.enclave_id)
     if behaviour == "poisons":
         channel.send(messages.Poisoned(reason="sequence number went back"))
         os._exit(4)

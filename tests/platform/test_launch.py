@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from pyenclave._platform.client import PlatformClient
 from pyenclave._platform.launch import Launcher
 from pyenclave._platform.root import PlatformRoot
+from pyenclave.calls import ring as ring_module
 from pyenclave.errors import (
     ArgumentError,
     EnclaveError,
@@ -89,9 +90,9 @@ def memfd(data: bytes, seals: int, *, size: int | None = None) -> int:
     ("behaviour", "error", "text"),
     [
         ("dies", LaunchError, "worker ended while it started"),
-        ("dies after identity", LaunchError, "worker ended while it started"),
+        ("dies before it is ready", LaunchError, "worker ended while it started"),
         ("garbage", LaunchError, "broke the control protocol: malformed"),
-        ("early running", LaunchError, "expected Shut; found Running"),
+        ("early running", LaunchError, "expected Shut; found Ready"),
         ("never shut", LaunchError, "expected Shut; found Closed"),
         ("shut twice", LaunchError, "expected Closed; found Shut"),
         ("dies when shut", LaunchError, "worker ended while it started"),
@@ -141,7 +142,7 @@ def test_a_zygote_that_takes_long_does_not_keep_the_platform_alive(
     client: PlatformClient,
 ) -> None:
     image = memfd(json.dumps({"behaviour": "slow zygote"}).encode(), ALL)
-    ring = memfd(bytes(4096), SEAL | SHRINK | GROW)
+    ring = ring_module.create(1)
     client._channel.send(messages.Launch(), (image, ring))
     time.sleep(0.3)
     platform = os.pidfd_open(client.hello.pid)
@@ -152,11 +153,18 @@ def test_a_zygote_that_takes_long_does_not_keep_the_platform_alive(
 
 
 def test_an_enclave_gets_an_identity_from_the_platform_alone(
-    client: PlatformClient, launch: Launch
+    client: PlatformClient, launch: Launch, tmp_path: Path
 ) -> None:
-    launched, pidfd = launch(client, code=7, product_id=300, security_version=9)
+    told = tmp_path / "identity"
+    launched, pidfd = launch(
+        client, behaviour=f"tells {told}", code=7, product_id=300, security_version=9
+    )
     assert not ended(pidfd, 0)
-    body = ReportBody.from_bytes(launched.runtime_public_key)  # the fake worker sends it back
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and not (told.exists() and told.stat().st_size == 400):
+        time.sleep(0.01)
+    body = ReportBody.from_bytes(told.read_bytes()[:384])
+    assert told.read_bytes()[384:] == launched.enclave_id
     assert body.mrenclave == launched.mrenclave == bytes([7]) * 32
     assert body.mrsigner == launched.mrsigner == bytes(32)
     assert (body.isv_prod_id, body.isv_svn, body.report_data) == (300, 9, bytes(64))
@@ -200,7 +208,10 @@ def test_each_record_is_signed_over_what_was_found_at_its_own_launch() -> None:
     """A record is signed ahead as the last one was; another finding is never given out so."""
     root = PlatformRoot(bytearray(range(32)), level="embedded", ephemeral=True)
     launcher = Launcher(root, SimpleNamespace(), SimpleNamespace())
-    info = SimpleNamespace(jit=False)
+    wishes = [
+        SimpleNamespace(judged=SimpleNamespace(info=SimpleNamespace(jit=False)), debug=debug)
+        for debug in (False, True)
+    ]
     held = {name: ProtectionBit(value=True, by="outside") for name in ("seccomp", "locked")}
     findings = [
         held,
@@ -214,9 +225,9 @@ def test_each_record_is_signed_over_what_was_found_at_its_own_launch() -> None:
     ]
     drafts = []
     for number, bits in enumerate(findings):
-        enclave_id = bytes([number]) * 16
-        drafts.append(launcher._draft(info, enclave_id, debug=number == 7))
-        data = launcher._sign_record(info, bits, enclave_id, drafts[-1], debug=False)
+        drafts.append(launcher._draft(wishes[number == 7], launcher._last_bits))
+        enclave_id = drafts[-1].enclave_id
+        data = launcher._sign_record(SimpleNamespace(wish=wishes[0], draft=drafts[-1]), bits)
         record = ProtectionRecord.from_bytes(data)
         assert {name: (bit.value, bit.by) for name, bit in record.bits.items()} == {
             name: (bit.value, bit.by) for name, bit in bits.items()
@@ -231,6 +242,7 @@ def test_each_record_is_signed_over_what_was_found_at_its_own_launch() -> None:
         key.verify(der, record.signed_bytes(), ec.ECDSA(hashes.SHA256()))
         # Signed ahead is used when, and only when, it is the same to the last byte.
         assert (drafts[-1].signature == record.signature) is (number == 1)
+    assert len({draft.enclave_id for draft in drafts}) == len(findings)
     root.close()
 
 
@@ -434,7 +446,7 @@ def test_bnd_19_wrong_descriptors_are_refused_by_name_and_closed(
 ) -> None:
     good = {
         "image": memfd(json.dumps({}).encode(), ALL),
-        "ring": memfd(bytes(4096), SEAL | SHRINK | GROW),
+        "ring": ring_module.create(1),
     }
     before = fds_of(client)
     bad = descriptors(kind, tmp_path)
@@ -451,7 +463,7 @@ def test_bnd_19_wrong_descriptors_are_refused_by_name_and_closed(
 def test_bnd_19_an_image_that_can_still_be_written_is_refused(
     client: PlatformClient, tmp_path: Path
 ) -> None:
-    image, ring = descriptors("no WRITE", tmp_path), memfd(bytes(4096), SEAL | SHRINK | GROW)
+    image, ring = descriptors("no WRITE", tmp_path), ring_module.create(1)
     with pytest.raises(ArgumentError, match="of the image"):
         client.launch(image, ring)
     os.close(image)
@@ -562,7 +574,7 @@ def test_enclaves_end_when_the_platform_is_killed_and_the_next_launch_works(
 
 
 def test_bytes_that_are_no_image_are_refused(client: PlatformClient) -> None:
-    image, ring = memfd(b"no image", ALL), memfd(bytes(4096), SEAL | SHRINK | GROW)
+    image, ring = memfd(b"no image", ALL), ring_module.create(1)
     with pytest.raises(ImageError):
         client.launch(image, ring)
     os.close(image)

@@ -137,12 +137,21 @@ class Launched:
         """Bring the worker to where it serves calls."""
         closed = self.first()
         assert isinstance(closed, messages.Closed), closed
-        self.channel.send(identity(debug=self.debug))
-        running = self.first()
-        assert isinstance(running, messages.Running), running
+        self.ready()
+        self.identify()
         return closed
 
-    def function(self, name: str):
+    def ready(self) -> messages.Ready:
+        """Return the worker's word that it has a runtime key, which it says unasked."""
+        ready = self.next()
+        assert isinstance(ready, messages.Ready), ready
+        return ready
+
+    def identify(self, **changes: object) -> None:
+        """Send the worker an identity."""
+        self.channel.send(replace(identity(debug=self.debug), **changes))
+
+    def function(self, name: str, *, timeout: float = 10):
         """Return an ecall, as the host would call it."""
         info = self.image.info
 
@@ -163,7 +172,7 @@ class Launched:
             16,
         )
         signatures = tuple(Signature.from_wire(item) for item in info.functions)
-        return Functions(signatures, self.lanes, Options(timeout=10)).named(name)
+        return Functions(signatures, self.lanes, Options(timeout=timeout)).named(name)
 
     def close(self) -> None:
         self.channel.close()

@@ -20,7 +20,7 @@ from pyenclave._platform.probe import probe_worker
 from pyenclave._worker import main as worker_main
 from pyenclave._worker import standby
 from pyenclave._worker.importer import Locked
-from pyenclave.errors import EnclaveStateError, LaunchError
+from pyenclave.errors import CallTimeoutError, EnclaveStateError, LaunchError
 from pyenclave.formats import messages
 from pyenclave.formats.lock import START_ENVIRONMENT
 from pyenclave.trusted import _runtime
@@ -329,8 +329,8 @@ def test_what_is_tried_from_outside_is_as_it_was_when_the_worker_shut_itself(
         found = [probe_worker(worker.pid, worker.spawned.pidfd)]
         assert isinstance(worker.next(), messages.Closed)
         found.append(probe_worker(worker.pid, worker.spawned.pidfd))
-        worker.channel.send(launching.identity(debug=True))
-        assert isinstance(worker.next(), messages.Running)
+        worker.ready()
+        worker.identify()
         assert worker.function("answer")() == str([-1] * 9)
         found.append(probe_worker(worker.pid, worker.spawned.pidfd))
     assert found[0] == found[1] == found[2]
@@ -340,7 +340,7 @@ def test_what_is_tried_from_outside_is_as_it_was_when_the_worker_shut_itself(
 def test_a_worker_is_shut_before_it_says_so_and_has_no_identity_yet(
     launching, zygotes, base
 ) -> None:
-    """Shut, Closed, Running, in this order; nothing of the last without an identity."""
+    """Shut, Closed, Ready, in this order; and without an identity it serves nothing."""
     with launching.Launched(zygotes, launching.make(base, CALL + "    return ''\n")) as worker:
         assert isinstance(worker.next(), messages.Shut)
         status = Path(f"/proc/{worker.pid}/status").read_text(encoding="utf-8")
@@ -349,21 +349,27 @@ def test_a_worker_is_shut_before_it_says_so_and_has_no_identity_yet(
         closed = worker.next()
         assert isinstance(closed, messages.Closed)
         assert closed.inside["mappings"] is True
+        assert len(worker.ready().runtime_public_key) == 1216
         with pytest.raises(TimeoutError):
             worker.channel.receive(0.3)
+        with pytest.raises(CallTimeoutError):
+            worker.function("answer", timeout=0.3)()
+        worker.identify()
+        assert worker.function("answer")() == ""
 
 
 @pytest.mark.parametrize(
     "changes", [{"seed": b"short"}, {"body": bytes(383)}, {"debug": False}], ids=str
 )
-def test_a_worker_that_cannot_take_its_identity_never_says_that_it_runs(
+def test_a_worker_that_cannot_take_its_identity_says_so_and_ends(
     launching, zygotes, base, changes: dict[str, object]
 ) -> None:
-    """Whatever fails between identity and the first lane still refuses the launch, by its name."""
+    """Whatever fails between identity and the first lane is told by its name; nothing is served."""
     image = launching.make(base, CALL + "    return ''\n")
     with launching.Launched(zygotes, image) as worker:
         assert isinstance(worker.first(), messages.Closed)
-        worker.channel.send(launching.replace(launching.identity(debug=True), **changes))
+        worker.ready()
+        worker.identify(**changes)
         ending = worker.first()
         assert isinstance(ending, messages.Ending), ending
         assert ending.code == EnclaveStateError.code
@@ -371,10 +377,10 @@ def test_a_worker_that_cannot_take_its_identity_never_says_that_it_runs(
         assert launching.ended(worker.spawned.pidfd, 5)
 
 
-def test_when_a_worker_says_that_it_runs_its_runtime_is_there(
+def test_a_worker_runs_only_when_its_runtime_is_there(
     launching, zygotes, base, monkeypatch
 ) -> None:
-    """Running is the last thing that can fail: in the source, all else of a start is before it."""
+    """In the source: its key, then the identity, randomness of the platform's, the runtime."""
     order: list[str] = []
     ours, theirs = launching.Channel.pair()
     image = launching.Image.parse(launching.make(base, CALL + "    return ''\n"))
@@ -390,7 +396,7 @@ def test_when_a_worker_says_that_it_runs_its_runtime_is_there(
         )
         ours.send(launching.identity(debug=True))
         worker.take_identity(image.info, SimpleNamespace(memory=None))
-    assert order == ["reseed", "start", "Running"]
+    assert order == ["Ready", "reseed", "start"]
     assert worker.running
 
 

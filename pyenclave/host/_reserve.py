@@ -1,0 +1,185 @@
+"""Warm workers of one image, kept by the platform for this process, and launches that use them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+
+from pyenclave import _core
+from pyenclave._platform.client import PlatformClient
+from pyenclave.calls import ring
+from pyenclave.errors import ArgumentError, EnclaveClosedError, EnclaveError
+from pyenclave.formats.messages import Launched, Reserved
+from pyenclave.host import _images, _shared
+from pyenclave.host._lanes import Owner, make_lanes
+
+__all__ = ["Reserve", "Started"]
+
+
+class Started:
+    """
+    An enclave that a reserve started.
+
+    Attributes:
+        client: Its connection, to be given back.
+        launched: What the platform says.
+        pidfd: Of its worker.
+        lanes: Its ring, made before it was asked for.
+        owner: Who hears how the lanes fare; the run sets itself.
+
+    """
+
+    __slots__ = ("client", "lanes", "launched", "owner", "pidfd")
+
+    def __init__(
+        self,
+        client: PlatformClient,
+        launched: Launched,
+        pidfd: int,
+        lanes: _core.HostLanes,
+        owner: Owner,
+    ) -> None:
+        self.client = client
+        self.launched = launched
+        self.pidfd = pidfd
+        self.lanes = lanes
+        self.owner = owner
+
+
+class Reserve:
+    """
+    A reserve at the platform. Thread-safe; it survives the platform: another one is asked anew.
+
+    Args:
+        data: The image's bytes.
+        debug: As for ``Enclave``, like the others.
+        require: Protection bits.
+        state: The state directory.
+        queue: Calls that may wait for a lane of an enclave.
+
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        debug: bool | None,
+        require: tuple[str, ...],
+        state: str | os.PathLike[str] | None,
+        queue: int,
+    ) -> None:
+        self._image = _images.prepare(data)
+        self._debug = debug
+        self._require = require
+        self._state = state
+        self._queue = queue
+        self._lock = threading.Lock()
+        self._client: PlatformClient | None = None
+        self._id = b""
+        self._slots: dict[int, tuple[_core.HostLanes, Owner]] = {}
+        self._closed = False
+        self._finalizer: weakref.finalize[..., Reserve] | None = None
+
+    def fill(self, count: int) -> None:
+        """
+        Offer rings until *count* are open, or withdraw what is above.
+
+        Raises:
+            EnclaveError: As ``PlatformClient.reserve`` and ``offer``.
+
+        """
+        with self._lock:
+            client = self._connect()
+            while len(self._slots) < count:
+                self._offer(client)
+            while len(self._slots) > count:
+                slot = next(reversed(self._slots))
+                try:
+                    client.withdraw(self._id, slot)
+                except ArgumentError:
+                    break  # it becomes an enclave just now
+                del self._slots[slot]
+
+    def _offer(self, client: PlatformClient) -> None:
+        info = self._image.info
+        fd = ring.create(info.threads)
+        try:
+            owner = Owner()
+            lanes = make_lanes(fd, info, self._queue, owner)
+            slot = client.offer(self._id, fd)
+        finally:
+            os.close(fd)
+        self._slots[slot] = (lanes, owner)
+
+    def _connect(self) -> PlatformClient:
+        """Return the connection; the reserve is made anew if the platform is another."""
+        if self._closed:
+            raise EnclaveClosedError("the reserve was closed")
+        client = self._client
+        if client is not None and not client.closed:
+            return client
+        self._drop()
+        client = _shared.acquire(self._state)
+        try:
+            told = client.reserve(self._image.fd, debug=self._debug, require=self._require)
+        except BaseException:
+            _shared.release(client)
+            raise
+        self._client, self._id = client, told.reserve_id
+        self._finalizer = weakref.finalize(self, _finish, client, self._id, os.getpid())
+        return client
+
+    def _drop(self) -> None:
+        self._slots.clear()
+        self._client = None
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def launch(self) -> Started:
+        """
+        Start an enclave, of a warm worker where there is one.
+
+        Raises:
+            EnclaveError: As ``PlatformClient.take``.
+
+        """
+        with self._lock:
+            client = self._connect()
+            if not self._slots:
+                self._offer(client)
+            _shared.share(client)
+            try:
+                launched, pidfd = client.take(self._id)
+            except BaseException:
+                _shared.release(client)
+                self._reconcile(client)
+                raise
+            lanes, owner = self._slots.pop(launched.slot)
+        return Started(client, launched, pidfd, lanes, owner)
+
+    def _reconcile(self, client: PlatformClient) -> None:
+        """Forget the rings that went with a launch that failed."""
+        with contextlib.suppress(EnclaveError):
+            still = client.ask_reserve(self._id).slots
+            self._slots = {slot: self._slots[slot] for slot in still if slot in self._slots}
+
+    def told(self) -> Reserved:
+        """Ask the platform how the reserve is."""
+        with self._lock:
+            return self._connect().ask_reserve(self._id)
+
+    def close(self) -> None:
+        """End the warm workers. May be called twice."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+
+def _finish(client: PlatformClient, reserve_id: bytes, pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    with contextlib.suppress(EnclaveError, OSError):
+        client.withdraw(reserve_id)
+    _shared.release(client)
