@@ -28,7 +28,9 @@ def declarations(text: str) -> str:
     return re.sub(r"\[(PYE_\w+)\]", lambda m: f"[{values.get(m[1], '')}]", body)
 
 
-ORDER = ["base", "gcm", "hash", "ecdsa", "page", "measure", "launch", "call", "stats", "linux"]
+ORDER = [
+    "base", "gcm", "hash", "ecdsa", "page", "measure", "launch", "call", "batch", "stats", "linux"
+]  # fmt: skip
 
 ffi = FFI()
 ffi.cdef("\n".join(declarations((HEADERS / f"{name}.h").read_text("utf-8")) for name in ORDER))

@@ -112,6 +112,7 @@ include "ring_ocall.pxi"
 include "ring_host.pxi"
 include "ring_stream.pxi"
 include "ring_worker.pxi"
+include "ring_batch.pxi"
 
 
 # ---- measuring ---------------------------------------------------------------------------------

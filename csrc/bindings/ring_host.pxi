@@ -24,6 +24,8 @@ cdef class HostLanes:
     cdef int *states
     cdef uint64_t *epochs   # how many calls each lane had; written by who holds the lane
     cdef uint32_t num
+    cdef uint32_t slot_size
+    cdef uint64_t limit
     cdef int closed
     cdef int waiting
     cdef int queue_limit
@@ -72,6 +74,8 @@ cdef class HostLanes:
         self.condition = condition
         self.queue_limit = queue_limit
         self.late = late
+        self.slot_size = slot_size
+        self.limit = limit
         self.lanes = <pye_lane **>calloc(lanes if lanes else 1, sizeof(pye_lane *))
         self.states = <int *>calloc(lanes if lanes else 1, sizeof(int))
         self.epochs = <uint64_t *>calloc(lanes if lanes else 1, sizeof(uint64_t))

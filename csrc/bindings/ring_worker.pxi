@@ -189,6 +189,11 @@ cdef class WorkerLane:
                     return EVENT_MESSAGE
                 if not self.native(natives[index], self.in_data, <size_t>self.header.total):
                     return EVENT_STATUS
+            elif self.header.kind == PYE_FRAME_BATCH and self.header.index < num:
+                index = pye_index_mask(self.header.index, num)
+                if natives[index] == NULL or not batch_native(
+                        self, natives[index], self.in_data, <size_t>self.header.total):
+                    return EVENT_MESSAGE
             else:
                 return EVENT_MESSAGE
             status = pye_lane_write(self.lane, <uint16_t>PYE_FRAME_RESULT, self.header.index,
@@ -408,6 +413,8 @@ cdef class WorkerLane:
                         else:
                             self.pack(&m, result, value, "the result")
                         self.running = False
+                elif kind == PYE_FRAME_BATCH:
+                    batch_answer(self, self.callee(number, allowed), &m, data, total, owner)
                 elif kind == PYE_FRAME_ATTEST:
                     if total > 1024:
                         raise _errors.ArgumentError(
@@ -417,8 +424,6 @@ cdef class WorkerLane:
                     m.segments[0].data = <const uint8_t *><char *>answer
                     m.segments[0].len = <size_t>len(answer)
                     m.num_segments = 1
-                elif kind == PYE_FRAME_BATCH:
-                    raise _errors.ArgumentError("this enclave answers no batches")
                 elif kind == PYE_FRAME_PING:  # longer than a slot
                     m.segments[0].data = data
                     m.segments[0].len = total

@@ -19,6 +19,7 @@
 #include "pyenclave/page.h"
 #include "pyenclave/measure.h"
 #include "pyenclave/launch.h"
+#include "pyenclave/batch.h"
 #include "pyenclave/call.h"
 #include "pyenclave/stats.h"
 #include "pyenclave/linux.h"
