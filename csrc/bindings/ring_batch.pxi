@@ -128,7 +128,8 @@ cdef class Batch:
         return self.segments[0].len + self.segments[1].len if self.count else 0
 
     cdef int make_head(self, uint32_t form, uint64_t size, uint32_t budget_ms,
-                       const uint64_t *lengths) except -1:
+                       const uint64_t *lengths, uint64_t length=0) except -1:
+        """Write header and table: the items' lengths, or one for all of them."""
         cdef size_t start = pye_batch_start(form, self.count)
         cdef uint32_t i
         self.head = <uint8_t *>malloc(start)
@@ -137,7 +138,8 @@ cdef class Batch:
         pye_batch_head(self.head, form, self.count, size, budget_ms)
         if form == PYE_BATCH_TABLE:
             for i in range(self.count):
-                pye_batch_set(self.head, i, PYE_BATCH_ITEM, lengths[i])
+                pye_batch_set(self.head, i, PYE_BATCH_ITEM,
+                              lengths[i] if lengths != NULL else length)
         self.segments[0].data = self.head
         self.segments[0].len = start
         return 0
@@ -244,6 +246,16 @@ cdef class BatchCall:
     def element(self) -> str | None:
         """Element type of the arrays that a native function answers; None: bytes."""
         return self.call.element
+
+    @property
+    def wanted(self) -> str | None:
+        """Element type of the arrays that a native function takes; None: bytes."""
+        return ARRAY_TYPES[self.call.wanted] if self.call.native and self.call.wanted else None
+
+    @property
+    def most_item(self) -> int:
+        """Bytes of one item, encoded."""
+        return self.lanes.limit - 256
 
     @property
     def num_lanes(self) -> int:
@@ -409,13 +421,12 @@ cdef class BatchCall:
             batch.segments[1].data = data
             batch.segments[1].len = <size_t>batch.count * size
             return batch
-        batch.make_head(PYE_BATCH_TABLE, 0, 0, NULL)
+        batch.make_head(PYE_BATCH_TABLE, 0, 0, NULL, size)
         stride = (size + NATIVE_ALIGN - 1) // NATIVE_ALIGN * NATIVE_ALIGN
         batch.body = <uint8_t *>calloc(batch.count, stride)
         if batch.body == NULL:
             raise MemoryError()
         for i in range(batch.count):
-            pye_batch_set(batch.head, <uint32_t>i, PYE_BATCH_ITEM, size)
             memcpy(batch.body + i * stride, data + i * size, size)
         batch.segments[1].data = batch.body
         batch.segments[1].len = <size_t>batch.count * stride
@@ -571,6 +582,8 @@ cdef class BatchCall:
         cdef uint32_t done = 0
         cdef int status
         import numpy
+        if batch.count == 0:
+            return numpy.empty((0, 0), self.call.element or numpy.uint8), 0
         if type(answer) is not bytearray:
             raise TypeError("an answer is a bytearray")
         self.open(&reader, batch, answer)
@@ -664,6 +677,8 @@ cdef object batch_receive(HostLanes lanes, int number, double deadline):
         wait_ms = lanes.slice(deadline)
     if status != PYE_OK:
         lanes.give_up(lane, status)
+    if header.kind != PYE_FRAME_RESULT and header.kind != PYE_FRAME_ERROR:
+        lanes.give_up(lane, pye_lane_refuse(lane, "turn"))
     owner = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>header.total)
     data = <uint8_t *>PyByteArray_AsString(owner)
     while True:

@@ -1,6 +1,7 @@
 """
 Rows ``ecall_worker``, ``ecall_python`` and ``ecall_sleeping``: a call, against what a Python
-program would use instead to run a function in another process.
+program would use instead to run a function in another process; and ``ecall_map_256``, a batch of
+them, against single calls.
 
 Both sides of a subject and of its peers are bound to the same two processors (for
 ``ecall_sleeping``: to one), subject and peers take turns, and each answer is compared. How near
@@ -26,12 +27,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import pyenclave
 from pyenclave import _core
 from pyenclave.host import Enclave
 from pyenclave.image import build
 
-__all__ = ["ecall_python", "ecall_sleeping", "ecall_worker"]
+__all__ = ["ecall_map_256", "ecall_python", "ecall_sleeping", "ecall_worker"]
 
 Row = dict[str, Any]
 
@@ -171,7 +174,11 @@ def _per_call(call: Callable[[], object], count: int, expected: object) -> float
     for _ in range(count):
         answer = call()
     total = time.perf_counter_ns() - start
-    if answer != expected:
+    if isinstance(expected, np.ndarray):
+        right = np.array_equal(np.asarray(answer), expected)
+    else:
+        right = answer == expected
+    if not right:
         raise AssertionError(f"a wrong answer: {answer!r}")
     return total / count
 
@@ -267,6 +274,23 @@ def ecall_python() -> Row:
             )
     cores = _cores(host, worker, trip)
     return _row("ecall_python", value, "multiprocessing.Pipe", pipe_value, **cores)
+
+
+def ecall_map_256() -> Row:
+    """Measure 256 native calls of 64 bytes in one packed batch, against as many single calls."""
+    host, worker, trip = _processors()
+    rows = np.tile(np.frombuffer(_DATA, np.uint8), (256, 1))
+    want = rows + 1
+    with _launched(_native_image) as enclave:
+        function = enclave.bump
+
+        def packed() -> object:
+            return enclave.map("bump", rows).array()
+
+        with _bound(host, (enclave.info.pid, worker)):
+            value, peer = _take_turns((packed, 50, want), (lambda: function(_DATA), 2000, _BUMPED))
+    cores = _cores(host, worker, trip)
+    return _row("ecall_map_256", value / 256, "ecall_worker", peer, **cores)
 
 
 def ecall_sleeping() -> Row:

@@ -34,6 +34,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "ecall_python": ("calls", "ecall_python"),
     "ecall_sleeping": ("calls", "ecall_sleeping"),
     "ecall_counted": ("counting", "ecall_counted"),
+    "ecall_map_256": ("calls", "ecall_map_256"),
     "launch_zygote": ("launching", "launch_zygote"),
     "verify_sgx_quote": ("verifying", "verify_sgx_quote"),
     "verify_sgx_quote_known": ("verifying", "verify_sgx_quote_known"),

@@ -8,9 +8,9 @@ ciphertext and evidence, and whatever it puts into the ring is checked inside.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 from pyenclave.host._base import (
     DEFAULT_QUEUE,
@@ -21,6 +21,7 @@ from pyenclave.host._base import (
     find,
     nonce_of,
 )
+from pyenclave.host._map import Results, check_errors, work_for
 from pyenclave.host._options import NO_OPTIONS, Options
 from pyenclave.host.handle import Evidence, Functions
 
@@ -148,6 +149,40 @@ class Enclave(Handle):
         """
         return EnclaveOptions(self, Options(timeout=timeout, kill_after=kill_after))
 
+    def map(
+        self,
+        function: str | Callable[..., Any],
+        items: Iterable[Any],
+        /,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Results:
+        """
+        Call a function for each item, many calls to a crossing.
+
+        Items are taken when results are asked for, and only as many ahead as are packed for the
+        threads of the enclave. An error of one item concerns that item: the others are called all
+        the same, later ones of its batch too.
+
+        Args:
+            function: Its name, or the host's own function of that name.
+            items: One positional argument each; of a function that requires several, a tuple of
+                them. The rows of a NumPy array that a native function gets cross as one buffer.
+            errors: ``raise`` an item's error in its place, or ``return`` it as its result.
+
+        Returns:
+            An iterator over the results in order; of a native function also ``array()``: all
+            results as the rows of one array.
+
+        Raises:
+            UnknownFunctionError: The enclave has no such function.
+            ArgumentError: It cannot be called with one item each.
+            TypeError: *items* cannot be iterated.
+            ValueError: *errors* is neither ``raise`` nor ``return``.
+
+        """
+        return _map(self._running().functions, function, items, errors)
+
     def attest(self, nonce: bytes = b"", *, timeout: float | None = None) -> Evidence:
         """
         Return evidence of what runs inside.
@@ -194,6 +229,17 @@ class EnclaveOptions:
         """As :meth:`Enclave.call`, and CallTimeoutError when the deadline passes."""
         return find(self._find(), function)(*args, **kwargs)
 
+    def map(
+        self,
+        function: str | Callable[..., Any],
+        items: Iterable[Any],
+        /,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Results:
+        """As :meth:`Enclave.map`; the deadline is for each wait, not for the whole."""
+        return _map(self._find(), function, items, errors)
+
     def attest(self, nonce: bytes = b"") -> Evidence:
         """As :meth:`Enclave.attest`."""
         request = self._enclave._request  # noqa: SLF001
@@ -214,3 +260,10 @@ class EnclaveOptions:
 
 def _with_timeout(timeout: float | None) -> Options:
     return NO_OPTIONS if timeout is None else Options(timeout=timeout)
+
+
+def _map(
+    functions: Functions, function: str | Callable[..., Any], items: Iterable[Any], errors: str
+) -> Results:
+    raises = check_errors(errors)
+    return Results(work_for(functions.batched(function), items), raises=raises)

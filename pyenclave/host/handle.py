@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyenclave._core import HostCall, HostLanes
+from pyenclave._core import BatchCall, HostCall, HostLanes
 from pyenclave.calls.signature import Signature
 from pyenclave.calls.types import describe
 from pyenclave.errors import UnknownFunctionError
+from pyenclave.host._map import batch_call
 from pyenclave.host._options import NO_OPTIONS, Options
 
 __all__ = ["EnclaveInfo", "Evidence", "Functions"]
@@ -133,6 +134,18 @@ class Functions:
                 signature = signature.with_types_of(function)
             found = self._by_function[function] = self._make(name, signature)
         return found
+
+    def batched(self, function: str | Callable[..., Any]) -> BatchCall:
+        """
+        Return the form of a function that is called many times in one crossing.
+
+        Raises:
+            UnknownFunctionError: There is none of that name.
+            ArgumentError: It cannot be called with one item each.
+
+        """
+        call = self.named(function) if isinstance(function, str) else self.typed(function)
+        return batch_call(call, self.signature(call.__name__))
 
     def _make(self, name: str, signature: Signature) -> HostCall:
         native = signature.kind == "native"

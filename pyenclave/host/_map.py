@@ -1,0 +1,346 @@
+"""
+Many calls of one function in few crossings: what ``enclave.map`` does.
+
+:class:`Work` decides what is packed next and puts answers in order; it never waits. Who waits
+(:class:`Results` for threads; asyncio has its own) sends its batches and hands it the answers.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyenclave._core import Batch, BatchCall, HostCall
+from pyenclave.calls.signature import Signature
+from pyenclave.errors import ArgumentError, CallError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Results", "Work", "batch_call", "check_errors", "work_for"]
+
+TARGET = 0.004  # seconds that one crossing should take: results stream, and hand-overs do not count
+BUDGET_MS = 20  # after so long the enclave answers what it has
+_GROWTH = 8  # a batch is at most so many times its forerunner
+
+
+def batch_call(call: HostCall, signature: Signature) -> BatchCall:
+    """
+    Return the batched form of a function.
+
+    Raises:
+        ArgumentError: It cannot be called with one item each.
+
+    """
+    positional = [item for item in signature.parameters if not item.keyword]
+    if not positional:
+        raise ArgumentError(
+            f"{signature.name} takes no argument, so there is nothing to map it over",
+            expected="a function with a positional parameter",
+            found=str(signature),
+        )
+    for item in signature.parameters:
+        if item.keyword and not item.default:
+            raise ArgumentError(
+                f"{signature.name} needs its keyword argument {item.name}, which an item has not",
+                found=str(signature),
+                advice="Give the parameter a default, or make it positional and map over tuples.",
+            )
+    required = sum(not item.default for item in positional)
+    return BatchCall(call, spread=required > 1)
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def take(self, most: int) -> Batch | None:
+        """Pack at most *most* items, or return None: there are no more."""
+
+
+class Items:
+    """Items of any iterable, taken one by one, never more than are packed at once."""
+
+    def __init__(self, call: BatchCall, items: Iterable[Any]) -> None:
+        self._call = call
+        self._items = iter(items)
+        self._kept: list[Any] = []
+
+    def take(self, most: int) -> Batch | None:
+        """Pack items that fit one slot."""
+        call = self._call
+        return call.pack(self._items, self._kept, most, call.most_bytes, BUDGET_MS)
+
+
+class Rows:
+    """The rows of an array, as one buffer."""
+
+    def __init__(self, call: BatchCall, rows: npt.NDArray[Any]) -> None:
+        self._call = call
+        self._rows = rows
+        self._at = 0
+        size = rows.shape[1]
+        # Rows of whole lines cross as they are, others with a word each and padding.
+        each = size if size and size % 64 == 0 else -(-size // 64) * 64 + 8
+        self._fit = max(1, min(call.most_items, (call.most_bytes - 128) // each))
+
+    def take(self, most: int) -> Batch | None:
+        """Pack the next rows."""
+        start = self._at
+        if start == len(self._rows):
+            return None
+        self._at = min(len(self._rows), start + min(most, self._fit))
+        return self._call.pack_rows(self._rows, start, self._at)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A batch in its place in the order, and its answer when there is one."""
+
+    batch: Batch
+    answered: bool = False
+    answer: bytearray | None = None
+
+
+class Work:
+    """
+    The order of the batches of one map, and how large the next is. Waits for nothing.
+
+    Args:
+        call: The function.
+        source: Where the batches come from.
+
+    """
+
+    def __init__(self, call: BatchCall, source: Source) -> None:
+        self.call = call
+        self._source = source
+        self._most = 1
+        self._entries: deque[_Entry] = deque()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next results are there."""
+        return bool(self._entries) and self._entries[0].answered
+
+    def hurry(self) -> None:
+        """Pack as much as fits from now on: nobody waits for a single result."""
+        self._most = self.call.most_items
+
+    def next_batches(self) -> list[Batch]:
+        """Return what to send now, at most one batch for each lane; empty at the end."""
+        while len(self._entries) < self.call.num_lanes:
+            batch = self._source.take(self._most)
+            if batch is None:
+                break
+            self._entries.append(_Entry(batch))
+        return [entry.batch for entry in self._entries if not entry.answered]
+
+    def answered(self, answers: list[bytearray | None], seconds: float) -> None:
+        """Take the answers to all of ``next_batches``, which came in *seconds*."""
+        waiting = [entry for entry in self._entries if not entry.answered]
+        for entry, answer in zip(waiting, answers, strict=True):
+            entry.answered, entry.answer = True, answer
+        calls = sum(entry.batch.count for entry in waiting) / len(waiting)
+        wanted = TARGET * calls / max(seconds, 1e-9)
+        self._most = max(1, int(min(wanted, self._most * _GROWTH, self.call.most_items)))
+
+    def results(self) -> tuple[list[Any], bool]:
+        """Decode the first answer; say whether errors are among the results."""
+        entry = self._entries.popleft()
+        results, failed, done = self.call.unpack(entry.batch, entry.answer)
+        self._again(entry.batch, done, len(results))
+        return results, failed
+
+    def rows(self) -> npt.NDArray[Any]:
+        """
+        Return the first answer as an array of rows.
+
+        Raises:
+            CallError: An item was refused, or the results are not all of one length.
+
+        """
+        entry = self._entries.popleft()
+        for place in sorted(entry.batch.errors):
+            raise entry.batch.errors[place]
+        rows: npt.NDArray[Any]
+        rows, done = self.call.unpack_rows(entry.batch, entry.answer)
+        self._again(entry.batch, done, done)
+        return rows
+
+    def _again(self, batch: Batch, done: int, covered: int) -> None:
+        """Put back what the enclave did not come to, before all that follows."""
+        if done < batch.count:
+            self._most = max(1, min(self._most, done))
+            self._entries.appendleft(_Entry(batch.rest(done, covered, BUDGET_MS)))
+
+
+class Results(Iterator[Any]):
+    """
+    The results of ``enclave.map``, in the order of the items. For one thread at a time.
+
+    Args:
+        work: What is mapped.
+        raises: Whether an item's error is raised in its place, or given out as a result.
+
+    """
+
+    def __init__(self, work: Work, *, raises: bool) -> None:
+        self._work = work
+        self._raises = raises
+        self._lock = threading.Lock()
+        self._values: Iterator[Any] = iter(())
+        self._failed = False
+        self._begun = False
+
+    def __next__(self) -> Any:
+        """
+        Return the next result.
+
+        Raises:
+            ArgumentError: The item does not fit the signature.
+            EcallError: The function raised for the item. The next call goes on after it.
+            CallTimeoutError: The deadline passed.
+            EnclaveStateError: The enclave is gone; ``started`` as for a call.
+
+        """
+        while True:
+            for value in self._values:
+                if self._failed and self._raises and isinstance(value, CallError):
+                    raise value
+                return value
+            if not self._fetch():
+                raise StopIteration
+            self._values, self._failed = self._take()
+
+    def _take(self) -> tuple[Iterator[Any], bool]:
+        values, failed = self._work.results()
+        return iter(values), failed
+
+    def _fetch(self) -> bool:
+        """Cross until the next results are there; False at the end."""
+        if not self._lock.acquire(blocking=False):
+            raise ValueError("the results of one map are for one thread at a time")
+        try:
+            self._begun = True
+            work = self._work
+            while not work.ready:
+                batches = work.next_batches()
+                if not batches:
+                    return False
+                start = time.monotonic()
+                answers = work.call.cross(batches)
+                work.answered(answers, time.monotonic() - start)
+            return True
+        finally:
+            self._lock.release()
+
+    def array(self) -> npt.NDArray[Any]:
+        """
+        Return all results of a native function as one array: a row for each item.
+
+        No object is made for an item, neither on the way in, if the items are the rows of an
+        array, nor on the way out. An item's error is raised, whatever ``errors`` says.
+
+        Returns:
+            Rows of the element type that the image names, or of bytes (``uint8``).
+
+        Raises:
+            TypeError: The function is a Python function.
+            ValueError: A result was taken already.
+            CallError: The results are not all of one length, or the function refused an item.
+
+        """
+        if not self._work.call.native:
+            raise TypeError("array() is for native functions; iterate over the results instead")
+        if self._begun:
+            raise ValueError("array() takes all results, and some were taken before")
+        self._work.hurry()
+        parts = []
+        while self._fetch():
+            parts.append(self._work.rows())
+        if len(parts) == 1:
+            return parts[0]
+        return _joined(parts, self._work.call.element)
+
+
+def _joined(parts: list[npt.NDArray[Any]], element: str | None) -> npt.NDArray[Any]:
+    import numpy as np
+
+    if not parts:
+        return np.empty((0, 0), element or np.uint8)
+    sizes = sorted({part.shape[1] for part in parts})
+    if len(sizes) > 1:
+        raise CallError(
+            "the results are not all of one length",
+            expected=sizes[0],
+            found=sizes[-1],
+            advice="Iterate over the results instead.",
+        )
+    return np.concatenate(parts)
+
+
+def work_for(call: BatchCall, items: Iterable[Any]) -> Work:
+    """
+    Return the work of mapping a function over *items*.
+
+    Raises:
+        TypeError: *items* is not iterable.
+        ArgumentError: *items* is an array that the native function does not take.
+
+    """
+    if call.native and hasattr(items, "dtype"):
+        import numpy as np
+
+        if isinstance(items, np.ndarray):
+            return Work(call, Rows(call, _rows(call, items)))
+    return Work(call, Items(call, items))
+
+
+def _rows(call: BatchCall, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a native function's items as bytes in two dimensions, without a copy if possible."""
+    import numpy as np
+
+    if array.ndim == 0:
+        raise TypeError("an array without dimensions has no rows to map over")
+    if call.wanted is not None and array.dtype != np.dtype(call.wanted):
+        raise ArgumentError(
+            "the items do not fit their type",
+            expected=f"an array of {np.dtype(call.wanted)}",
+            found=str(array.dtype),
+            advice=f"Convert it: .astype('{np.dtype(call.wanted)}').",
+        )
+    if array.dtype.hasobject or type(array).__name__ == "MaskedArray":
+        raise ArgumentError(
+            "the items do not fit their type",
+            expected="an array of plain elements",
+            found=f"{type(array).__name__} of {array.dtype}",
+        )
+    size = array.itemsize * math.prod(array.shape[1:])
+    if size > call.most_item:
+        raise ArgumentError(
+            "the items are too long",
+            expected=f"at most {call.most_item} bytes",
+            found=size,
+            advice="Raise the image's message_limit.",
+        )
+    if size == 0 or len(array) == 0:
+        return np.empty((len(array), size), np.uint8)
+    return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+
+
+def check_errors(errors: str) -> bool:
+    """
+    Return whether errors are raised.
+
+    Raises:
+        ValueError: *errors* is neither ``raise`` nor ``return``.
+
+    """
+    if errors not in ("raise", "return"):
+        raise ValueError(f"errors is 'raise' or 'return', not {errors!r}")
+    return errors == "raise"
