@@ -278,6 +278,23 @@ def test_the_native_example_compiles_and_runs(
     assert done.stdout.endswith(example(page, "native-output"))
 
 
+def test_the_example_of_map_runs(tmp_path: Path) -> None:
+    """docs/calls.md, as a reader would type it."""
+    page = "docs/calls.md"
+    (tmp_path / "batches.py").write_text(example(page, "map-entry"))
+    (tmp_path / "call.py").write_text(example(page, "map-python"))
+    done = subprocess.run(
+        [sys.executable, "call.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == example(page, "map-output")
+
+
 def test_the_manifest_example_is_one(tmp_path: Path) -> None:
     """docs/manifest.md: the first block is a valid manifest."""
     match = FENCE.search(text_of(ROOT / "docs/manifest.md"))

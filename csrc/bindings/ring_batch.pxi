@@ -475,7 +475,9 @@ cdef class BatchCall:
                 if numbers[got] < 0:
                     answers.append(None)
                 else:
-                    answers.append(batch_receive(lanes, numbers[got], deadline))
+                    answer = batch_receive(lanes, numbers[got], deadline)
+                    self.count(batches[got], answer, numbers[got])
+                    answers.append(answer)
                     lanes.release(numbers[got], self.call.kill_after)
                     numbers[got] = -1
                 got += 1
@@ -486,6 +488,29 @@ cdef class BatchCall:
                     lanes.release(numbers[got], self.call.kill_after)
                 got += 1
             free(numbers)
+
+    cdef int count(self, Batch batch, object answer, int number) except -1:
+        """Count the calls of a batch, whose answer is judged later; the lane is the caller's."""
+        cdef pye_batch reader
+        cdef const uint8_t *item
+        cdef size_t length
+        cdef uint32_t tag
+        cdef uint64_t done = 0
+        cdef uint64_t raised = 0
+        cdef uint64_t size = <uint64_t>PyByteArray_Size(answer)
+        if pye_batch_open(&reader, <const uint8_t *>PyByteArray_AsString(answer), <size_t>size,
+                          self.align_back, 1) != PYE_OK:
+            return 0
+        if reader.form == PYE_BATCH_EVEN:
+            done = reader.count
+        else:
+            while pye_batch_next(&reader, &item, &length, &tag) and tag != PYE_BATCH_NOT_RUN:
+                done += 1
+                if tag != PYE_BATCH_ITEM:
+                    raised += 1
+        pye_stats_batch(self.lanes.counts, <uint32_t>number, self.call.index, done, raised,
+                        batch.segments[0].len + batch.segments[1].len, size)
+        return 0
 
     # ---- unpacking -------------------------------------------------------------------------------
 

@@ -29,7 +29,6 @@ from pyenclave.errors import (
 from pyenclave.host import _map
 from pyenclave.host._map import Results, work_for
 
-
 BATCH = 6
 RESULT, ERROR = 129, 130
 

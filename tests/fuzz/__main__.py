@@ -33,7 +33,7 @@ def vectors() -> Path | None:
 
 def prepare() -> None:
     """Find the helpers, and an installed pyenclave before the checkout's."""
-    sys.path[:0] = [str(HERE), str(HERE.parent / "attestation")]
+    sys.path[:0] = [str(HERE), str(HERE.parent / "attestation"), str(HERE.parent / "native")]
     if importlib.util.find_spec("pyenclave") is None:
         sys.path.insert(0, str(ROOT))
 

@@ -8,14 +8,17 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import batch_model
 import fuzz_files
 import fuzz_seeds
 from fuzz_seeds import NOW, Corpus
 
+from pyenclave import _core
 from pyenclave.attestation import AppraisalPolicy, appraise, azure_policy, policy_text
 from pyenclave.attestation import ear as ear_export
 from pyenclave.attestation.release_policy import ReleasePolicy
 from pyenclave.errors import (
+    ArgumentError,
     EvidenceFormatError,
     MeasurementError,
 )
@@ -251,6 +254,32 @@ def measure_sgx(data: bytes) -> object:
     found.claims()
     if found.layout is not None:
         explain.explain(found.layout)
+    return found
+
+
+def read_batch_request(data: bytes) -> object:
+    """Check a batch as the enclave does, in C, against a second reader in Python."""
+    return _batch(data, reply=False)
+
+
+def read_batch_answer(data: bytes) -> object:
+    """The same for what the host checks."""
+    return _batch(data, reply=True)
+
+
+def _batch(data: bytes, *, reply: bool) -> object:
+    found = None
+    for align in (8, 64):
+        want = batch_model.read(data, align, reply)
+        try:
+            items = _core.batch_items(data, align, reply)
+        except ArgumentError:
+            assert want is None, want
+            continue
+        assert items == want
+        found = items
+    if found is None:
+        raise ArgumentError("malformed batch")
     return found
 
 

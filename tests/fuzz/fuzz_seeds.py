@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import batch_model
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from pyenclave.errors import EnclaveError
@@ -161,6 +162,15 @@ def blocks_of(text: bytes) -> tuple[bytes, ...]:
 
 
 # ---- certificates and collateral ------------------------------------------------------------
+
+
+@seeds("batch")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    items = [(0, b"abc"), (1, b"an error frame"), (2, b"\1\0\0\0"), (0, bytes(64)), (3, b"")]
+    for align in (8, 64):
+        yield batch_model.write(items, align)
+        yield batch_model.write([(0, data) for _, data in items], align, budget=20)
+        yield batch_model.write([(0, bytes(64))] * 3, align, form=batch_model.EVEN)
 
 
 @seeds("certificate")

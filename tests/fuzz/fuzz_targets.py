@@ -19,6 +19,8 @@ from fuzz_reads import (
     nitro_of,
     read_azure_policy,
     read_base64,
+    read_batch_answer,
+    read_batch_request,
     read_cbor,
     read_cca_realm,
     read_ccel,
@@ -121,6 +123,8 @@ def _formats() -> list[Target]:
     t = Target
     return [
         t("arrow-ipc", arrow_ipc.scan, "arrow-stream", fuzz_calls.CALLS),
+        t("batch-answer", read_batch_answer, "batch", (pye.ArgumentError,)),
+        t("batch-request", read_batch_request, "batch", (pye.ArgumentError,)),
         t("bundle", stable(bundle.Bundle.from_bytes, canonical=False), "bundle", COLLATERAL),
         t("cbor", read_cbor, "cbor"),
         t("cca", stable(cca.CcaToken.from_bytes, canonical=False), "cca"),
