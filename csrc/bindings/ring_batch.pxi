@@ -664,8 +664,7 @@ cdef int free_lane(HostLanes lanes) noexcept:
     if lanes.waiting == 0:
         for i in range(lanes.num):
             if PYE_SWAP(&lanes.states[i], FREE, BUSY):
-                lanes.epochs[i] += 1
-                return <int>i
+                return lanes.take_lane(i)
     return -1
 
 
@@ -702,6 +701,8 @@ cdef object batch_receive(HostLanes lanes, int number, double deadline):
         wait_ms = lanes.slice(deadline)
     if status != PYE_OK:
         lanes.give_up(lane, status)
+    while header.kind == PYE_FRAME_OCALL:
+        lanes.answer_ocall(number, &header, deadline)
     if header.kind != PYE_FRAME_RESULT and header.kind != PYE_FRAME_ERROR:
         lanes.give_up(lane, pye_lane_refuse(lane, "turn"))
     owner = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>header.total)
@@ -743,18 +744,16 @@ cdef bint batch_native(WorkerLane lane, void *function, const uint8_t *data,
                             lane.out_data, cap, data, total, forget_memory) == PYE_OK
 
 
-cdef int batch_answer(WorkerLane lane, FunctionTable table, Message *m, const uint8_t *data,
-                      size_t total, object owner, object describe) except -1:
-    """Make all calls of a batch; the answer is `m`'s segment."""
-    cdef uint32_t index
-    if lane.header.index >= table.num:
-        raise _errors.UnknownFunctionError(
-            "no function has this number", expected=f"below {table.num}", found=lane.header.index)
-    index = pye_index_mask(lane.header.index, table.num)
+cdef int batch_answer(WorkerLane lane, uint32_t index, Message *m, const uint8_t *data,
+                      size_t total, object owner) except -1:
+    """Make all calls of a batch of function `index`; the answer is `m`'s segment."""
+    cdef FunctionTable table = lane.table
     if lane.limit < MIN_BATCH_LIMIT:
         raise _errors.ArgumentError(
             "the image's messages are too small for batches",
             expected=f"message_limit of at least {MIN_BATCH_LIMIT}", found=lane.limit)
+    if table.flags[index] & STREAMS:
+        raise _errors.ArgumentError("a function that gives its result in items has no batches")
     if table.natives[index] != NULL:
         with nogil:
             done = batch_native(lane, table.natives[index], data, total)
@@ -762,7 +761,7 @@ cdef int batch_answer(WorkerLane lane, FunctionTable table, Message *m, const ui
             raise _errors.ArgumentError("malformed batch")
         m.segments[0] = lane.reply
     else:
-        batch_python(lane, table.entries[index], m, data, total, owner, describe)
+        batch_python(lane, table.entries[index], m, data, total, owner)
         m.segments[0].data = m.data
         m.segments[0].len = m.length
     m.num_segments = 1
@@ -770,7 +769,7 @@ cdef int batch_answer(WorkerLane lane, FunctionTable table, Message *m, const ui
 
 
 cdef int batch_python(WorkerLane lane, tuple entry, Message *m, const uint8_t *data, size_t total,
-                      object owner, object describe) except -1:
+                      object owner) except -1:
     cdef pye_batch reader
     cdef const uint8_t *item
     cdef size_t length
@@ -787,6 +786,10 @@ cdef int batch_python(WorkerLane lane, tuple entry, Message *m, const uint8_t *d
     function = entry[1]
     missing = entry[4]
     keywords = entry[5]
+    if owner is None and (arguments.arrays or lane.ocalls):
+        # Arrays keep the bytes; and what the host answers to an ocall comes where `data` is.
+        owner = PyByteArray_FromStringAndSize(<char *>data, <Py_ssize_t>total)
+        data = <const uint8_t *>PyByteArray_AsString(owner)
     if pye_batch_open(&reader, data, total, align_of(False, arguments), 0) != PYE_OK:
         raise _errors.ArgumentError("malformed batch")
     start = pye_batch_start(PYE_BATCH_TABLE, reader.count)
@@ -794,10 +797,6 @@ cdef int batch_python(WorkerLane lane, tuple entry, Message *m, const uint8_t *d
         raise _errors.ArgumentError("the batch has too many items for its answer",
                                     advice="Raise the image's message_limit.")
     if arguments.arrays:
-        if owner is None:
-            owner = PyByteArray_FromStringAndSize(<char *>data, <Py_ssize_t>total)
-            # The copy is read from here on, which is what was checked: the same private bytes.
-            reader.data = <const uint8_t *>PyByteArray_AsString(owner)
         owner = memoryview(owner)
     if reader.budget_ms:
         end = <double>_monotonic() + reader.budget_ms / 1000.0
@@ -816,11 +815,13 @@ cdef int batch_python(WorkerLane lane, tuple entry, Message *m, const uint8_t *d
             if arguments.optional:
                 values = fill_missing(values, missing)
             stage = "function"
+            lane.running = True
             if keywords:
                 count = len(values) - len(keywords)
                 value = function(*values[:count], **dict(zip(keywords, values[count:])))
             else:
                 value = function(*values)
+            lane.running = False
             values = None
             try:
                 size = append_values(m, result, (value,))
@@ -836,17 +837,18 @@ cdef int batch_python(WorkerLane lane, tuple entry, Message *m, const uint8_t *d
         except _errors.EnclavePoisonedError:
             raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and stage == "request":
+            lane.running = False
+            if lane.ending or (isinstance(error, KeyboardInterrupt) and stage == "request"):
                 raise
             m.length = before
-            frame = describe(error, stage)
+            frame = lane.describe(error, stage)
             size = <uint64_t>len(frame)
             append(m, <const char *>frame, <size_t>size, 1)
             tag = PYE_BATCH_ERROR
         append(m, NULL, 0, align)
         pye_batch_set(m.data, place, tag, size)
         place += 1
-        if end >= 0 and <double>_monotonic() >= end:
+        if lane.ending or (end >= 0 and <double>_monotonic() >= end):
             break
     for place in range(place, reader.count):
         pye_batch_set(m.data, place, PYE_BATCH_NOT_RUN, 0)

@@ -51,6 +51,12 @@ def batch_call(call: HostCall, signature: Signature) -> BatchCall:
                 found=str(signature),
                 advice="Give the parameter a default, or make it positional and map over tuples.",
             )
+    if signature.streams:
+        raise ArgumentError(
+            f"{signature.name} gives its result in items, so it cannot be mapped",
+            found=str(signature),
+            advice="Call it for each item, or have it return a list.",
+        )
     required = sum(not item.default for item in positional)
     return BatchCall(call, spread=required > 1)
 

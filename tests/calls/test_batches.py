@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 
 import batch_model as model
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyenclave
-from pyenclave import _core
+from pyenclave import _core, trusted
 from pyenclave.calls import ring
 from pyenclave.errors import (
     ArgumentError,
@@ -24,6 +25,7 @@ from pyenclave.errors import (
     EcallError,
     EnclaveLostError,
     EnclavePoisonedError,
+    OcallError,
     UnknownFunctionError,
 )
 from pyenclave.host import _map
@@ -319,6 +321,74 @@ def test_the_enclave_s_end_is_raised_at_its_place(pair):
     with pytest.raises(EnclaveLostError):
         list(results)
     assert one.ended() == (3, "a page's MAC does not hold")
+
+
+# ---- with ocalls, streams and private functions ------------------------------------------------
+
+
+@trusted.ocall(allow=["hidden"])
+def fetch(key: str) -> bytes:
+    raise AssertionError(key)
+
+
+def ask(key: str) -> int:
+    return len(fetch(key))
+
+
+def count_up(to: int) -> Iterator[int]:
+    yield from range(to)
+
+
+def hidden(x: int) -> int:
+    return x
+
+
+hidden.__pyenclave_private__ = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_mapped_function_calls_the_host(pair, lanes):
+    """What the host answers comes into the buffer in which the batch came: that must be kept."""
+    asked = []
+
+    def handler(key: str) -> bytes:
+        asked.append(key)
+        if key == "9":
+            raise KeyError(key)
+        return b"\xff" * (100_000 + int(key))
+
+    one = pair(ask, hidden, stubs=(fetch,), handlers={"fetch": handler}, lanes=lanes)
+    items = [str(i) for i in range(60)]
+    results = list(mapped(one, "ask", items, "return"))
+    assert isinstance(results[9], OcallError)
+    assert results[:9] + results[10:] == [100_000 + i for i in range(60) if i != 9]
+    assert sorted(asked, key=int) == items
+    if lanes == 1:
+        assert asked == items
+
+
+def test_an_ocall_s_handler_calls_back_while_a_batch_is_under_way(pair):
+    def handler(key: str) -> bytes:
+        return bytes(one.hidden(int(key)))
+
+    one = pair(ask, hidden, stubs=(fetch,), handlers={"fetch": handler})
+    assert list(mapped(one, "ask", ["3", "4", "5"])) == [3, 4, 5]
+
+
+def test_BND_09_a_private_function_is_not_called_by_a_batch(pair):
+    one = pair(ask, hidden, stubs=(fetch,), handlers={"fetch": lambda key: b""})
+    with pytest.raises(CallError, match="private"):
+        list(mapped(one, "hidden", [1], "return"))
+    assert one.alive
+
+
+def test_a_stream_has_no_batches_on_either_side(pair):
+    one = pair(add, count_up)
+    with pytest.raises(ArgumentError, match="in items"):
+        mapped(one, "count_up", [1])
+    frame = one.signatures[1].request_plan.encode((3,))
+    with pytest.raises(ArgumentError, match="in items"):
+        one.lanes.raw_call(BATCH, 1, model.write([(0, frame)], 8))
 
 
 # ---- what is taken when ------------------------------------------------------------------------
