@@ -225,6 +225,8 @@ class EcallError(CallError):
     Attributes:
         type: Name of the exception's class inside.
         id: Correlation id, found in the logs of a debug enclave.
+        public: Whether it is a ``trusted.PublicError``, whose text was meant for the host.
+        fields: The declared fields of a public error, as plain values.
 
     """
 
@@ -236,11 +238,15 @@ class EcallError(CallError):
         *,
         type: str = "",  # noqa: A002 - the contract's name
         id: str = "",  # noqa: A002
+        public: bool = False,
+        fields: dict[str, Any] | None = None,
         **details: Any,
     ) -> None:
         super().__init__(message, **details)
         self.type = type
         self.id = id
+        self.public = public
+        self.fields = {} if fields is None else fields
 
 
 class OcallError(CallError):

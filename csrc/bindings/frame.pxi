@@ -531,8 +531,9 @@ cdef class Plan:
                     raise
                 except OverflowError:
                     raise argument_error(
-                        self.names[i], "ints from -2**63 to 2**64-1", "one beyond",
-                        "Send larger numbers as bytes or str.") from None
+                        self.names[i],
+                        "ints from -2**63 to 2**64-1, and times of the years 1 to 9999 in UTC",
+                        "one beyond", "Send larger numbers as bytes or str.") from None
                 except Exception as error:
                     raise argument_error(self.names[i], "a value that crosses", error) from None
                 if pye_msgpack_check(<const uint8_t *><char *>packed, <size_t>len(packed),

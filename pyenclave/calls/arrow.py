@@ -10,6 +10,7 @@ stream is looked at before (`pyenclave.formats.arrow_ipc`) and every value after
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,14 @@ def kind_of(annotation: object) -> str | None:
 
 def _pyarrow(name: str) -> Any:
     try:
-        import pyarrow as pa
-        import pyarrow.ipc
+        # By name: type checkers of who uses this package need not know pyarrow.
+        import_module("pyarrow.ipc")
+        return import_module("pyarrow")
     except ImportError:
         raise ArgumentError(
             f"{name} is Arrow data, and pyarrow is not here",
             advice="Install pyarrow; inside an enclave, import it in the entry.",
         ) from None
-    return pa
 
 
 class ArrowDetail:

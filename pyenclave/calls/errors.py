@@ -8,8 +8,12 @@ comes from this package and is about the signature.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from pyenclave._core import msgpack_check
+from pyenclave.calls.types import hooks
 from pyenclave.errors import (
     ArgumentError,
     CallError,
@@ -21,6 +25,7 @@ from pyenclave.errors import (
 __all__ = ["MAX_TEXT", "ErrorFrame", "cut", "from_frame", "to_frame"]
 
 MAX_TEXT = 4096
+MAX_FIELDS = 4096  # bytes of a public error's fields, encoded
 
 _CODES = {cls.code: cls for cls in (CallError, ArgumentError, UnknownFunctionError)}
 
@@ -35,8 +40,11 @@ class ErrorFrame(
     type: str = ""
     id: str = ""
     advice: str | None = None
+    public: bool = False
+    fields: bytes = b""  # a MessagePack map, of a public error
 
 
+_fields_hooks = hooks(dict[str, Any])
 _decoder = msgspec.msgpack.Decoder(ErrorFrame, strict=True)
 
 
@@ -93,8 +101,32 @@ def to_frame(error: BaseException, *, called: bool, show: bool, correlation: str
         message=cut(text),
         type=cut(kind.__name__, 128),
         id=correlation,
+        public=public,
+        fields=_fields_of(error) if public else b"",
     )
     return msgspec.msgpack.encode(frame)
+
+
+def _fields_of(error: BaseException) -> bytes:
+    """Return the declared fields of a public error; none if they do not cross or are too long."""
+    declared = getattr(error, "public_fields", None)
+    if not callable(declared):
+        return b""
+    try:
+        data = _fields_hooks[0](declared())
+    except Exception:  # of trusted code, and it must not hide what was raised
+        return b""
+    return data if len(data) <= MAX_FIELDS else b""
+
+
+def _read_fields(data: bytes) -> dict[str, Any]:
+    if not data or len(data) > MAX_FIELDS or not msgpack_check(data):
+        return {}
+    try:
+        found: dict[str, Any] = _fields_hooks[1](data)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError):
+        return {}
+    return found
 
 
 def from_frame(data: bytes) -> CallError:
@@ -114,4 +146,6 @@ def from_frame(data: bytes) -> CallError:
         f"the trusted function raised {shown}" + (f" [{frame.id}]" if frame.id else ""),
         type=frame.type,
         id=frame.id,
+        public=frame.public,
+        fields=_read_fields(frame.fields) if frame.public else {},
     )

@@ -31,6 +31,8 @@ __all__ = ["MAX_NESTED_TYPES", "code_of", "describe", "from_wire", "hooks", "to_
 Wire = Any
 
 MAX_NESTED_TYPES = 32  # levels of a type, and of a value
+MAX_DECIMAL_DIGITS = 1000
+MAX_DECIMAL_EXPONENT = 10_000  # of the first digit; int(Decimal("1e999999999")) is a gigabyte
 
 _SCALARS: dict[Any, str] = {
     None: "None",
@@ -128,10 +130,10 @@ def _described_wire(annotation: Any, dtype: np.dtype[Any], where: str, depth: in
         arrays.dtype_of(element)
     except ArgumentError as error:
         raise ArgumentError(f"{where}: {error}", advice=error.advice) from None
-    if isinstance(element, str) and element in ELEMENTS:
-        return ["array", element]
     if depth:
         raise ArgumentError(f"{where}: arrays of {dtype} do not cross here", advice=_WHOLE)
+    if isinstance(element, str) and element in ELEMENTS:
+        return ["array", element]
     return ["records", element]
 
 
@@ -219,12 +221,27 @@ def _class_wire(annotation: Any, cls: type, where: str) -> Wire:
         raise ArgumentError(
             f"{where}: the type {cls.__qualname__} does not cross: {error}"
         ) from None
+    if kind == "struct" and issubclass(cls, tuple):
+        # It crosses as its values, so that a side without the class has a plain tuple.
+        fields = _fields(cls).values()
+        if not any(hint is cls or _mentions(hint, cls) for hint in fields):
+            return ["tuple", *(to_wire(hint, where, MAX_NESTED_TYPES // 2) for hint in fields)]
+    if kind == "struct" and issubclass(cls, msgspec.Struct) and cls.__struct_config__.array_like:
+        kind = "row"
     return [kind, cls.__qualname__]
 
 
 def _fields(cls: type) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls, include_extras=True)
+        shared = (typing.get_origin(hint) or hint for hint in hints.values())
+        return {
+            name: typing.get_args(hint)[0]
+            if typing.get_origin(hint) in (typing.Required, typing.NotRequired)
+            else hint
+            for (name, hint), origin in zip(hints.items(), shared, strict=True)
+            if origin is not typing.ClassVar
+        }
     except (NameError, TypeError) as error:
         raise ArgumentError(
             f"{cls.__qualname__}: its annotations cannot be read: {error}"
@@ -233,6 +250,10 @@ def _fields(cls: type) -> dict[str, Any]:
 
 def _mentions(hint: Any, cls: type) -> bool:
     return any(part is cls or _mentions(part, cls) for part in typing.get_args(hint))
+
+
+# What a class is to a side that has it not: `row` is a Struct that crosses as its values.
+_CLASSES: dict[str, Any] = {"struct": dict[str, Any], "row": list[Any], "enum": Any}
 
 
 def from_wire(wire: Wire, depth: int = 0) -> Any:
@@ -252,8 +273,8 @@ def from_wire(wire: Wire, depth: int = 0) -> Any:
     if not isinstance(wire, list | tuple) or not wire or not isinstance(wire[0], str):
         raise ArgumentError("a type of the image is unknown", found=repr(wire)[:80])
     kind, parts = wire[0], list(wire[1:])
-    if kind in ("struct", "enum") and len(parts) == 1:
-        return dict[str, Any] if kind == "struct" else Any
+    if kind in _CLASSES and len(parts) == 1:
+        return _CLASSES[kind]
     if kind == "array" and len(parts) == 1 and parts[0] in ("", *ELEMENTS):
         return np.ndarray
     if kind == "records" and len(parts) == 1 and not depth:
@@ -284,7 +305,7 @@ def describe(wire: Wire) -> str:
     if isinstance(wire, str):
         return wire
     kind, parts = wire[0], wire[1:]
-    if kind in ("struct", "enum"):
+    if kind in _CLASSES:
         return str(parts[0])
     if kind == "array":
         return f"ndarray[{parts[0] or 'any'}]"
@@ -332,7 +353,69 @@ def hooks(annotation: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], An
     """Return the MessagePack encoder and the strict decoder of a type."""
     encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
     decoder = msgspec.msgpack.Decoder(annotation, strict=True, dec_hook=_decode_hook)
-    return encoder.encode, decoder.decode
+    if not _reaches(annotation, decimal.Decimal, set()):
+        return encoder.encode, decoder.decode
+
+    def encode(value: Any) -> bytes:
+        data = encoder.encode(value)
+        _check_decimals(value, 0)
+        return data
+
+    def decode(data: bytes) -> Any:
+        value = decoder.decode(data)
+        _check_decimals(value, 0)
+        return value
+
+    return encode, decode
+
+
+def _reaches(annotation: Any, wanted: type, seen: set[int]) -> bool:
+    """Whether *wanted* is in a type, or in a field of a class in it."""
+    if annotation is wanted:
+        return True
+    if id(annotation) in seen:
+        return False
+    seen.add(id(annotation))
+    inside = [*typing.get_args(annotation)]
+    cls = typing.get_origin(annotation) or annotation
+    if isinstance(cls, type) and getattr(cls, "__annotations__", None):
+        inside += _fields(cls).values()
+    if isinstance(annotation, typing.NewType):
+        inside.append(annotation.__supertype__)
+    return any(_reaches(part, wanted, seen) for part in inside)
+
+
+def _check_decimals(value: Any, depth: int) -> None:
+    """Refuse a Decimal that is small as text and huge as a number."""
+    if isinstance(value, decimal.Decimal):
+        if not value.is_finite():
+            if value.is_snan():
+                raise ArgumentError("a signalling NaN does not cross")
+            return
+        if len(value.as_tuple().digits) > MAX_DECIMAL_DIGITS:
+            raise ArgumentError(
+                "a Decimal is too long", expected=f"at most {MAX_DECIMAL_DIGITS} digits"
+            )
+        if abs(value.adjusted()) > MAX_DECIMAL_EXPONENT:
+            raise ArgumentError(
+                "a Decimal is too large or too small",
+                expected=f"an exponent of at most {MAX_DECIMAL_EXPONENT}",
+                found=value.adjusted(),
+            )
+        return
+    if depth > MAX_NESTED_TYPES or isinstance(value, str | bytes | int | float | None):
+        return
+    inside: collections.abc.Iterable[Any] = ()
+    if isinstance(value, collections.abc.Mapping):
+        inside = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        inside = value
+    elif isinstance(value, msgspec.Struct):
+        inside = [getattr(value, name) for name in value.__struct_fields__]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inside = [getattr(value, item.name, None) for item in dataclasses.fields(value)]
+    for item in inside:
+        _check_decimals(item, depth + 1)
 
 
 def _encode_hook(value: Any) -> Any:

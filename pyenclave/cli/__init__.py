@@ -26,6 +26,7 @@ _COMMANDS = {
     "sign": "images",
     "inspect": "images",
     "diff": "images",
+    "stubs": "stubs",
     "run": "run",
     "measure": "measure",
     "evidence": "evidence",

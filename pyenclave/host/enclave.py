@@ -8,9 +8,9 @@ ciphertext and evidence, and whatever it puts into the ring is checked inside.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from pyenclave.host._base import (
     DEFAULT_QUEUE,
@@ -26,6 +26,9 @@ from pyenclave.host._options import NO_OPTIONS, Options
 from pyenclave.host.handle import Evidence, Functions
 
 __all__ = ["DEFAULT_QUEUE", "Enclave"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Enclave(Handle):
@@ -110,15 +113,27 @@ class Enclave(Handle):
 
     # ---- use ----------------------------------------------------------------------------------
 
+    @overload
+    def call(
+        self, function: Callable[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Iterator[T]: ...
+
+    @overload
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    @overload
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
     def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """
         Call a trusted function.
 
         Args:
             function: Its name, or the host's own function of that name; then classes of its
-                module are used for what comes back.
+                module are used for what comes back, and type checkers know the call's types.
             args: Positional arguments.
-            kwargs: Keyword arguments; ``out=`` is an array that takes an array result.
+            kwargs: Keyword arguments; ``out=`` is an array that takes an array result (type
+                checkers know of it in the form with a name only).
 
         Raises:
             UnknownFunctionError: The enclave has no such function.
@@ -224,6 +239,17 @@ class EnclaveOptions:
         if self._functions is None:
             self._functions = functions.with_options(self._options)
         return self._functions
+
+    @overload
+    def call(
+        self, function: Callable[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Iterator[T]: ...
+
+    @overload
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    @overload
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
 
     def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`Enclave.call`, and CallTimeoutError when the deadline passes."""

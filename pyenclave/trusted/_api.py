@@ -39,9 +39,52 @@ _NONE = object()
 
 
 class PublicError(Exception):
-    """An error whose text may leave the enclave. Of all others only the type's name crosses."""
+    """
+    An error whose text may leave the enclave. Of all others only the type's name crosses.
+
+    A subclass declares fields by annotations; they are given by keyword and cross as well, as plain
+    values: at the host they are ``EcallError.fields``. Text and fields are cut at 4096 bytes each:
+    longer text ends there, longer fields do not cross.
+
+        class QuotaError(trusted.PublicError):
+            limit: int
+            unit: str = "calls"
+
+        raise QuotaError("that is enough for today", limit=5)
+
+    Args:
+        args: The text, as for any exception.
+        fields: Values of the declared fields.
+
+    Raises:
+        TypeError: A field is not declared, or one without a default is missing.
+
+    """
 
     public = True
+
+    def __init__(self, *args: object, **fields: Any) -> None:
+        super().__init__(*args)
+        declared = self._declared()
+        unknown = [name for name in fields if name not in declared]
+        missing = [name for name in declared if name not in fields and not hasattr(self, name)]
+        if unknown or missing:
+            what = f"has no field {unknown[0]}" if unknown else f"needs its field {missing[0]}"
+            raise TypeError(f"{type(self).__name__} {what}")
+        self.__dict__.update(fields)
+
+    @classmethod
+    def _declared(cls) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, PublicError):
+                own = inspect.get_annotations(base)
+                found.update({name: kind for name, kind in own.items() if name[0] != "_"})
+        return found
+
+    def public_fields(self) -> dict[str, Any]:
+        """Return the declared fields and their values, which cross with the text."""
+        return {name: getattr(self, name) for name in self._declared()}
 
 
 @overload
