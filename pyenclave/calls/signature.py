@@ -344,7 +344,8 @@ def _item_of(annotation: Any, name: str) -> tuple[bool, Any]:
     """Return whether a result streams, and the type of it or of its items."""
     origin = typing.get_origin(annotation) or annotation
     if origin is typing.Annotated:
-        return _item_of(typing.get_args(annotation)[0], name)
+        streams, item = _item_of(typing.get_args(annotation)[0], name)
+        return streams, item if streams else annotation  # an array's dtype is in the note
     if origin in _ASYNC:
         raise ArgumentError(
             f"what {name} returns: trusted functions are not async",
