@@ -111,6 +111,7 @@ include "ring_stats.pxi"
 include "ring_ocall.pxi"
 include "ring_host.pxi"
 include "ring_stream.pxi"
+include "ring_async.pxi"
 include "ring_worker.pxi"
 include "ring_batch.pxi"
 

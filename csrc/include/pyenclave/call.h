@@ -130,6 +130,21 @@ const char *pye_lane_broken(const pye_lane *lane);
 int pye_lane_idle(const pye_lane *lane);
 /* pye_lane_wake wakes this side's own waiting thread, so that its caller looks around. */
 void pye_lane_wake(pye_lane *lane);
+
+/* For a side that may not block, which calls the functions above with slices of 0: */
+
+/* Ticks of pye_lane_look in a microsecond, roughly. */
+#define PYE_LANE_TICKS 2500
+/* pye_lane_look looks for the next frame for at most `*ticks`, less what it took, and returns
+ * whether one is there. It does not look twice where the other side has the same processor. */
+int pye_lane_look(pye_lane *lane, uint64_t *ticks);
+/* pye_lane_arm tells the other side that this one sleeps, so that its next frame wakes whoever
+ * waits (pye_watch_set) on `*word` while that is `*seen`. Returns 1, and tells nothing, if a frame
+ * is there already. */
+PYE_MUST_USE int pye_lane_arm(pye_lane *lane, uint32_t **word, uint32_t *seen);
+/* pye_lane_disarm takes that back. */
+void pye_lane_disarm(pye_lane *lane);
+
 /* pye_lane_peer_asleep returns 1 when the other side says that it sleeps: a hint, for benchmarks. */
 int pye_lane_peer_asleep(const pye_lane *lane);
 

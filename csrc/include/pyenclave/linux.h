@@ -46,6 +46,25 @@ void pye_wait_yield(void);
 /* pye_clock_ns returns nanoseconds of the monotonic clock, or 0 where there is none. */
 uint64_t pye_clock_ns(void);
 
+/* ---- watching words for an event loop (watch.c) ---- */
+
+#define PYE_WATCH_MAX 1024
+
+typedef struct pye_watch pye_watch;
+
+/* pye_watch_new starts a thread that watches up to `num` (at most PYE_WATCH_MAX) words of memory
+ * and writes to `event_fd` (an eventfd, which it duplicates) when one changed. The thread blocks
+ * all signals and runs nothing but this. PYE_E_NO_MEMORY, PYE_E_OS: nothing was started. */
+PYE_MUST_USE pye_status pye_watch_new(pye_watch **out, uint32_t num, int event_fd);
+/* pye_watch_set has slot `slot` wait until `*word`, which must stay mapped, is no longer
+ * `expected`; then the event is written once and the slot is empty. NULL empties it. What several
+ * calls set takes effect by pye_watch_kick at the latest. Slots out of range are ignored. */
+void pye_watch_set(pye_watch *watch, uint32_t slot, uint32_t *word, uint32_t expected);
+void pye_watch_kick(pye_watch *watch);
+/* pye_watch_free ends the thread and waits for that. NULL is nothing to do. Not in a forked child,
+ * which has no such thread. */
+void pye_watch_free(pye_watch *watch);
+
 /* ---- descriptors and other processes (fds.c, process.c) ---- */
 
 /* Seals that a memfd can carry (fcntl F_ADD_SEALS), with the kernel's values. */

@@ -365,6 +365,52 @@ static pye_status await_frame(pye_lane *lane, uint32_t slice_ms)
     return rc == PYE_OK ? PYE_E_TIMEOUT : rc;
 }
 
+int pye_lane_look(pye_lane *lane, uint64_t *ticks)
+{
+    uint32_t *word = word_at(lane->in, 0);
+    const uint32_t seen = lane->seen;
+
+    if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
+        return 1;
+    }
+    if (*ticks == 0) {
+        return 0;
+    }
+    const uint32_t cpu = (uint32_t)lane->ops.cpu() + 1;
+    if (cpu != lane->cpu) {
+        lane->cpu = cpu;
+        __atomic_store_n(word_at(lane->mine, STATE_CPU), cpu, __ATOMIC_RELAXED);
+    }
+    if (cpu != 0 && __atomic_load_n(word_at(lane->theirs, STATE_CPU), __ATOMIC_RELAXED) == cpu) {
+        *ticks = 0; /* the other side runs when this one sleeps, not before */
+        return 0;
+    }
+    const spin_state spin = {.budget = *ticks};
+    const uint64_t start = spin_clock();
+    const int came = spin_until_changed(&spin, word, seen, start);
+    const uint64_t spent = spin_clock() - start;
+    *ticks = came && spent < *ticks ? *ticks - spent : 0;
+    return came;
+}
+
+int pye_lane_arm(pye_lane *lane, uint32_t **word, uint32_t *seen)
+{
+    *word = word_at(lane->in, 0);
+    *seen = lane->seen;
+    __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 1, __ATOMIC_SEQ_CST);
+    /* Either this load sees what came, or who sends it sees that this side sleeps. */
+    if (__atomic_load_n(*word, __ATOMIC_SEQ_CST) == *seen) {
+        return 0;
+    }
+    pye_lane_disarm(lane);
+    return 1;
+}
+
+void pye_lane_disarm(pye_lane *lane)
+{
+    __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 0, __ATOMIC_RELAXED);
+}
+
 static int is_control(uint16_t kind)
 {
     return kind == PYE_FRAME_NEXT || kind == PYE_FRAME_ABORT || kind == PYE_FRAME_ACK;

@@ -16,6 +16,7 @@
 #define PYE_NR_LANDLOCK_ADD_RULE 445
 #define PYE_NR_LANDLOCK_RESTRICT 446
 #define PYE_NR_MEMFD_SECRET 447
+#define PYE_NR_FUTEX_WAITV 449
 
 /* The headers of the oldest supported build system are those of Linux 3.10. */
 #if defined(__linux__)

@@ -1,0 +1,675 @@
+# The host's side of a ring for an event loop: nothing here blocks. A call is written and looked for
+# at once, for a short time; then a watcher thread (csrc/src/linux/watch.c) makes an eventfd readable
+# when the worker answered, and the loop calls ``ready``. All of it runs on the loop's thread.
+from collections import OrderedDict as _OrderedDict
+
+cdef extern from "pyenclave.h" nogil:
+    enum:
+        PYE_LANE_TICKS
+    ctypedef struct pye_watch:
+        pass
+    int pye_lane_look(pye_lane *lane, uint64_t *ticks)
+    int pye_lane_arm(pye_lane *lane, uint32_t **word, uint32_t *seen)
+    void pye_lane_disarm(pye_lane *lane)
+    pye_status pye_watch_new(pye_watch **out, uint32_t num, int event_fd)
+    void pye_watch_set(pye_watch *watch, uint32_t slot, uint32_t *word, uint32_t expected)
+    void pye_watch_kick(pye_watch *watch)
+    void pye_watch_free(pye_watch *watch)
+
+cdef enum:
+    QUEUED = 0              # stages of a call
+    SENDING = 1
+    WAITING = 2
+    READING = 3
+    HELD = 4                # its lane waits for the host: an ocall or an item is to be answered
+    DROPPED = 5             # given up; the lane waits until the worker has done with it
+    DONE = 6
+
+cdef enum:
+    LONGEST_US = 50         # for a call in all
+    USUAL_US = 20           # functions that take longer are left to the watcher: a switch is cheaper
+    LEAST_US = 3
+    PROBE = 64              # of the calls that are not looked for, every so many-th is
+    TURN_US = 1000          # then the loop gets its turn
+
+
+cdef class AsyncCall:
+    """
+    A call that was not answered at once.
+
+    Its ``future`` is done when ``take()`` has something: the answer, or the call itself, held by
+    an ocall or an item of a stream (``held``, ``index``, ``payload``), to be ``answer``-ed.
+    """
+
+    cdef AsyncLanes lanes
+    cdef AsyncFunction function    # None: a control frame
+    cdef object out
+    cdef Message *message          # until all of it is sent
+    cdef int stage
+    cdef int lane
+    cdef bint armed
+    cdef uint16_t kind
+    cdef readonly uint16_t index
+    cdef pye_lane_header header
+    cdef object owner
+    cdef uint8_t *data
+    cdef object error
+    cdef uint64_t ticks
+    cdef readonly object future
+
+    def __cinit__(self):
+        self.message = NULL
+        self.lane = -1
+        self.stage = QUEUED
+        self.armed = False
+
+    def __dealloc__(self):
+        if self.message != NULL:
+            message_clear(self.message)
+            free(self.message)
+
+    def __reduce__(self):
+        raise TypeError("a call cannot be pickled or copied")
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more comes of this call."""
+        return self.stage == DONE
+
+    @property
+    def started(self) -> bool:
+        """Whether the trusted function may have begun."""
+        return self.stage >= WAITING
+
+    @property
+    def held(self) -> int:
+        """The kind of frame that the host has to answer, or 0."""
+        return self.header.kind if self.stage == HELD else 0
+
+    def payload(self) -> bytes:
+        """What came with the frame that is to be answered."""
+        return self.owner
+
+    def take(self):
+        """Return the answer, raise the call's error, or return this call if it is held."""
+        if self.error is not None:
+            error = self.error
+            self.error = None
+            raise error
+        if self.stage == HELD:
+            return self
+        return self.lanes.value(self)
+
+    def answer(self, uint16_t kind, uint16_t index, data) -> None:
+        """Send `data` on the lane of a held call and wait anew; ``future`` is another then."""
+        if self.stage != HELD:
+            raise _errors.EnclaveStateError("the call does not wait for the host")
+        self.lanes.go_on(self, kind, index, data)
+
+    def give_up(self) -> int:
+        """
+        Stop waiting. A queued call never starts; else its lane is free when the worker has done.
+
+        Returns the number of the lane that is still busy with it, or -1.
+        """
+        return self.lanes.drop(self)
+
+    def fail(self, error) -> None:
+        """Let ``take()`` raise `error`; the call stays what it is."""
+        self.error = error
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+@cython.final
+cdef class AsyncFunction:
+    """A trusted function as it is called from a loop: ``begin`` is a call's first half."""
+
+    cdef AsyncLanes lanes
+    cdef HostCall call
+    cdef uint64_t patience         # ticks that a call is looked for
+    cdef uint32_t skipped
+
+    def __init__(self, AsyncLanes lanes, HostCall call):
+        self.lanes = lanes
+        self.call = call
+        self.patience = lanes.longest
+        self.skipped = 0
+
+    @property
+    def patient(self) -> bool:
+        """Whether answers are looked for before the loop gets its turn (tests)."""
+        return self.patience != 0
+
+    def begin(self, tuple args, dict kwargs):
+        """Make a call: return its answer if that came at once, else an AsyncCall."""
+        cdef HostCall c = self.call
+        cdef object out = None
+        cdef Message *m
+        self.lanes.check()
+        if kwargs:
+            if c.has_out:
+                out = kwargs.pop("out", None)
+            args = c.bind(args, kwargs)
+        elif PyTuple_Size(args) != c.arguments.num:
+            args = c.bind(args, kwargs)
+        if out is not None:
+            check_out(out)
+        m = self.lanes.new_message()
+        try:
+            # All of the caller's code (buffers, __index__) runs here, before a lane is taken.
+            if c.native:
+                value = <object>PyTuple_GetItem(args, 0)
+                if c.wanted:
+                    value = native_argument(value, c.wanted)
+                put_buffer(m, value)
+            else:
+                c.arguments.put(m, args)
+                c.arguments.finish(m)
+        except BaseException:
+            self.lanes.old_message(m)
+            raise
+        return self.lanes.submit(self, m, <uint16_t>PYE_FRAME_CALL, c.index, out)
+
+    cdef uint64_t look(self) noexcept:
+        """How long the call that begins now is looked for."""
+        if self.patience == 0:
+            self.skipped += 1
+            if self.skipped >= PROBE:
+                self.skipped = 0
+                return self.lanes.longest
+        return self.patience
+
+    cdef void learn(self, uint64_t given, uint64_t left) noexcept:
+        """A call was looked for: was it worth it?"""
+        if given == 0:
+            return
+        if left != 0 and given - left <= USUAL_US * PYE_LANE_TICKS:
+            self.patience = self.lanes.longest
+        else:
+            self.patience //= 2
+            if self.patience < LEAST_US * PYE_LANE_TICKS:
+                self.patience = 0
+
+
+cdef int put_buffer(Message *m, value) except -1:
+    """The whole message is the bytes of `value`."""
+    if not PyObject_CheckBuffer(value):
+        raise argument_error("argument data", "bytes or a contiguous buffer", type_name(value))
+    try:
+        PyObject_GetBuffer(value, &m.views[0], PyBUF_SIMPLE)
+    except (BufferError, ValueError) as error:
+        raise argument_error(
+            "argument data", "contiguous bytes", str(error),
+            "Use numpy.ascontiguousarray(...) on it.") from None
+    m.num_views = 1
+    m.segments[0].data = <const uint8_t *>m.views[0].buf
+    m.segments[0].len = <size_t>m.views[0].len
+    m.num_segments = 1
+    return 0
+
+
+@cython.final
+cdef class AsyncLanes:
+    """
+    The lanes of a ring for callers on one event loop, the one that runs when this is made.
+
+    ``attach()`` is called once, when the first call is not answered at once: it returns an eventfd
+    and has the loop call ``ready()`` when that is readable. ``broken(check)``: the worker broke the
+    protocol; returns the exception to raise, and may not block. ``get_loop()`` returns the running
+    loop. `inline`: whether answers are looked for before the loop gets its turn.
+    """
+
+    cdef HostLanes host
+    cdef object loop
+    cdef object get_loop
+    cdef object attach
+    cdef object broken
+    cdef object queue
+    cdef int queue_limit
+    cdef list calls
+    cdef int active                # calls that hold a lane
+    cdef Message *spare
+    cdef pye_watch *watch
+    cdef int event_fd
+    cdef uint64_t longest
+    cdef double turn               # since when the loop had no turn, as far as is known
+    cdef double last
+    cdef bint pumping
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.spare = NULL
+        self.watch = NULL
+        self.event_fd = -1
+
+    def __init__(self, HostLanes host not None, int queue_limit, loop, get_loop, attach, broken,
+                 bint inline):
+        self.host = host
+        self.queue_limit = queue_limit
+        self.loop = loop
+        self.get_loop = get_loop
+        self.attach = attach
+        self.broken = broken
+        self.queue = _OrderedDict()
+        self.calls = [None] * <Py_ssize_t>host.num
+        self.longest = LONGEST_US * PYE_LANE_TICKS if inline else 0
+
+    def __dealloc__(self):
+        if self.spare != NULL:
+            message_clear(self.spare)
+            free(self.spare)
+        # A forked child has no such thread; what it copied of it is left as it is.
+        if self.watch != NULL and (<uint8_t *>self.host.token.buf)[0] == 1:
+            with nogil:
+                pye_watch_free(self.watch)
+
+    def __reduce__(self):
+        raise TypeError("a ring cannot be pickled or copied")
+
+    @property
+    def busy(self) -> int:
+        """How many lanes have a call under way, given up ones included."""
+        return self.active
+
+    @property
+    def queued(self) -> int:
+        """How many calls wait for a lane."""
+        return len(self.queue)
+
+    def close(self) -> None:
+        """End the watcher. May be called twice; calls are to be failed before."""
+        cdef pye_watch *watch = self.watch
+        self.watch = NULL
+        if watch != NULL and (<uint8_t *>self.host.token.buf)[0] == 1:
+            with nogil:
+                pye_watch_free(watch)
+
+    def fail_all(self, make) -> None:
+        """End every call that waits: ``make(started)`` returns its error."""
+        cdef AsyncCall call
+        cdef uint32_t i
+        calls = list(self.queue)
+        self.queue.clear()
+        for i in range(self.host.num):
+            if self.calls[i] is not None:
+                calls.append(self.calls[i])
+                self.calls[i] = None
+        self.active = 0
+        for call in calls:
+            if call.stage != DROPPED:
+                call.error = make(call.stage >= WAITING)
+                self.finish(call)
+            call.stage = DONE
+
+    cdef int check(self) except -1:
+        if self.get_loop() is not self.loop:
+            raise _errors.EnclaveStateError(
+                "this handle belongs to another event loop",
+                expected="the loop that first used it", found="another one",
+                advice="Make an AsyncEnclave in each loop.")
+        return self.host.check()
+
+    cdef Message *new_message(self) except NULL:
+        cdef Message *m = self.spare
+        self.spare = NULL
+        if m == NULL:
+            m = <Message *>malloc(sizeof(Message))
+            if m == NULL:
+                raise MemoryError()
+        message_init(m)
+        return m
+
+    cdef void old_message(self, Message *m) noexcept:
+        message_clear(m)
+        if self.spare == NULL:
+            self.spare = m
+        else:
+            free(m)
+
+    def request(self, uint16_t kind, data):
+        """Send a control frame (PING, ATTEST): return its answer, or an AsyncCall."""
+        cdef Message *m
+        self.check()
+        m = self.new_message()
+        try:
+            put_buffer(m, data)
+        except BaseException:
+            self.old_message(m)
+            raise
+        return self.submit(None, m, kind, 0, None)
+
+    cdef int free_lane(self) noexcept:
+        cdef uint32_t i
+        if self.active >= <int>self.host.num:
+            return -1
+        for i in range(self.host.num):
+            if PYE_SWAP(&self.host.states[i], FREE, BUSY):
+                self.host.epochs[i] += 1
+                return <int>i
+        return -1
+
+    cdef object submit(self, AsyncFunction function, Message *m, uint16_t kind, uint16_t index,
+                       object out):
+        """Take over `m`: return the answer, or the call."""
+        cdef AsyncCall call = AsyncCall.__new__(AsyncCall)
+        cdef int lane
+        cdef double now
+        call.lanes = self
+        call.function = function
+        call.out = out
+        call.message = m
+        call.kind = kind
+        call.index = index
+        lane = -1 if self.queue else self.free_lane()
+        if lane < 0:
+            if len(self.queue) >= self.queue_limit:
+                raise _errors.BusyError(
+                    "too many calls wait for this enclave", expected=f"at most {self.queue_limit}",
+                    advice="Give the image more threads, or make fewer calls at a time.")
+            call.future = self.loop.create_future()
+            self.queue[call] = None
+            return call
+        self.put(call, lane)
+        finished = self.step(call)
+        if call.error is not None:
+            return call.take()
+        if finished:
+            if call.stage == DONE:
+                now = <double>_monotonic()
+                if now - self.last > TURN_US * 1e-6:
+                    self.turn = now
+                self.last = now
+                if now - self.turn < TURN_US * 1e-6:
+                    return self.value(call)
+                self.turn = now
+            # The loop gets its turn now, and then the caller its answer.
+            call.future = self.loop.create_future()
+            call.future.set_result(None)
+            return call
+        call.future = self.loop.create_future()
+        self.wait()
+        return call
+
+    cdef int put(self, AsyncCall call, int lane) except -1:
+        self.calls[lane] = call
+        self.active += 1
+        call.lane = lane
+        call.stage = SENDING
+        call.ticks = call.function.look() if call.function is not None else self.longest
+        return 0
+
+    cdef int go_on(self, AsyncCall call, uint16_t kind, uint16_t index, object data) except -1:
+        cdef Message *m
+        self.check()
+        m = self.new_message()
+        try:
+            put_buffer(m, data)
+        except BaseException:
+            self.old_message(m)
+            raise
+        call.message = m
+        call.kind = kind
+        call.index = index
+        call.owner = None
+        call.stage = SENDING
+        call.ticks = self.longest
+        call.future = self.loop.create_future()
+        if self.step(call):
+            self.finish(call)
+            if self.queue:
+                self.loop.call_soon(self.ready)
+        else:
+            self.settle(call)
+            self.wait()
+        return 0
+
+    cdef int settle(self, AsyncCall call) except -1:
+        """A call that failed is over for who waits, even where its lane is not free yet."""
+        if call.error is not None:
+            self.finish(call)
+        return 0
+
+    cdef bint step(self, AsyncCall call) except -1:
+        """
+        Go on with a call as far as that is possible now; True when it needs nothing more.
+
+        What goes wrong is the call's error and not raised here.
+        """
+        cdef pye_lane *lane = self.host.lanes[call.lane]
+        cdef pye_status status = PYE_OK
+        cdef uint64_t given = call.ticks
+        if call.stage == HELD:
+            return True
+        while True:
+            if call.stage == SENDING:
+                status = pye_lane_write(lane, call.kind, call.index, call.message.segments,
+                                        call.message.num_segments, 0)
+                if status == PYE_OK:
+                    self.old_message(call.message)
+                    call.message = NULL
+                    call.stage = WAITING
+            if call.stage == WAITING:
+                status = pye_lane_wait(lane, &call.header, 0)
+                if status == PYE_OK:
+                    try:
+                        self.make_room(call)
+                        call.stage = READING
+                    except MemoryError as error:
+                        call.error = error
+                        call.stage = DROPPED
+                    if call.function is not None and call.kind == PYE_FRAME_CALL:
+                        call.function.learn(given, call.ticks)
+                        given = 0
+            if call.stage == READING:
+                status = pye_lane_read(lane, call.data, <size_t>call.header.total, 0)
+                if status == PYE_OK:
+                    if pye_lane_held(lane):
+                        call.stage = HELD
+                        call.index = call.header.index
+                    else:
+                        call.stage = DONE
+                        self.give_back(call)
+                    return True
+            if call.stage == DROPPED:
+                status = pye_lane_drain(lane, 0)
+                if status == PYE_OK:
+                    call.stage = DONE
+                    self.give_back(call)
+                    return True
+            if status == PYE_OK:
+                continue
+            if status != PYE_E_TIMEOUT:
+                break
+            if call.stage == DROPPED or not pye_lane_look(lane, &call.ticks):
+                if call.stage == WAITING and call.function is not None:
+                    call.function.learn(given, 0)
+                call.ticks = 0
+                return False
+        if status == PYE_E_PROTOCOL:
+            call.error = self.broken(pye_lane_broken(lane).decode())
+        else:
+            try:
+                fail(status, "call")
+            except Exception as error:
+                call.error = error
+        call.stage = DONE
+        self.give_back(call)
+        return True
+
+    cdef int make_room(self, AsyncCall call) except -1:
+        """Make what the announced message is read into; its size is below the message limit."""
+        cdef Py_ssize_t total = <Py_ssize_t>call.header.total
+        if (call.header.kind != PYE_FRAME_RESULT or call.function is None
+                or call.function.call.native):
+            call.owner = PyBytes_FromStringAndSize(NULL, total)
+            call.data = <uint8_t *><char *>call.owner
+        else:
+            call.owner = PyByteArray_FromStringAndSize(NULL, total)
+            call.data = <uint8_t *>PyByteArray_AsString(call.owner)
+        return 0
+
+    cdef int give_back(self, AsyncCall call) except -1:
+        """A call's lane is free again, unless it is broken."""
+        cdef int lane = call.lane
+        if lane < 0 or self.calls[lane] is not call:
+            return 0
+        self.calls[lane] = None
+        self.active -= 1
+        self.disarm(call)
+        if pye_lane_idle(self.host.lanes[lane]):
+            PYE_SET(&self.host.states[lane], FREE)
+        return 0
+
+    cdef void disarm(self, AsyncCall call) noexcept:
+        if call.armed:
+            pye_lane_disarm(self.host.lanes[call.lane])
+            if self.watch != NULL:
+                pye_watch_set(self.watch, <uint32_t>call.lane, NULL, 0)
+            call.armed = False
+
+    cdef int finish(self, AsyncCall call) except -1:
+        future = call.future
+        if future is not None and not future.done():
+            try:
+                future.set_result(None)
+            except RuntimeError:
+                pass  # its loop was closed: nobody waits any more
+        return 0
+
+    cdef object value(self, AsyncCall call):
+        """Decode an answer that was read."""
+        cdef HostCall c
+        cdef object owner = call.owner
+        call.owner = None
+        if owner is None:
+            raise _errors.EnclaveStateError("the call has no answer")
+        if call.header.kind == PYE_FRAME_ERROR:
+            raise self.host.error(owner)
+        if call.function is None:
+            return owner
+        c = call.function.call
+        if c.native:
+            value = owner
+            if c.element is not None:
+                value = native_array(value, c.element)
+        else:
+            value = self.host.decode(c.result, call.data, <size_t>call.header.total, owner)
+        return value if call.out is None else fill_out(call.out, value)
+
+    cdef int drop(self, AsyncCall call) except? -2:
+        cdef Message *m
+        if call.stage == DONE or call.stage == DROPPED:
+            return -1
+        m = call.message
+        call.message = NULL
+        if m != NULL:
+            self.old_message(m)
+        if call.stage == QUEUED:
+            self.queue.pop(call, None)
+            call.stage = DONE
+            return -1
+        call.stage = DROPPED
+        call.out = None
+        call.owner = None
+        self.disarm(call)
+        if self.step(call):
+            self.pump()
+            return -1
+        self.wait()
+        return call.lane
+
+    cdef int wait(self) except -1:
+        """Have the loop told when the worker goes on with one of the calls."""
+        cdef AsyncCall call
+        cdef uint32_t i
+        cdef uint32_t *word
+        cdef uint32_t seen
+        cdef bint again = False
+        cdef bint kick = False
+        cdef pye_watch *watch = NULL
+        if self.event_fd < 0:
+            self.event_fd = self.attach()
+        if self.watch == NULL:
+            status = pye_watch_new(&watch, self.host.num, self.event_fd)
+            if status != PYE_OK:
+                fail(status, "watcher")
+            self.watch = watch
+        for i in range(self.host.num):
+            call = <AsyncCall>self.calls[i]
+            if call is None or call.armed or call.stage == HELD:
+                continue
+            if pye_lane_arm(self.host.lanes[i], &word, &seen):
+                again = True
+                continue
+            call.armed = True
+            pye_watch_set(self.watch, i, word, seen)
+            kick = True
+        if kick:
+            pye_watch_kick(self.watch)
+        if again and not self.pumping:
+            self.loop.call_soon(self.ready)
+        return 0
+
+    def ready(self) -> None:
+        """Look at every lane: one of them has something, or the loop's turn is over."""
+        if self.active or self.queue:
+            self.pump()
+
+    cdef int pump(self) except -1:
+        cdef AsyncCall call
+        cdef uint32_t i
+        cdef int lane
+        cdef double start
+        cdef bint moved = True
+        if self.pumping:
+            return 0
+        self.pumping = True
+        try:
+            start = <double>_monotonic()
+            while moved:
+                moved = False
+                for i in range(self.host.num):
+                    call = <AsyncCall>self.calls[i]
+                    if call is None or call.stage == HELD:
+                        continue
+                    if call.armed and not self.came(i):
+                        continue
+                    call.armed = False
+                    if self.step(call):
+                        self.finish(call)
+                        moved = True
+                    else:
+                        self.settle(call)
+                while self.queue:
+                    lane = self.free_lane()
+                    if lane < 0:
+                        break
+                    call = <AsyncCall>self.queue.popitem(last=False)[0]
+                    self.put(call, lane)
+                    if self.step(call):
+                        self.finish(call)
+                        moved = True
+                    else:
+                        self.settle(call)
+                    if <double>_monotonic() - start > TURN_US * 1e-6:
+                        self.loop.call_soon(self.ready)
+                        moved = False
+                        break
+        finally:
+            self.pumping = False
+        if self.active:
+            self.wait()
+        return 0
+
+    cdef bint came(self, uint32_t lane) noexcept:
+        """Whether a frame came on an armed lane, which then is armed no more."""
+        cdef uint64_t none = 0
+        if not pye_lane_look(self.host.lanes[lane], &none):
+            return False
+        pye_lane_disarm(self.host.lanes[lane])
+        return True
+
+    def still(self, int lane, call) -> bool:
+        """Whether `lane` is still busy with a call that was given up."""
+        return 0 <= lane < <int>self.host.num and self.calls[lane] is call
