@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyenclave.attestation import verify as verify
     from pyenclave.host import Enclave as Enclave
     from pyenclave.host import EnclavePool as EnclavePool
+    from pyenclave.host.aio import AsyncEnclave as AsyncEnclave
     from pyenclave.trusted import PublicError as PublicError
     from pyenclave.trusted import SealPolicy as SealPolicy
     from pyenclave.trusted import ecall as ecall
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # The public names, and the module that each comes from.
 _PUBLIC = {
     "AppraisalPolicy": "pyenclave.attestation",
+    "AsyncEnclave": "pyenclave.host.aio",
     "Enclave": "pyenclave.host",
     "EnclavePool": "pyenclave.host",
     "PublicError": "pyenclave.trusted",

@@ -48,6 +48,7 @@ cdef class AsyncCall:
     cdef int stage
     cdef int lane
     cdef bint armed
+    cdef bint counted
     cdef uint16_t kind
     cdef readonly uint16_t index
     cdef pye_lane_header header
@@ -62,6 +63,7 @@ cdef class AsyncCall:
         self.lane = -1
         self.stage = QUEUED
         self.armed = False
+        self.counted = False
 
     def __dealloc__(self):
         if self.message != NULL:
@@ -114,8 +116,9 @@ cdef class AsyncCall:
         """
         return self.lanes.drop(self)
 
-    def fail(self, error) -> None:
-        """Let ``take()`` raise `error`; the call stays what it is."""
+    def expire(self, error) -> None:
+        """Let ``take()`` raise `error`, because its deadline passed."""
+        pye_stats_event(self.lanes.host.counts, PYE_STATS_TIMEOUT)
         self.error = error
         if not self.future.done():
             self.future.set_result(None)
@@ -147,6 +150,9 @@ cdef class AsyncFunction:
         cdef object out = None
         cdef Message *m
         self.lanes.check()
+        if c.streams:
+            raise _errors.EnclaveStateError(
+                "this function streams, which only Enclave can read", advice="Use Enclave.")
         if kwargs:
             if c.has_out:
                 out = kwargs.pop("out", None)
@@ -168,6 +174,7 @@ cdef class AsyncFunction:
                 c.arguments.finish(m)
         except BaseException:
             self.lanes.old_message(m)
+            pye_stats_event(self.lanes.host.counts, PYE_STATS_ARGUMENT)
             raise
         return self.lanes.submit(self, m, <uint16_t>PYE_FRAME_CALL, c.index, out)
 
@@ -210,6 +217,7 @@ cdef int put_buffer(Message *m, value) except -1:
 
 
 @cython.final
+@cython.no_gc_clear  # the ring must stay mapped until the watcher has ended; lists break the cycles
 cdef class AsyncLanes:
     """
     The lanes of a ring for callers on one event loop, the one that runs when this is made.
@@ -291,6 +299,7 @@ cdef class AsyncLanes:
         cdef uint32_t i
         calls = list(self.queue)
         self.queue.clear()
+        self.host.waiting = 0
         for i in range(self.host.num):
             if self.calls[i] is not None:
                 calls.append(self.calls[i])
@@ -299,16 +308,25 @@ cdef class AsyncLanes:
         for call in calls:
             if call.stage != DROPPED:
                 call.error = make(call.stage >= WAITING)
+                self.count_end(call.error)
                 self.finish(call)
             call.stage = DONE
 
+    cdef int count_end(self, error) except -1:
+        if isinstance(error, _errors.EnclaveLostError):
+            pye_stats_event(self.host.counts, PYE_STATS_LOST)
+        elif isinstance(error, _errors.EnclavePoisonedError):
+            pye_stats_event(self.host.counts, PYE_STATS_POISONED)
+        return 0
+
     cdef int check(self) except -1:
+        self.host.check()
         if self.get_loop() is not self.loop:
             raise _errors.EnclaveStateError(
                 "this handle belongs to another event loop",
                 expected="the loop that first used it", found="another one",
                 advice="Make an AsyncEnclave in each loop.")
-        return self.host.check()
+        return 0
 
     cdef Message *new_message(self) except NULL:
         cdef Message *m = self.spare
@@ -364,11 +382,14 @@ cdef class AsyncLanes:
         lane = -1 if self.queue else self.free_lane()
         if lane < 0:
             if len(self.queue) >= self.queue_limit:
+                pye_stats_event(self.host.counts, PYE_STATS_BUSY)
                 raise _errors.BusyError(
                     "too many calls wait for this enclave", expected=f"at most {self.queue_limit}",
                     advice="Give the image more threads, or make fewer calls at a time.")
             call.future = self.loop.create_future()
             self.queue[call] = None
+            self.host.waiting = <int>len(self.queue)
+            pye_stats_depth(self.host.counts, <uint64_t>self.host.waiting)
             return call
         self.put(call, lane)
         finished = self.step(call)
@@ -396,6 +417,8 @@ cdef class AsyncLanes:
         self.active += 1
         call.lane = lane
         call.stage = SENDING
+        if call.kind == PYE_FRAME_CALL:
+            pye_stats_time(self.host.counts, <uint32_t>lane, call.index)
         call.ticks = call.function.look() if call.function is not None else self.longest
         return 0
 
@@ -445,6 +468,11 @@ cdef class AsyncLanes:
             if call.stage == SENDING:
                 status = pye_lane_write(lane, call.kind, call.index, call.message.segments,
                                         call.message.num_segments, 0)
+                if not call.counted:
+                    call.counted = True
+                    if call.kind == PYE_FRAME_CALL:
+                        pye_stats_begin(self.host.counts, <uint32_t>call.lane, call.index,
+                                        call.message.segments, call.message.num_segments)
                 if status == PYE_OK:
                     self.old_message(call.message)
                     call.message = NULL
@@ -468,6 +496,7 @@ cdef class AsyncLanes:
                         call.stage = HELD
                         call.index = call.header.index
                     else:
+                        self.answered(call)
                         call.stage = DONE
                         self.give_back(call)
                     return True
@@ -488,6 +517,7 @@ cdef class AsyncLanes:
                 return False
         if status == PYE_E_PROTOCOL:
             call.error = self.broken(pye_lane_broken(lane).decode())
+            self.count_end(call.error)
         else:
             try:
                 fail(status, "call")
@@ -509,6 +539,13 @@ cdef class AsyncLanes:
             call.data = <uint8_t *>PyByteArray_AsString(call.owner)
         return 0
 
+    cdef int answered(self, AsyncCall call) except -1:
+        if call.kind == PYE_FRAME_CALL:
+            pye_stats_answer(self.host.counts, <uint32_t>call.lane, call.index, call.header.total)
+        if call.header.kind == PYE_FRAME_ERROR:
+            call.error = self.host.failure(call.lane, call.kind, call.index, call.owner, None)
+        return 0
+
     cdef int give_back(self, AsyncCall call) except -1:
         """A call's lane is free again, unless it is broken."""
         cdef int lane = call.lane
@@ -517,6 +554,7 @@ cdef class AsyncLanes:
         self.calls[lane] = None
         self.active -= 1
         self.disarm(call)
+        pye_stats_finish(self.host.counts, <uint32_t>lane)
         if pye_lane_idle(self.host.lanes[lane]):
             PYE_SET(&self.host.states[lane], FREE)
         return 0
@@ -544,8 +582,6 @@ cdef class AsyncLanes:
         call.owner = None
         if owner is None:
             raise _errors.EnclaveStateError("the call has no answer")
-        if call.header.kind == PYE_FRAME_ERROR:
-            raise self.host.error(owner)
         if call.function is None:
             return owner
         c = call.function.call
@@ -567,6 +603,7 @@ cdef class AsyncLanes:
             self.old_message(m)
         if call.stage == QUEUED:
             self.queue.pop(call, None)
+            self.host.waiting = <int>len(self.queue)
             call.stage = DONE
             return -1
         call.stage = DROPPED
@@ -646,6 +683,7 @@ cdef class AsyncLanes:
                     if lane < 0:
                         break
                     call = <AsyncCall>self.queue.popitem(last=False)[0]
+                    self.host.waiting = <int>len(self.queue)
                     self.put(call, lane)
                     if self.step(call):
                         self.finish(call)

@@ -4,6 +4,7 @@ cdef class HostStream
 
 
 @cython.final
+@cython.no_gc_clear  # the collector may not take the ring from who still looks at it
 cdef class HostLanes:
     """
     All lanes of a ring, for callers of several threads.

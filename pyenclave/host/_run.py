@@ -210,29 +210,45 @@ class Run:
         with contextlib.suppress(EnclaveError):
             if self._ended is not None or not self.lanes.still_late(lane, epoch):
                 return
-            self._end_as(
-                "lost",
-                lambda: EnclaveLostError(
-                    "the enclave was ended: a call went on after its caller had stopped waiting",
-                    expected=f"a return within kill_after={seconds:g} s",
-                ),
-            )
+            self.mark_late(seconds)
             self._finalizer()
 
-    def broken(self, check: str) -> EnclaveError:
-        """The worker broke the protocol: end it and refuse for ever."""
-        self._end_as(
+    def mark_late(self, seconds: float) -> EnclaveError:
+        """Refuse for ever, because a given-up call went on for *seconds*; ends nothing yet."""
+        return self._mark(
+            "lost",
+            lambda: EnclaveLostError(
+                "the enclave was ended: a call went on after its caller had stopped waiting",
+                expected=f"a return within kill_after={seconds:g} s",
+            ),
+        )
+
+    def mark_broken(self, check: str) -> EnclaveError:
+        """Refuse for ever, because the worker broke the protocol; ends nothing yet."""
+        return self._mark(
             "poisoned",
             lambda: EnclavePoisonedError(
                 "the enclave is poisoned: its answer broke the call protocol", found=check
             ),
         )
-        self._finalizer()
+
+    def mark_closed(self) -> EnclaveError:
+        """Refuse for ever; ends nothing yet."""
+        return self._mark("closed", lambda: EnclaveClosedError("the enclave was closed"))
+
+    def _mark(self, state: str, make: Callable[[], EnclaveError]) -> EnclaveError:
+        self._end_as(state, make)
         ended = self._ended
-        return ended() if ended is not None else EnclaveClosedError("the enclave was closed")
+        return make() if ended is None else ended()
+
+    def broken(self, check: str) -> EnclaveError:
+        """The worker broke the protocol: end it and refuse for ever."""
+        error = self.mark_broken(check)
+        self._finalizer()
+        return error
 
     def close(self) -> None:
-        self._end_as("closed", lambda: EnclaveClosedError("the enclave was closed"))
+        self.mark_closed()
         self._finalizer()
 
 

@@ -84,9 +84,7 @@ class AsyncEnclave(Handle):
         quiet: bool = False,
         inline: bool = True,
     ) -> None:
-        super().__init__(
-            image, debug=debug, require=require, state=state, queue=queue, quiet=quiet
-        )
+        super().__init__(image, debug=debug, require=require, state=state, queue=queue, quiet=quiet)
         if not isinstance(inline, bool):
             raise TypeError(f"inline is True or False, not {inline!r}")
         self._inline = inline
@@ -172,7 +170,7 @@ class AsyncEnclave(Handle):
         run, engine = self._run, self._engine
         if run is None or engine is None:
             return
-        run.shut()
+        run.mark_closed()
         engine.close()
         await _in_thread(run.close)
 
@@ -322,9 +320,7 @@ class AsyncEnclaveOptions:
 class _Engine:
     """A run's lanes on one event loop: what is readable when, and how calls are awaited."""
 
-    def __init__(
-        self, run: Run, loop: asyncio.AbstractEventLoop, queue: int, inline: bool
-    ) -> None:
+    def __init__(self, run: Run, loop: asyncio.AbstractEventLoop, queue: int, inline: bool) -> None:
         self.run = run
         self.loop = loop
         self._retire: Callable[[], object] = lambda: None
@@ -454,9 +450,11 @@ class _Engine:
     def _expire(self, call: AsyncCall, options: Options) -> None:
         if call.future.done():
             return
-        text = "the deadline passed" if call.started else "the deadline passed before the call began"
+        text = (
+            "the deadline passed" if call.started else "the deadline passed before the call began"
+        )
         self._give_up(call, options)
-        call.fail(
+        call.expire(
             CallTimeoutError(
                 text, advice="A call that began may still run; its lane is free when it returns."
             )
@@ -466,7 +464,11 @@ class _Engine:
         lane = call.give_up()
         if lane >= 0 and options.kill_after is not None and not self.loop.is_closed():
             self.loop.call_later(
-                options.kill_after, _call_weakly, weakref.WeakMethod(self.end_late), call, lane,
+                options.kill_after,
+                _call_weakly,
+                weakref.WeakMethod(self.end_late),
+                call,
+                lane,
                 options.kill_after,
             )
 
@@ -548,9 +550,7 @@ def _spawn(work: Callable[[], object]) -> None:
         work()
 
 
-async def _in_thread(
-    work: Callable[[], _T], abandoned: Callable[[_T], object] | None = None
-) -> _T:
+async def _in_thread(work: Callable[[], _T], abandoned: Callable[[_T], object] | None = None) -> _T:
     """
     Run *work* in a thread of its own and wait for it.
 
@@ -577,7 +577,7 @@ async def _in_thread(
         result, error = None, None
         try:
             result = work()
-        except BaseException as caught:  # noqa: BLE001 - raised again in the waiting task
+        except BaseException as caught:  # raised again in the waiting task
             error = caught
         try:
             loop.call_soon_threadsafe(deliver, result, error)

@@ -76,6 +76,7 @@ class Functions:
         signatures: In the order of the image, which gives each its index.
         lanes: Where calls go.
         options: How calls are made.
+        wrap: Makes of a call for threads what is given out.
 
     """
 
@@ -84,16 +85,21 @@ class Functions:
         signatures: tuple[Signature, ...],
         lanes: HostLanes,
         options: Options = NO_OPTIONS,
+        wrap: Callable[[HostCall], Callable[..., Any]] | None = None,
     ) -> None:
         self._signatures = {item.name: (index, item) for index, item in enumerate(signatures)}
         self._lanes = lanes
         self._options = options
-        self._by_name: dict[str, HostCall] = {}
-        self._by_function: dict[Callable[..., Any], HostCall] = {}
+        self._wrap = wrap
+        self._by_name: dict[str, Callable[..., Any]] = {}
+        self._by_function: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-    def with_options(self, options: Options) -> Functions:
+    def with_options(
+        self, options: Options, wrap: Callable[[HostCall], Callable[..., Any]] | None = None
+    ) -> Functions:
         """Return the same functions with other options."""
-        return Functions(tuple(item for _, item in self._signatures.values()), self._lanes, options)
+        signatures = tuple(item for _, item in self._signatures.values())
+        return Functions(signatures, self._lanes, options, wrap)
 
     def signature(self, name: str) -> Signature:
         """
@@ -111,28 +117,21 @@ class Functions:
                 advice=f"It has: {', '.join(self._signatures) or 'none'}.",
             ) from None
 
-    def named(self, name: str) -> HostCall:
+    def named(self, name: str) -> Callable[..., Any]:
         """Return the function *name*, with dicts for the entry's classes."""
         found = self._by_name.get(name)
         if found is None:
-            signature = self.signature(name)
-            found = self._by_name[name] = self._make(name, signature)
+            found = self._by_name[name] = self._make(name)
         return found
 
-    def typed(self, function: Callable[..., Any]) -> HostCall:
+    def typed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the enclave's counterpart of the host's own *function*, with its classes."""
         try:
             found = self._by_function.get(function)
         except TypeError:
             found = None
         if found is None:
-            name = getattr(function, "__qualname__", None)
-            if not isinstance(name, str):
-                raise TypeError(f"a function or its name is wanted, not {function!r}")
-            signature = self.signature(name)
-            if signature.kind == "python":
-                signature = signature.with_types_of(function)
-            found = self._by_function[function] = self._make(name, signature)
+            found = self._by_function[function] = self._make(function)
         return found
 
     def batched(self, function: str | Callable[..., Any]) -> BatchCall:
@@ -144,17 +143,30 @@ class Functions:
             ArgumentError: It cannot be called with one item each.
 
         """
-        call = self.named(function) if isinstance(function, str) else self.typed(function)
-        return batch_call(call, self.signature(call.__name__))
+        return batch_call(*self._host_call(function))
 
-    def _make(self, name: str, signature: Signature) -> HostCall:
+    def _make(self, function: str | Callable[..., Any]) -> Callable[..., Any]:
+        call, _ = self._host_call(function)
+        return call if self._wrap is None else self._wrap(call)
+
+    def _host_call(self, function: str | Callable[..., Any]) -> tuple[HostCall, Signature]:
+        if isinstance(function, str):
+            name = function
+            signature = self.signature(name)
+        else:
+            name = getattr(function, "__qualname__", "")
+            if not isinstance(name, str) or not callable(function):
+                raise TypeError(f"a function or its name is wanted, not {function!r}")
+            signature = self.signature(name)
+            if signature.kind == "python":
+                signature = signature.with_types_of(function)
         native = signature.kind == "native"
         array = (
             not signature.streams
             and isinstance(signature.returns, list | tuple)
             and signature.returns[0] == "array"
         )
-        return HostCall(
+        call = HostCall(
             self._lanes,
             self._signatures[name][0],
             name,
@@ -169,6 +181,7 @@ class Functions:
             has_out=array and all(item.name != "out" for item in signature.parameters),
             streams=signature.streams,
         )
+        return call, signature
 
     def parameter_types(self, name: str) -> list[str]:
         """Return the types of a function's parameters; arrays as ``ndarray:<f8``."""
