@@ -88,7 +88,7 @@ class AsyncEnclave(Handle):
         if not isinstance(inline, bool):
             raise TypeError(f"inline is True or False, not {inline!r}")
         self._inline = inline
-        self._script = False
+        self._script: str | os.PathLike[str] | None = None
         self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: _Engine | None = None
@@ -109,15 +109,15 @@ class AsyncEnclave(Handle):
         if not isinstance(script, str | os.PathLike):
             raise TypeError(f"a script is a path, not {type(script).__name__}")
         self = cls(script, **options)
-        self._script = True
+        self._script = script
         return self
 
     def _read(self) -> bytes:
-        if not self._script:
+        if self._script is None:
             return super()._read()
         from pyenclave.image.build import build_script
 
-        return build_script(os.fspath(self._source))  # type: ignore[type-var]
+        return build_script(os.fsdecode(self._script))
 
     # ---- life ---------------------------------------------------------------------------------
 
@@ -263,9 +263,10 @@ class AsyncEnclave(Handle):
     async def _request(self, kind: int, data: bytes, options: Options) -> bytes:
         engine = self._functions()[0]
         answer = engine.lanes.request(kind, data)
-        if type(answer) is AsyncCall:
+        if isinstance(answer, AsyncCall):
             answer = await engine.wait(answer, options)
-        return bytes(answer)
+        raw: bytes = answer
+        return raw
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -517,7 +518,7 @@ def _broken(engine: weakref.ref[_Engine], check: str) -> EnclaveError:
     return EnclaveClosedError("the enclave was closed") if this is None else this.broken(check)
 
 
-def _call_weakly(method: weakref.WeakMethod[Callable[..., object]], *args: object) -> None:
+def _call_weakly(method: weakref.WeakMethod[Any], *args: object) -> None:
     # The loop must not keep a forgotten handle, and with it an enclave, alive.
     this = method()
     if this is not None:

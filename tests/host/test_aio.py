@@ -213,8 +213,8 @@ def test_a_handle_belongs_to_the_loop_that_first_used_it(make):
         assert first.run(use()) == 4
         with asyncio.Runner() as second, pytest.raises(EnclaveStateError, match="event loop"):
             second.run(use())
-        with pytest.raises(EnclaveStateError, match="event loop"):
-            asyncio.Runner().run(enclave.start())
+        with asyncio.Runner() as third, pytest.raises(EnclaveStateError, match="event loop"):
+            third.run(enclave.start())
         assert first.run(use()) == 4
         first.run(enclave.close())
 
@@ -958,7 +958,7 @@ def test_the_twins_have_the_same_names_and_keywords():
     assert public[0] == public[1]
     for name in ("__init__", "options", "attest", "ping", "call"):
         ours, theirs = (inspect.signature(getattr(c, name)) for c in (Enclave, AsyncEnclave))
-        assert set(ours.parameters) <= set(theirs.parameters)
+        assert set(ours.parameters) - {"ocalls"} <= set(theirs.parameters)
 
 
 def test_the_public_name_is_lazy():
