@@ -150,12 +150,12 @@ class Functions:
         return call if self._wrap is None else self._wrap(call)
 
     def _host_call(self, function: str | Callable[..., Any]) -> tuple[HostCall, Signature]:
+        name: Any = function
         if isinstance(function, str):
-            name = function
             signature = self.signature(name)
         else:
-            name = getattr(function, "__qualname__", "")
-            if not isinstance(name, str) or not callable(function):
+            name = getattr(function, "__qualname__", None)
+            if not isinstance(name, str):
                 raise TypeError(f"a function or its name is wanted, not {function!r}")
             signature = self.signature(name)
             if signature.kind == "python":
