@@ -160,7 +160,11 @@ def to_wire(annotation: Any, where: str, depth: int = 0) -> Wire:
         dtype = next((note for note in notes if isinstance(note, np.dtype)), None)
         if dtype is not None:
             return _described_wire(inside, dtype, where, depth)
-        return to_wire(inside, where, depth)
+        wire = to_wire(inside, where, depth)
+        # What msgspec.Meta demands is checked by msgspec, so the value must pass through it.
+        if any(isinstance(note, msgspec.Meta) for note in notes) and not depth:
+            return ["checked", wire] if isinstance(wire, str) else wire
+        return wire
     try:
         if annotation in _SCALARS:
             return _SCALARS[annotation]
@@ -210,7 +214,7 @@ def _class_wire(annotation: Any, cls: type, where: str) -> Wire:
         kind = "struct"
         # A field of a type that does not cross is found now, not at the first call. A class
         # that refers to itself ends here: its fields are looked at once.
-        for name, hint in _fields(cls).items():
+        for name, hint in _fields(cls, typing.get_args(annotation)).items():
             if hint is not cls and not _mentions(hint, cls):
                 to_wire(hint, f"{where}: field {cls.__name__}.{name}", MAX_NESTED_TYPES // 2)
     else:
@@ -231,14 +235,27 @@ def _class_wire(annotation: Any, cls: type, where: str) -> Wire:
     return [kind, cls.__qualname__]
 
 
-def _fields(cls: type) -> dict[str, Any]:
+def _fields(cls: type, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Return the types of the fields of a class; *arguments* are those of a generic one."""
+    given = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+
+    def resolve(hint: Any) -> Any:
+        if isinstance(hint, typing.TypeVar):
+            return given.get(hint, hint)
+        open_ones = getattr(hint, "__parameters__", ())
+        if not given or not open_ones or isinstance(hint, type):
+            return hint
+        return hint[tuple(given.get(one, one) for one in open_ones)]
+
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
         shared = (typing.get_origin(hint) or hint for hint in hints.values())
         return {
-            name: typing.get_args(hint)[0]
-            if typing.get_origin(hint) in (typing.Required, typing.NotRequired)
-            else hint
+            name: resolve(
+                typing.get_args(hint)[0]
+                if typing.get_origin(hint) in (typing.Required, typing.NotRequired)
+                else hint
+            )
             for (name, hint), origin in zip(hints.items(), shared, strict=True)
             if origin is not typing.ClassVar
         }
@@ -280,6 +297,8 @@ def from_wire(wire: Wire, depth: int = 0) -> Any:
     if kind == "records" and len(parts) == 1 and not depth:
         arrays.dtype_of(parts[0])
         return np.ndarray
+    if kind == "checked" and len(parts) == 1 and parts[0] in _BY_NAME and not depth:
+        return _BY_NAME[parts[0]]
     if kind == "arrow" and len(parts) == 1 and parts[0] in arrow.ARROW_KINDS and not depth:
         return Any
     if kind == "literal" and parts and all(isinstance(part, str | int | None) for part in parts):
@@ -313,6 +332,8 @@ def describe(wire: Wire) -> str:
         return f"ndarray[{_describe_element(parts[0])}]"
     if kind == "arrow":
         return f"pyarrow.{parts[0]}"
+    if kind == "checked":
+        return describe(parts[0])
     if kind == "literal":
         return f"Literal[{', '.join(map(repr, parts))}]"
     if kind == "union":
@@ -379,7 +400,7 @@ def _reaches(annotation: Any, wanted: type, seen: set[int]) -> bool:
     inside = [*typing.get_args(annotation)]
     cls = typing.get_origin(annotation) or annotation
     if isinstance(cls, type) and getattr(cls, "__annotations__", None):
-        inside += _fields(cls).values()
+        inside += _fields(cls, typing.get_args(annotation)).values()
     if isinstance(annotation, typing.NewType):
         inside.append(annotation.__supertype__)
     return any(_reaches(part, wanted, seen) for part in inside)
@@ -456,5 +477,5 @@ def _decode_hook(kind: type, value: Any) -> Any:
     array = np.frombuffer(bytearray(data), dtype=name).reshape(shape)
     wrong = arrays.flaw(array)
     if wrong is not None:
-        raise ValueError(wrong)
+        raise ArgumentError(f"malformed frame: {wrong}")
     return array

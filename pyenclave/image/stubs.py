@@ -170,6 +170,8 @@ def _written(wire: Any, classes: Classes, *, result: bool = False) -> str:
         return "dict[str, Any]" if result and not classes.exact(name) else name
     if kind == "enum":
         return classes.enum(str(parts[0]))
+    if kind == "checked":
+        return _written(parts[0], classes)
     if kind == "row":
         return "list[Any]"
     if kind == "array":
