@@ -295,6 +295,23 @@ def test_the_example_of_map_runs(tmp_path: Path) -> None:
     assert done.stdout == example(page, "map-output")
 
 
+def test_the_example_of_ocalls_runs(tmp_path: Path) -> None:
+    """docs/ocalls.md, as a reader would type it."""
+    page = "docs/ocalls.md"
+    (tmp_path / "scores.py").write_text(example(page, "ocall-entry"))
+    (tmp_path / "call.py").write_text(example(page, "ocall-python"))
+    done = subprocess.run(
+        [sys.executable, "call.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == example(page, "ocall-output")
+
+
 def test_the_manifest_example_is_one(tmp_path: Path) -> None:
     """docs/manifest.md: the first block is a valid manifest."""
     match = FENCE.search(text_of(ROOT / "docs/manifest.md"))

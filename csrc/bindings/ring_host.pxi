@@ -241,7 +241,7 @@ cdef class HostLanes:
         cdef pye_lane *this = self.lanes[lane]
         pye_stats_finish(self.counts, <uint32_t>lane)
         cdef uint64_t epoch = self.epochs[lane]
-        if PYE_ADD(&self.handling[lane].more, -1) >= 0:
+        if PYE_GET(&self.handling[lane].more) and PYE_ADD(&self.handling[lane].more, -1) >= 0:
             # The handler of an ocall still runs: its thread releases the lane in the end.
             if kill_after >= 0 and not PYE_GET(&self.closed) and self.late is not None:
                 self.late(lane, epoch, kill_after)

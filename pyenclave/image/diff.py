@@ -37,8 +37,8 @@ def diff(a: Image, b: Image) -> list[dict[str, Any]]:
     Returns:
         A row for each difference: ``what`` (``option``, ``entry``, ``function``, ``ocall``,
         ``file``, ``module``, ``library``, ``bootstrap``, ``data``, ``signature``), ``name``, the
-        values ``a`` and ``b`` (None: absent there; files by SHA-256), and whether it is ``measured``. Empty
-        exactly if the images are equal.
+        values ``a`` and ``b`` (None: absent there; files by SHA-256), and whether it is
+        ``measured``. Empty exactly if the images are equal.
 
     """
     rows = _compare("option", options(a), options(b))
