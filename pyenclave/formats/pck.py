@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from types import MappingProxyType
 from typing import Final
 
 from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats import der
+from pyenclave.formats._binary import maker
 from pyenclave.formats.der import Der
 from pyenclave.formats.x509 import Certificate
 
@@ -228,16 +230,40 @@ def _usual(data: bytes) -> PckExtension | None:
     ):
         return None
     instance = values[28]
-    return PckExtension(
-        ppid=values[1],
-        components=tuple(b"".join(values[4:20])),
-        pce_svn=int.from_bytes(values[20] or values[21] or values[22], "big"),
-        cpu_svn=values[23],
-        pce_id=values[25],
-        fmspc=values[26],
-        sgx_type=values[27][0],
-        platform_instance_id=instance,
-        configuration=None
-        if instance is None
-        else MappingProxyType({index + 1: values[29 + index] == b"\xff" for index in range(3)}),
+    configuration = None
+    if instance is not None:
+        configuration = _CONFIGURED.get(values[29:32])
+        if configuration is None:
+            return None
+    return _make(
+        (
+            values[1],
+            tuple(b"".join(values[4:20])),
+            int.from_bytes(values[20] or values[21] or values[22], "big"),
+            values[23],
+            values[25],
+            values[26],
+            values[27][0],
+            instance,
+            configuration,
+        )
     )
+
+
+_make: Final = maker(
+    PckExtension,
+    "ppid",
+    "components",
+    "pce_svn",
+    "cpu_svn",
+    "pce_id",
+    "fmspc",
+    "sgx_type",
+    "platform_instance_id",
+    "configuration",
+)
+# The three flags as they are written, and what they say.
+_CONFIGURED: Final = {
+    flags: MappingProxyType({index + 1: flag == b"\xff" for index, flag in enumerate(flags)})
+    for flags in product((b"\0", b"\xff"), repeat=3)
+}

@@ -8,10 +8,11 @@ reserved bytes zero, header constants as specified; so ``to_bytes`` gives back t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from pyenclave.errors import EvidenceFormatError, SignatureError
-from pyenclave.formats._binary import Layout
+from pyenclave.formats._binary import Layout, maker
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -127,6 +128,9 @@ class Attributes:
     @classmethod
     def from_bytes(cls, data: Buffer) -> Attributes:
         """Read sixteen bytes."""
+        if isinstance(data, bytes) and len(data) == 16:
+            flags, xfrm = _FLAGS.unpack(data)
+            return cls(flags=flags, xfrm=xfrm)
         return cls(**_ATTRIBUTES.unpack(data))
 
     def to_bytes(self) -> bytes:
@@ -134,6 +138,7 @@ class Attributes:
         return _to_bytes(_ATTRIBUTES, self)
 
 
+_FLAGS = Struct("<QQ")
 _ATTRIBUTES = Layout("ATTRIBUTES", EvidenceFormatError, ("flags", "Q"), ("xfrm", "Q"))
 
 
@@ -162,7 +167,9 @@ class ReportBody:
         Raises:
             EvidenceFormatError: If the size is wrong or a reserved byte is not zero.
         """
-        return cls(**_attributes(_REPORT_BODY.unpack(data), "attributes"))
+        values = [*_REPORT_BODY.values(data)]
+        values[_BODY_ATTRIBUTES] = Attributes.from_bytes(values[_BODY_ATTRIBUTES])
+        return _make_body(values)
 
     def to_bytes(self) -> bytes:
         """Write 384 bytes; this is what the report's MAC and a quote's signature cover."""
@@ -189,6 +196,10 @@ _REPORT_BODY = Layout(
     ("isv_family_id", 16),
     ("report_data", 64),
 )
+
+
+_BODY_ATTRIBUTES = _REPORT_BODY.names.index("attributes")
+_make_body = maker(ReportBody, *_REPORT_BODY.names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

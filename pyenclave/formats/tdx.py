@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pyenclave.errors import EvidenceFormatError
-from pyenclave.formats._binary import Layout
+from pyenclave.formats._binary import Layout, maker
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -170,12 +170,13 @@ class TdReportBody:
                 expected="584, 648 or 885 bytes",
                 found=f"{len(raw)} bytes",
             )
-        fields: dict[str, Any] = _BODY_1_0.unpack(raw[:_SIZE_1_0])
-        if len(raw) > _SIZE_1_0:
-            fields |= _BODY_1_5.unpack(raw[_SIZE_1_0:_SIZE_1_5])
-        if len(raw) > _SIZE_1_5:
-            fields["extension"] = TdExtension(**_EXTENSION.unpack(raw[_SIZE_1_5:]))
-        return cls(**fields)
+        values = _BODY_1_0.values(raw[:_SIZE_1_0])
+        if len(raw) == _SIZE_1_0:
+            return _make_body((*values, None, None, None))
+        values += _BODY_1_5.values(raw[_SIZE_1_0:_SIZE_1_5])
+        if len(raw) == _SIZE_1_5:
+            return _make_body((*values, None))
+        return _make_body((*values, TdExtension(**_EXTENSION.unpack(raw[_SIZE_1_5:]))))
 
     def to_bytes(self) -> bytes:
         """
@@ -193,6 +194,9 @@ class TdReportBody:
             return data
         data += _pack(_BODY_1_5, self)
         return data if self.extension is None else data + _pack(_EXTENSION, self.extension)
+
+
+_make_body = maker(TdReportBody, *_BODY_1_0.names, *_BODY_1_5.names, "extension")
 
 
 def _pack(layout: Layout, value: Any) -> bytes:

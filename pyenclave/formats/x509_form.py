@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pyenclave.formats import der
+from pyenclave.formats._binary import maker
 from pyenclave.formats.x509 import OID_SUBJECT_KEY_ID, P256_SPKI, Certificate, Extension
 
 __all__ = ["CertificateForm"]
@@ -30,6 +31,24 @@ _LONG: Final = 0x100  # lengths from here on have two bytes in DER
 _ANY_KEY: Final = bytes.fromhex(
     "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
     "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+)
+
+
+_make: Final = maker(
+    Certificate,
+    "der",
+    "tbs",
+    "version",
+    "serial",
+    "issuer",
+    "subject",
+    "not_before",
+    "not_after",
+    "spki",
+    "signature_algorithm",
+    "signature",
+    "extensions",
+    "mark",
 )
 
 
@@ -182,20 +201,22 @@ class CertificateForm:
         if len(signature) > 0x7E:
             return None
         blank = self.blank
-        return Certificate(
-            der=data,
-            tbs=data[4:end],
-            version=3,
-            serial=int.from_bytes(serial, "big"),
-            issuer=blank.issuer,
-            subject=blank.subject,
-            not_before=not_before,
-            not_after=not_after,
-            spki=P256_SPKI + key,
-            signature_algorithm=blank.signature_algorithm,
-            signature=signature,
-            extensions=MappingProxyType({**self._extensions, **values}),
-            mark=mark,
+        return _make(
+            (
+                data,
+                data[4:end],
+                3,
+                int.from_bytes(serial, "big"),
+                blank.issuer,
+                blank.subject,
+                not_before,
+                not_after,
+                P256_SPKI + key,
+                blank.signature_algorithm,
+                signature,
+                MappingProxyType({**self._extensions, **values}),
+                mark,
+            )
         )
 
     def _values(self, data: bytes, at: int, end: int) -> dict[str, Extension] | None:

@@ -269,10 +269,13 @@ static INLINE fe sc_mul(const fe *a, const fe *b)
         }
     }
     for (int i = 0; i < LIMBS; i++) {
+        /* t[i] + m n[0] has 52 zero bits at its end: what it carries is t[i] / 2^52 rounded up. */
         const vec m = V_LO(_mm256_setzero_si256(), t[i], inverse);
-        t[i] = V_LO(t[i], m, v_set(N[0]));
-        t[i + 1] = V_ADD(V_HI(t[i + 1], m, v_set(N[0])), V_SHR(t[i], 52));
-        for (int j = 1; j < LIMBS; j++) {
+        const vec carry = V_SHR(V_ADD(t[i], v_set(LIMB_MASK)), 52);
+        const vec high = V_HI(carry, m, v_set(N[0]));
+        t[i + 1] = V_ADD(V_LO(t[i + 1], m, v_set(N[1])), high);
+        t[i + 2] = V_HI(t[i + 2], m, v_set(N[1]));
+        for (int j = 2; j < LIMBS; j++) {
             t[i + j] = V_LO(t[i + j], m, v_set(N[j]));
             t[i + j + 1] = V_HI(t[i + j + 1], m, v_set(N[j]));
         }

@@ -16,6 +16,7 @@
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512ifma,bmi,bmi2")
 #include "crypto/p256_field_ifma.h"
+#include "crypto/p256_inverse.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -33,12 +34,9 @@ _Static_assert(sizeof(pye_p256_points) ==
                    sizeof(uint64_t) * COMB_WINDOWS * COMB_ENTRIES * AFFINE,
                "the table has one affine point an entry");
 
-/* R^2 and R modulo n; b of the curve's equation, times R; G */
+/* R^2 modulo n; b of the curve's equation, times R; G */
 static const uint64_t N_R2[LIMBS] = {
     0x5cc0dea6dc3ba, 0x192a067d8a084, 0xbec59615571bb, 0x1fc245b2392b6, 0x0e12d9559d956,
-};
-static const uint64_t N_ONE[LIMBS] = {
-    0x353d039cdaaf0, 0x258e8617b0c46, 0x0000004319055, 0xfff0000000000, 0x00000000fffff,
 };
 static const uint64_t CURVE_B[LIMBS] = {
     0xdf6229c4bddfd, 0xca8843090d89c, 0x212ed6acf005c, 0x83415a220abf7, 0x0c30061dd4874,
@@ -244,28 +242,46 @@ static fe inverted(const fe *a)
 
 /* ---- scalars ------------------------------------------------------------------------------ */
 
-/* 1 / a modulo n: a^(n - 2), four bits at a time */
-static fe sc_inverted(const fe *a)
+static fe fe_from_lane(const fe *a, vec order)
 {
-    fe power[16];
     fe out;
 
-    power[0] = fe_set(N_ONE);
-    for (int i = 1; i < 16; i++) {
-        power[i] = sc_mul(&power[i - 1], a);
-    }
-    out = power[15]; /* n begins with it */
-    for (int digit = 62; digit >= 0; digit--) {
-        const uint8_t byte = (uint8_t)(digit < 2 ? 0x4f : ORDER[31 - digit / 2]);
-        const unsigned value = digit % 2 ? byte >> 4 : byte & 15u;
-        for (int i = 0; i < 4; i++) {
-            out = sc_mul(&out, &out);
-        }
-        if (value) {
-            out = sc_mul(&out, &power[value]);
-        }
+    for (int i = 0; i < LIMBS; i++) {
+        out.l[i] = _mm256_permutexvar_epi64(order, a->l[i]);
     }
     return out;
+}
+
+/* R / a modulo n, of a that is 0 in no lane: one inversion of the product of all lanes. */
+static fe sc_inverted(const fe *a)
+{
+    const vec neighbour = _mm256_set_epi64x(2, 3, 0, 1), across = _mm256_set_epi64x(1, 0, 3, 2);
+    const fe next = fe_from_lane(a, neighbour), pair = sc_mul(a, &next);
+    const fe others = fe_from_lane(&pair, across), all = sc_mul(&pair, &others);
+    const fe rest = sc_mul(&next, &others), r2 = fe_set(N_R2);
+    lanes product;
+    uint64_t limb[LIMBS];
+    wide number;
+    fe out;
+
+    store(&product, &all);
+    for (int i = 0; i < LIMBS; i++) {
+        limb[i] = product.row[i][0];
+    }
+    number.w[0] = (int64_t)((limb[0] | limb[1] << 52) & WORD_MASK);
+    number.w[1] = (int64_t)((limb[1] >> 10 | limb[2] << 42) & WORD_MASK);
+    number.w[2] = (int64_t)((limb[2] >> 20 | limb[3] << 32) & WORD_MASK);
+    number.w[3] = (int64_t)((limb[3] >> 30 | limb[4] << 22) & WORD_MASK);
+    number.w[4] = (int64_t)(limb[4] >> 40);
+    number = inverse_of(&number);
+    limb[0] = (uint64_t)number.w[0] & LIMB_MASK;
+    limb[1] = ((uint64_t)number.w[0] >> 52 | (uint64_t)number.w[1] << 10) & LIMB_MASK;
+    limb[2] = ((uint64_t)number.w[1] >> 42 | (uint64_t)number.w[2] << 20) & LIMB_MASK;
+    limb[3] = ((uint64_t)number.w[2] >> 32 | (uint64_t)number.w[3] << 30) & LIMB_MASK;
+    limb[4] = ((uint64_t)number.w[3] >> 22 | (uint64_t)number.w[4] << 40) & LIMB_MASK;
+    out = fe_set(limb); /* R^3 over the product */
+    out = sc_mul(&out, &rest);
+    return sc_mul(&out, &r2);
 }
 
 /* Write lane `lane` of a scalar as digits of `bits` bits, from -2^(bits-1) + 1 to 2^(bits-1). */
@@ -422,14 +438,15 @@ static point comb(point sum, const pye_p256_points *table, const int8_t digits[C
     return sum;
 }
 
-static fe fe_from_lane(const fe *a, vec order)
+/* Ask for the entries that `comb` is going to take: they are all over the table. */
+static void fetch(const pye_p256_points *table, const int8_t digits[COMB_WINDOWS])
 {
-    fe out;
-
-    for (int i = 0; i < LIMBS; i++) {
-        out.l[i] = _mm256_permutexvar_epi64(order, a->l[i]);
+    for (size_t window = 0; window < COMB_WINDOWS; window++) {
+        const int digit = digits[window], size = digit < 0 ? -digit : digit;
+        const char *entry = (const char *)table->entry[window][size ? size - 1 : 0];
+        _mm_prefetch(entry, _MM_HINT_T0);
+        _mm_prefetch(entry + sizeof(table->entry[0][0]) - 1, _MM_HINT_T0);
     }
-    return out;
 }
 
 /* Add all lanes of `a`; lane 0 has the sum. */
@@ -536,10 +553,8 @@ static void put_point(lanes to[3], size_t lane, const point *from)
 /* u1 = e / s and u2 = r / s of all lanes */
 static void scalars(lanes *u1, lanes *u2, const lanes *e, const lanes *r, const lanes *s)
 {
-    const fe r2 = fe_set(N_R2);
     fe a = load(s), b = load(e), c = load(r);
 
-    a = sc_mul(&a, &r2);
     a = sc_inverted(&a); /* R / s */
     b = sc_mul(&b, &a);  /* R is gone */
     c = sc_mul(&c, &a);
@@ -552,11 +567,14 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
 {
     lanes e = {{{0}}}, r = {{{0}}}, s = {{{0}}}, x = {{{0}}}, y = {{{0}}}, wrapped = {{{0}}};
     lanes u1, u2, sums[3];
-    int8_t digits[LANES][KEY_WINDOWS] = {{0}}, windows[COMB_WINDOWS];
+    int8_t by_generator[LANES][COMB_WINDOWS], by_key[LANES][KEY_WINDOWS] = {{0}};
     __mmask8 judged = 0, without_table = 0, wraps = 0, infinity = 0, points;
     const fe r2 = fe_set(P_R2);
 
     memset(sums, 0, sizeof(sums));
+    for (size_t i = 0; i < LANES; i++) {
+        s.row[0][i] = 1;
+    }
     for (size_t i = 0; i < count; i++) {
         const __mmask8 bit = (__mmask8)(1u << i);
         const uint8_t *key = claims[i].key;
@@ -587,17 +605,19 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
     }
     scalars(&u1, &u2, &e, &r, &s);
     for (size_t i = 0; i < count; i++) {
-        point sum = at_infinity();
-        if (!(judged >> i & 1)) {
-            continue;
-        }
-        recode(windows, COMB_WINDOWS, COMB_BITS, &u1, i);
-        sum = comb(sum, generator, windows);
+        recode(by_generator[i], COMB_WINDOWS, COMB_BITS, &u1, i);
+        fetch(generator, by_generator[i]);
         if (claims[i].table) {
-            recode(windows, COMB_WINDOWS, COMB_BITS, &u2, i);
-            sum = comb(sum, &claims[i].table->points, windows);
+            recode(by_key[i], COMB_WINDOWS, COMB_BITS, &u2, i);
+            fetch(&claims[i].table->points, by_key[i]);
         } else {
-            recode(digits[i], KEY_WINDOWS, KEY_BITS, &u2, i);
+            recode(by_key[i], KEY_WINDOWS, KEY_BITS, &u2, i);
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        point sum = comb(at_infinity(), generator, by_generator[i]);
+        if (claims[i].table) {
+            sum = comb(sum, &claims[i].table->points, by_key[i]);
         }
         sum = total(sum);
         put_point(sums, i, &sum);
@@ -610,7 +630,7 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
         qx = fe_mul(&qx, &r2);
         qy = fe_mul(&qy, &r2);
         points |= on_curve(&qx, &qy);
-        point product = multiplied(&qx, &qy, digits);
+        point product = multiplied(&qx, &qy, by_key);
         product = add(&product, &sum);
         sum = chosen(without_table, &sum, &product);
     }
