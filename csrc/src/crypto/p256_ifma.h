@@ -16,7 +16,8 @@ struct pye_p256_table {
 /* pye_p256_points_make returns 0 if `key` is no point of the curve in canonical numbers. */
 int pye_p256_points_make(pye_p256_points *to, const uint8_t key[PYE_P256_KEY_SIZE]);
 
-/* pye_p256_verify_four judges up to four signatures; the CPU has the features. */
+/* pye_p256_verify_four judges up to four signatures, those without a table first; the CPU has
+ * the features. */
 void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
                            const pye_p256_claim *claims, size_t count);
 
