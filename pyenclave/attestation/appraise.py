@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from pyenclave.attestation import kinds
@@ -148,6 +149,7 @@ def _code_not_compared(policy: AppraisalPolicy, checks: tuple[Check, ...]) -> tu
 
 
 _MAX_ANSWERED: Final = 64
+_NAME_OF: Final = attrgetter("name")
 _ANSWERED: Final[
     dict[tuple[int, str, tuple[str, ...]], tuple[AppraisalPolicy, tuple[str, ...]]]
 ] = {}
@@ -157,7 +159,7 @@ def _not_answered(
     policy: AppraisalPolicy, kind: str, checks: tuple[Check, ...]
 ) -> tuple[Check, ...]:
     """Refuse evidence that has no answer to what the policy demands of it."""
-    names = tuple([check.name for check in checks])
+    names = tuple(map(_NAME_OF, checks))
     # A policy is frozen; what is kept holds it, so its identity names no other one meanwhile.
     found = _ANSWERED.get((id(policy), kind, names))
     if found is None:

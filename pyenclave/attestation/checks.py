@@ -322,6 +322,7 @@ class Registry(Generic[Case]):
     @staticmethod
     def _judge(steps: list[_Step[Case]], case: Case, found: list[Check]) -> None:
         """Run *steps* on *case*, and put what they say into *found*."""
+        append = found.append
         for step in steps:
             try:
                 verdict = step.function(case)
@@ -332,7 +333,7 @@ class Registry(Generic[Case]):
             # Most checks give one constant verdict again and again; what it looks like stays.
             last = step.last
             if last[0] is verdict:
-                found.append(last[1])
+                append(last[1])
                 continue
             check = Check(
                 name=step.name,
@@ -345,7 +346,7 @@ class Registry(Generic[Case]):
             )
             if verdict.outcome != "failed" and verdict.found is None:
                 step.last = verdict, check
-            found.append(check)
+            append(check)
 
 
 def _verdict_of(error: Exception) -> Verdict:

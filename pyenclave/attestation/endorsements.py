@@ -105,10 +105,12 @@ class Endorsements:
     Attributes:
         files: Name → bytes; only names of `KNOWN_NAMES` and ``*-issuer-chain.pem``.
         ignored: Names in the folder that mean nothing here.
+        items: The same as `files`, in a form that can be a key.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     ignored: tuple[str, ...] = ()
+    items: tuple[tuple[str, bytes], ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         copied: dict[str, bytes] = {}
@@ -129,6 +131,7 @@ class Endorsements:
                 raise CollateralError("endorsements are too large", expected=f"{MAX_TOTAL} bytes")
             copied[name] = bytes(data)
         object.__setattr__(self, "files", MappingProxyType(copied))
+        object.__setattr__(self, "items", tuple(copied.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let other processes have it: the view of the files does not pickle."""

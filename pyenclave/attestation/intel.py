@@ -31,7 +31,7 @@ from pyenclave.errors import CollateralError, EnclaveError
 from pyenclave.formats import dcap
 from pyenclave.formats.pck import OID_SGX_EXTENSION, PckExtension
 from pyenclave.formats.sgx import FLAG_DEBUG
-from pyenclave.formats.x509 import MAX_CHAIN, Certificate, pem_blocks
+from pyenclave.formats.x509 import MAX_CHAIN, AlgorithmId, Certificate, pem_blocks
 from pyenclave.formats.x509_form import CertificateForm
 
 __all__ = [
@@ -487,7 +487,7 @@ def _prove(case: IntelCase) -> frozenset[str]:
         point, above = leaf.p256_point, issuer.p256_point
         if point is not None and above is not None and not entry.has("signatures"):
             signature = ecdsa.raw_signature(leaf.signature)
-            if signature is not None and pki.algorithm_name(leaf.signature_algorithm) == _ECDSA:
+            if signature is not None and _by_ecdsa(leaf.signature_algorithm):
                 names.append("leaf")
                 claims.append((above, signature, leaf.tbs))
         if entry.has(_certified(quote)):
@@ -497,6 +497,11 @@ def _prove(case: IntelCase) -> frozenset[str]:
             claims.append((point, quote.qe_report_signature, quote.qe_report_bytes))
     verdicts = ecdsa.verified(claims)
     return frozenset([*held, *(name for name, holds in zip(names, verdicts, strict=True) if holds)])
+
+
+@lru_cache(maxsize=16)
+def _by_ecdsa(algorithm: AlgorithmId) -> bool:
+    return pki.algorithm_name(algorithm) == _ECDSA
 
 
 def _certified(quote: dcap.Quote | dcap.TdQuote) -> Hashable:

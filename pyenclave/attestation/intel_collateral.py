@@ -519,7 +519,7 @@ def _key(case: IntelCase) -> Hashable:
     pck, report = case.pck, case.any_quote.qe_report
     return (
         case.pinned,
-        tuple(case.endorsements.files.items()),
+        case.endorsements.items,
         tuple(certificate.der for certificate in case.chain[1:]),
         (pck.fmspc, pck.pce_id, pck.components, pck.pce_svn),
         (report.mrsigner, report.isv_prod_id, report.isv_svn),

@@ -9,7 +9,6 @@ enclave is a `Quote`, one of a TD a `TdQuote`: neither reads the other's. Nothin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -222,7 +221,7 @@ class _Quote:
             body_of = ReportBody if tee_type == TEE_SGX else TdReportBody
             report = ReportBody.from_bytes(usual[7])
             parts = *usual[:7], report, *usual[8:12], usual[13], usual[7]
-            made: Self = _maker(cls)((*parts, body_of.from_bytes(usual[12])))
+            made: Self = _MAKERS[cls]((*parts, body_of.from_bytes(usual[12])))
             return made
         reader = Reader(raw, "quote", EvidenceFormatError)
         header = _HEADER.unpack(reader.take(_HEADER_SIZE, "header"))
@@ -385,11 +384,6 @@ _MADE: Final = (
 )
 
 
-@cache
-def _maker(cls: Any) -> Callable[[Iterable[Any]], Any]:
-    return maker(cls, *_MADE)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quote(_Quote):
     """
@@ -480,6 +474,12 @@ class TdQuote(_Quote):
         if self.version < 5 and len(body) != _TD_BODY_V4:
             raise ValueError("quote of version 4: its body is one of TDX 1.0")
         return body
+
+
+_MAKERS: Final[dict[type[Any], Callable[[Iterable[Any]], Any]]] = {
+    Quote: maker(Quote, *_MADE),
+    TdQuote: maker(TdQuote, *_MADE),
+}
 
 
 def read_quote(data: Buffer) -> Quote | TdQuote:
