@@ -31,6 +31,7 @@ from pyenclave._platform.probe import (
     OUTSIDE,
     check_memfd,
     has_ended,
+    probe_again,
     probe_worker,
     refuse_unless_held,
 )
@@ -196,6 +197,7 @@ class Candidate:
         closed: What it tried inside.
         ready: Its runtime key, once it made one.
         package: What its identity will be.
+        status: A descriptor of the kernel's account of it, for the second look.
 
     """
 
@@ -208,6 +210,7 @@ class Candidate:
     closed: messages.Closed
     ready: messages.Ready | None = None
     package: _Package | None = None
+    status: int = -1
 
     def end(self) -> None:
         """End the worker and give everything back; never after it became an enclave."""
@@ -215,6 +218,13 @@ class Candidate:
         kill_and_wait(self.worker.pidfd)
         os.close(self.worker.pidfd)
         self.channel.close()
+        self.forget()
+
+    def forget(self) -> None:
+        """Close what only a worker without identity needs."""
+        status, self.status = self.status, -1
+        if status >= 0:
+            os.close(status)
 
 
 class Launcher:
@@ -357,6 +367,7 @@ class Launcher:
             bits = self._refuse_unless_held(candidate, candidate.outside, policy)
             candidate.draft = self._draft(wish, bits)
             candidate.package = self._package(candidate, candidate.outside, policy)
+            candidate.status = _open_status(candidate.worker.pid)
         except BaseException:
             candidate.end()
             raise
@@ -376,7 +387,11 @@ class Launcher:
 
         """
         try:
-            outside = probe_worker(candidate.worker.pid, candidate.worker.pidfd)
+            worker = candidate.worker
+            with contextlib.suppress(EnclaveLostError, TimeoutError):
+                # It wakes up while this tries its walls: that takes as long.
+                candidate.channel.send(messages.Soon(), timeout=0)
+            outside = probe_again(worker.pid, worker.pidfd, candidate.status)
             if has_ended(candidate.worker.pidfd):
                 raise WorkerGoneError("the worker ended while it waited")
             facts = self._identify(candidate, outside)
@@ -600,8 +615,16 @@ def _await_ready(candidate: Candidate, wanted: Callable[[], bool]) -> messages.R
     return ready
 
 
+def _open_status(pid: int) -> int:
+    try:
+        return _native.open_status(pid)
+    except OSError as error:
+        raise LaunchError(f"a warm worker cannot be watched: {error.strerror}") from None
+
+
 def _enclave(candidate: Candidate, facts: Facts, host_pid: int) -> Enclave:
     ready = candidate.ready
+    candidate.forget()
     if ready is None:
         raise EnclaveStateError("a worker that is not ready is no enclave")
     return Enclave(

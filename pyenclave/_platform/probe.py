@@ -18,6 +18,7 @@ __all__ = [
     "OUTSIDE",
     "check_memfd",
     "has_ended",
+    "probe_again",
     "probe_worker",
     "refuse_unless_held",
 ]
@@ -76,6 +77,25 @@ def probe_worker(pid: int, pidfd: int) -> dict[str, bool]:
     """
     try:
         found = _native.probe_outside(pid)
+    except OSError:
+        found = {}
+    if has_ended(pidfd):
+        found = {}
+    return {name: found.get(name, False) for name in OUTSIDE}
+
+
+def probe_again(pid: int, pidfd: int, status: int) -> dict[str, bool]:
+    """
+    Try a worker's walls from outside once more, when it becomes an enclave.
+
+    Args:
+        pid: As for :func:`probe_worker`, like the next and what is returned.
+        pidfd: Its pidfd.
+        status: From ``_native.open_status``, opened when it was tried first.
+
+    """
+    try:
+        found = _native.probe_again(pid, status)
     except OSError:
         found = {}
     if has_ended(pidfd):

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Prepared", "Start", "Worker", "run"]
 
+_SPIN = 0.002  # seconds to look for an identity that was announced
+_SOON = 1.0
 _WAIT = 5.0  # seconds of one look whether the platform sent an identity
 _TEXT = 8 * 1024  # bytes of the longest message that is told to the platform
 
@@ -221,9 +223,15 @@ class Worker:
     def _await(self) -> tuple[messages.Message, list[int]]:
         poll = select.poll()
         poll.register(self.channel.fileno(), select.POLLIN)
-        while not poll.poll(_WAIT * 1000):
-            pass  # its other end is the platform's alone: it closes with the platform
-        return self.channel.receive(_WAIT)
+        while True:
+            while not poll.poll(_WAIT * 1000):
+                pass  # its other end is the platform's alone: it closes with the platform
+            message, fds = self.channel.receive(_WAIT, spin=_SPIN)
+            if not isinstance(message, messages.Soon):
+                return message, fds
+            reseed_openssl()  # and again with the platform's seed, when this is at hand
+            with contextlib.suppress(TimeoutError):
+                return self.channel.receive(_SOON, spin=_SPIN)
 
     def _close(self, info: ImageInfo) -> dict[str, bool | int]:
         """Close the rest of the sandbox around all threads that there will be."""

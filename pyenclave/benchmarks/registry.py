@@ -36,6 +36,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "ecall_counted": ("counting", "ecall_counted"),
     "ecall_map_256": ("calls", "ecall_map_256"),
     "launch_zygote": ("launching", "launch_zygote"),
+    "launch_pool": ("launching", "launch_pool"),
     "verify_sgx_quote": ("verifying", "verify_sgx_quote"),
     "verify_sgx_quote_known": ("verifying", "verify_sgx_quote_known"),
     "verify_tdx_quote": ("verifying", "verify_tdx_quote"),

@@ -49,6 +49,7 @@ __all__ = [
     "Root",
     "RootReply",
     "Shut",
+    "Soon",
     "Stop",
     "Take",
     "VerifyReport",
@@ -268,6 +269,10 @@ class Identity(_Base, frozen=True, kw_only=True, tag="identity"):
     seed: bytes  # 32 bytes from the platform, mixed into the worker's generators
 
 
+class Soon(_Base, frozen=True, kw_only=True, tag="soon"):
+    """To a warm worker: wake up, an identity may follow. It says nothing else."""
+
+
 class Ready(_Base, frozen=True, kw_only=True, tag="ready"):
     """The worker made its runtime key and takes its identity, whenever that comes."""
 
@@ -380,6 +385,7 @@ Message = (
     | Closed
     | Identity
     | Stop
+    | Soon
     | Ready
     | KeyRequestMessage
     | KeyReply

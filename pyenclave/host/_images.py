@@ -37,6 +37,7 @@ class Prepared:
         info: What the image says of itself.
         signed: Whether it has a signature, which nobody judged yet.
         signatures: The trusted functions, in the order of the image.
+        names: Their names.
         functions: The same, as people write them.
         ocalls: The host functions that they may call, in the order of the image.
         fd: A memory file with the bytes that nobody can change any more; closed with this object.
@@ -52,6 +53,7 @@ class Prepared:
         self.info = image.info
         self.signed = image.sigstruct is not None
         self.signatures = tuple(Signature.from_wire(item) for item in image.info.functions)
+        self.names = tuple(item.name for item in self.signatures)
         self.functions = tuple(map(str, self.signatures))
         self.ocalls = tuple(Ocall.from_wire(item) for item in image.info.ocalls)
         self.fd = _sealed_copy(data)

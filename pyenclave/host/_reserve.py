@@ -6,18 +6,43 @@ import contextlib
 import os
 import threading
 import weakref
+from dataclasses import dataclass
 
 from pyenclave import _core
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
+from pyenclave.calls.stats import Launch
 from pyenclave.errors import ArgumentError, EnclaveClosedError, EnclaveError
 from pyenclave.formats.messages import Launched, Reserved
 from pyenclave.host import _images, _shared
 from pyenclave.host._lanes import Owner, make_lanes
+from pyenclave.host.handle import Functions
 
-__all__ = ["Reserve", "Started"]
+__all__ = ["Reserve", "Slot", "Started"]
+
+_READY = 32  # functions of an enclave that are made callable before it is asked for
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """
+    What this process needs of an enclave, made before there is one.
+
+    Attributes:
+        lanes: Its ring.
+        owner: Who hears how the lanes fare; the run sets itself.
+        functions: Its functions.
+        launch: Its counters.
+
+    """
+
+    lanes: _core.HostLanes
+    owner: Owner
+    functions: Functions
+    launch: Launch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """
     An enclave that a reserve started.
@@ -26,26 +51,14 @@ class Started:
         client: Its connection, to be given back.
         launched: What the platform says.
         pidfd: Of its worker.
-        lanes: Its ring, made before it was asked for.
-        owner: Who hears how the lanes fare; the run sets itself.
+        slot: The rest.
 
     """
 
-    __slots__ = ("client", "lanes", "launched", "owner", "pidfd")
-
-    def __init__(
-        self,
-        client: PlatformClient,
-        launched: Launched,
-        pidfd: int,
-        lanes: _core.HostLanes,
-        owner: Owner,
-    ) -> None:
-        self.client = client
-        self.launched = launched
-        self.pidfd = pidfd
-        self.lanes = lanes
-        self.owner = owner
+    client: PlatformClient
+    launched: Launched
+    pidfd: int
+    slot: Slot
 
 
 class Reserve:
@@ -78,7 +91,7 @@ class Reserve:
         self._lock = threading.Lock()
         self._client: PlatformClient | None = None
         self._id = b""
-        self._slots: dict[int, tuple[_core.HostLanes, Owner]] = {}
+        self._slots: dict[int, Slot] = {}
         self._closed = False
         self._finalizer: weakref.finalize[..., Reserve] | None = None
 
@@ -95,23 +108,33 @@ class Reserve:
             while len(self._slots) < count:
                 self._offer(client)
             while len(self._slots) > count:
-                slot = next(reversed(self._slots))
+                number = next(reversed(self._slots))
                 try:
-                    client.withdraw(self._id, slot)
+                    client.withdraw(self._id, number)
                 except ArgumentError:
                     break  # it becomes an enclave just now
-                del self._slots[slot]
+                del self._slots[number]
 
     def _offer(self, client: PlatformClient) -> None:
-        info = self._image.info
+        image = self._image
+        info = image.info
         fd = ring.create(info.threads)
         try:
             owner = Owner()
             lanes = make_lanes(fd, info, self._queue, owner)
-            slot = client.offer(self._id, fd)
+            functions = Functions(image.signatures, lanes)
+            for item in image.signatures[:_READY]:
+                functions.named(item.name)
+            slot = Slot(
+                lanes=lanes,
+                owner=owner,
+                functions=functions,
+                launch=Launch(info.name, image.names, info.threads, lanes),
+            )
+            number = client.offer(self._id, fd)
         finally:
             os.close(fd)
-        self._slots[slot] = (lanes, owner)
+        self._slots[number] = slot
 
     def _connect(self) -> PlatformClient:
         """Return the connection; the reserve is made anew if the platform is another."""
@@ -156,8 +179,8 @@ class Reserve:
                 _shared.release(client)
                 self._reconcile(client)
                 raise
-            lanes, owner = self._slots.pop(launched.slot)
-        return Started(client, launched, pidfd, lanes, owner)
+            slot = self._slots.pop(launched.slot)
+        return Started(client=client, launched=launched, pidfd=pidfd, slot=slot)
 
     def _reconcile(self, client: PlatformClient) -> None:
         """Forget the rings that went with a launch that failed."""

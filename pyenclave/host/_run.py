@@ -74,7 +74,7 @@ class Run:
         self.unsigned = not image.signed
         self._ended: Callable[[], EnclaveError] | None = None
         self._lock = threading.Lock()
-        self.names = tuple(item.name for item in image.signatures)
+        self.names = image.names
         self._owner = Owner()
         with contextlib.ExitStack() as failed:
             if reserve is None:
@@ -82,11 +82,9 @@ class Run:
             else:
                 self._take(failed, reserve)
             self._owner.set(self)
-            self.launch = Launch(self.name, self.names, image.info.threads, self.lanes)
             if self._launched.starting:
                 self._await_start()
             failed.pop_all()
-        self.functions = Functions(image.signatures, self.lanes)
         registry.add(self.launch, self)
         self._finalizer = weakref.finalize(
             self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
@@ -123,14 +121,17 @@ class Run:
         failed.callback(_end, self.client, launched.enclave_id)
         self.enclave_id = launched.enclave_id
         self.lanes = lanes.result()
+        self.launch = Launch(self.name, self.names, image.info.threads, self.lanes)
+        self.functions = Functions(image.signatures, self.lanes)
         self._launched = launched
 
     def _take(self, failed: contextlib.ExitStack, reserve: Reserve) -> None:
         started = reserve.launch()
-        self.client, self.pidfd = started.client, started.pidfd
-        self.lanes = self._answer_ocalls(started.lanes)
-        self._owner, self._launched = started.owner, started.launched
+        slot = started.slot
+        self.client, self.pidfd, self._launched = started.client, started.pidfd, started.launched
         self.enclave_id = self._launched.enclave_id
+        self._owner, self.lanes = slot.owner, self._answer_ocalls(slot.lanes)
+        self.functions, self.launch = slot.functions, slot.launch
         failed.callback(_shared.release, self.client)
         failed.callback(os.close, self.pidfd)
         failed.callback(_end, self.client, self.enclave_id)

@@ -45,6 +45,7 @@ __all__ = ["EnclavePool", "PoolStats"]
 
 _PING_SECONDS = 5.0
 _SLICE = 0.1
+_QUIET = 0.02  # seconds after a hand-out in which none is replaced
 _RETRIES = 3  # of a call whose enclave was lost before it began, each time another one
 _NO_WAIT = 0.99  # of a deadline that is left counts as all of it
 _VIEWS = 16  # sets of options that an enclave keeps functions for
@@ -137,6 +138,7 @@ class EnclavePool:
         self._lock = threading.Condition()
         self._reserve: Reserve | None = None
         self._wake: _Wake | None = None
+        self._quiet_until = 0.0
         self._term: _Term | None = None
 
     @classmethod
@@ -406,6 +408,7 @@ class EnclavePool:
             self._book.check()
             self._book.take_fresh()
         try:
+            self._quiet_until = time.monotonic() + _QUIET
             handle = self._launch()
             try:
                 yield handle
@@ -551,11 +554,11 @@ class EnclavePool:
                     self._book.failed(error, time.monotonic())
         for member in plan.ask:
             self._ask(member)
-        self._fill()
+        seconds = self._fill()
         if plan.end or plan.launches or plan.ask:
             return 0.0, []
         with self._lock:
-            return plan.seconds, [
+            return min(plan.seconds, seconds), [
                 member.handle._running().pidfd  # noqa: SLF001 - of the same package
                 for member in self._book.members
             ]
@@ -567,12 +570,19 @@ class EnclavePool:
         with self._lock:
             self._book.asked(member, time.monotonic(), answered=answered)
 
-    def _fill(self) -> None:
+    def _fill(self) -> float:
+        """Have warm workers replaced; return how long to wait with that, in seconds."""
         reserve = self._reserve
-        if reserve is not None and self._book.state == "running":
-            # What fails here fails again, and is told, when an enclave is launched.
-            with contextlib.suppress(EnclaveError, OSError):
-                reserve.fill(self._book.limits.warm)
+        if reserve is None or self._book.state != "running":
+            return math.inf
+        # Right after a hand-out the processor is the new enclave's, and perhaps the next one's.
+        left = self._quiet_until - time.monotonic()
+        if left > 0:
+            return left
+        # What fails here fails again, and is told, when an enclave is launched.
+        with contextlib.suppress(EnclaveError, OSError):
+            reserve.fill(self._book.limits.warm)
+        return math.inf
 
     def _watch(self, ended: set[int]) -> None:
         """Note which workers ended."""

@@ -7,6 +7,7 @@ of `pyenclave.trusted`, which ask `current`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import select
@@ -72,33 +73,64 @@ class Runtime:
         body = identity.body
         if len(body) != _REPORT_BODY or len(identity.seed) != 32:
             raise EnclaveStateError("the platform's identity message is malformed")
-        product_id, security_version, config_svn = struct.unpack_from("<HHH", body, 256)
-        debug = bool(body[48] & _ATTRIBUTE_DEBUG)
-        if debug != identity.debug:
+        if bool(body[48] & _ATTRIBUTE_DEBUG) != identity.debug:
             raise EnclaveStateError("the platform's identity message contradicts itself")
         self.body = body
         self.record = identity.record
-        self.identity = EnclaveIdentity(
-            enclave_id=identity.enclave_id,
+        self._told = identity
+        self._info = info
+        # Two sources: whoever knows only the platform's or only the worker's randomness is lost.
+        self._memory = SecretMemory(SECRET_SIZE) if memory is None else memory
+        self._memory.write(
+            0,
+            hashlib.sha256(b"pyenclave/launch-secret/1" + identity.seed + os.urandom(32)).digest(),
+        )
+        self.key = RuntimeKey() if key is None else key
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._user_data = b""
+        self._stopping = threading.Event()
+
+    # What follows is worked out when it is first asked for: an enclave that a host waits for needs
+    # none of it to begin.
+
+    @functools.cached_property
+    def identity(self) -> EnclaveIdentity:
+        """What this enclave is."""
+        body, told, info = self.body, self._told, self._info
+        product_id, security_version = struct.unpack_from("<HH", body, 256)
+        return EnclaveIdentity(
+            enclave_id=told.enclave_id,
             mrenclave=body[64:96],
             mrsigner=body[128:160],
             product_id=product_id,
             security_version=security_version,
-            debug=debug,
-            level=identity.level,
+            debug=told.debug,
+            level=told.level,
             platform_svn=struct.unpack_from("<H", body)[0],
             name=info.name if info is not None else "",
         )
-        self.sealing = SealingIdentity(
+
+    @functools.cached_property
+    def sealing(self) -> SealingIdentity:
+        """The same, as sealing takes it."""
+        body = self.body
+        product_id, security_version = struct.unpack_from("<HH", body, 256)
+        return SealingIdentity(
             mrenclave=body[64:96],
             mrsigner=body[128:160],
             product_id=product_id,
             security_version=security_version,
             cpu_svn=body[:16],
-            debug=debug,
+            debug=self._told.debug,
         )
-        # TARGETINFO (notes on SGX structures, 2.3).
-        self.target_info = (
+
+    @functools.cached_property
+    def target_info(self) -> bytes:
+        """TARGETINFO of this enclave (notes on SGX structures, 2.3)."""
+        body = self.body
+        (config_svn,) = struct.unpack_from("<H", body, 260)
+        return (
             body[64:96]
             + body[48:64]
             + struct.pack("<2xH", config_svn)
@@ -107,26 +139,16 @@ class Runtime:
             + body[192:256]
             + bytes(384)
         )
-        # Two sources: whoever knows only the platform's or only the worker's randomness is lost.
-        self._memory = SecretMemory(SECRET_SIZE) if memory is None else memory
-        self._memory.write(
-            0,
-            hashlib.sha256(b"pyenclave/launch-secret/1" + identity.seed + os.urandom(32)).digest(),
-        )
-        self.default_policy = self._policy(info)
-        self.key = RuntimeKey() if key is None else key
-        self._channel = channel
-        self._lock = threading.Lock()
-        self._user_data = b""
-        self._stopping = threading.Event()
 
     @property
     def secret(self) -> bytes:
         """The launch secret: it hedges randomness, and no key derives from it alone."""
         return self._memory.read(0, SECRET_SIZE)
 
-    def _policy(self, info: ImageInfo | None) -> SealPolicy:
-        """Take the image's `[seal]` policy; an unsigned image has no signer to seal to."""
+    @functools.cached_property
+    def default_policy(self) -> SealPolicy:
+        """The image's `[seal]` policy; an unsigned image has no signer to seal to."""
+        info = self._info
         named = info.seal.get("policy", "signer") if info is not None else "signer"
         if named == "signer" and not any(self.identity.mrsigner):
             return SealPolicy.unique

@@ -170,6 +170,8 @@ def work(behaviour: str, channel_fd: int) -> None:
     if behaviour == "speaks warm":
         channel.send(messages.QuoteRequest(data=bytes(64)))
     identity, _ = channel.receive(600)
+    if isinstance(identity, messages.Soon):
+        identity, _ = channel.receive(10)
     assert isinstance(identity, messages.Identity), identity
     body = ReportBody.from_bytes(identity.body)
     if behaviour == "dies after identity":
