@@ -113,33 +113,36 @@ def launches(count: int) -> None:
     """Launch and end *count* enclaves one after the other; nothing may grow."""
     script = Path(__file__).resolve().parents[2] / "pyenclave" / "benchmarks" / "_echo.py"
     image = build_script(str(script))
-    with tempfile.TemporaryDirectory(prefix="pyenclave-many-") as folder:
-        with Enclave(image, state=folder, quiet=True), PlatformClient.connect(folder) as client:
-            platform = client.hello.pid
-            marks = []
-            for number in range(count + 1):
-                with Enclave(image, state=folder, quiet=True) as enclave:
-                    if enclave.call("add", number, 1.0) != number + 1.0:
-                        raise AssertionError("a wrong answer")
-                if number in (count // 10, count):
-                    time.sleep(1)
-                    marks.append(
-                        {
-                            "platform": (descriptors(platform), threads(platform), pss(platform)),
-                            "host": (
-                                descriptors(os.getpid()),
-                                threads(os.getpid()),
-                                pss(os.getpid()),
-                            ),
-                        }
-                    )
-                    print(number, marks[-1], flush=True)
-            for who in ("platform", "host"):
-                early, late = marks[0][who], marks[-1][who]
-                if late[0] > early[0] + 8 or late[1] > early[1] + 4:
-                    raise AssertionError(f"{who}: descriptors or threads grew: {early} {late}")
-                if late[2] > early[2] * 1.15 + 4096:
-                    raise AssertionError(f"{who}: memory grew: {early[2]} KiB to {late[2]} KiB")
+    with (
+        tempfile.TemporaryDirectory(prefix="pyenclave-many-") as folder,
+        Enclave(image, state=folder, quiet=True),
+        PlatformClient.connect(folder) as client,
+    ):
+        platform = client.hello.pid
+        marks = []
+        for number in range(count + 1):
+            with Enclave(image, state=folder, quiet=True) as enclave:
+                if enclave.call("add", number, 1.0) != number + 1.0:
+                    raise AssertionError("a wrong answer")
+            if number in (count // 10, count):
+                time.sleep(1)
+                marks.append(
+                    {
+                        "platform": (descriptors(platform), threads(platform), pss(platform)),
+                        "host": (
+                            descriptors(os.getpid()),
+                            threads(os.getpid()),
+                            pss(os.getpid()),
+                        ),
+                    }
+                )
+                print(number, marks[-1], flush=True)
+        for who in ("platform", "host"):
+            early, late = marks[0][who], marks[-1][who]
+            if late[0] > early[0] + 8 or late[1] > early[1] + 4:
+                raise AssertionError(f"{who}: descriptors or threads grew: {early} {late}")
+            if late[2] > early[2] * 1.15 + 4096:
+                raise AssertionError(f"{who}: memory grew: {early[2]} KiB to {late[2]} KiB")
 
 
 def main() -> None:
