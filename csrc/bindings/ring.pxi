@@ -62,6 +62,8 @@ cdef extern from "pyenclave.h" nogil:
     uint16_t pye_lane_held(const pye_lane *lane)
     pye_status pye_lane_refuse(pye_lane *lane, const char *check)
     const char *pye_lane_broken(const pye_lane *lane)
+    uint32_t pye_lane_sequence(const pye_lane *lane)
+    int pye_lane_taken(const pye_lane *lane, uint32_t sequence)
     int pye_lane_idle(const pye_lane *lane)
     void pye_lane_wake(pye_lane *lane)
     int pye_lane_peer_asleep(const pye_lane *lane)

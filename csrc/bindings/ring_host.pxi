@@ -156,11 +156,21 @@ cdef class HostLanes:
     cdef int check(self) except -1:
         if (<uint8_t *>self.token.buf)[0] != 1:
             raise _errors.EnclaveStateError(
-                "this handle belongs to the process that made it, not to a forked child",
-                advice="Open the enclave after forking.")
+                "this handle belongs to the process that started it, not to a forked child",
+                advice="Start an enclave in each process, after the fork; docs/deploying.md shows "
+                "how.")
         if PYE_GET(&self.closed):
-            self.guard()
+            self.guard_unsent()
             raise _errors.EnclaveClosedError("the enclave was closed")
+        return 0
+
+    cdef int guard_unsent(self) except -1:
+        """Raise if the worker is gone; the caller's call was not sent."""
+        try:
+            self.guard()
+        except _errors.EnclaveLostError as error:
+            error.started = False
+            raise
         return 0
 
     cdef int reclaim(self) except -1:
@@ -233,7 +243,7 @@ cdef class HostLanes:
                         if PYE_GET(&self.states[i]) == LATE:
                             left = min(left, 0.002)
                     condition.wait(left)
-                    self.guard()
+                    self.guard_unsent()
             finally:
                 self.waiting -= 1
 
@@ -375,6 +385,7 @@ cdef class HostLanes:
         cdef pye_status status
         cdef uint32_t wait_ms = self.slice(deadline)
         cdef bint sent = False
+        cdef uint32_t sequence = 0
         if kind == PYE_FRAME_CALL:
             pye_stats_time(self.counts, <uint32_t>number, index)
         with nogil:
@@ -383,15 +394,23 @@ cdef class HostLanes:
                 pye_stats_begin(self.counts, <uint32_t>number, index, segments, num)
             if status == PYE_OK:
                 sent = True
+                sequence = pye_lane_sequence(lane)
                 status = pye_lane_wait(lane, header, wait_ms)
         while status == PYE_E_TIMEOUT:
-            self.look(deadline, sent)
+            try:
+                self.look(deadline, sent)
+            except _errors.EnclaveLostError as error:
+                # A call that the worker never took did not begin; what answers one did, long ago.
+                if sent and (kind <= PYE_FRAME_ATTEST or kind == PYE_FRAME_BATCH):
+                    error.started = bool(pye_lane_taken(lane, sequence))
+                raise
             wait_ms = self.slice(deadline)
             with nogil:
                 if not sent:
                     status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
                     if status == PYE_OK:
                         sent = True
+                        sequence = pye_lane_sequence(lane)
                 if sent:
                     status = pye_lane_wait(lane, header, wait_ms)
         if status != PYE_OK:

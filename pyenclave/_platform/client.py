@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import msgspec
 
-from pyenclave._platform.endpoint import Endpoint, runtime_name
+from pyenclave._platform.endpoint import Endpoint, no_fork, not_inherited, runtime_name
 from pyenclave._platform.state import State
 from pyenclave._platform.wire import raise_failure
 from pyenclave.calls.channel import Channel, close_all
@@ -120,15 +121,11 @@ class PlatformClient:
                 return client
             if not start:
                 raise PlatformUnavailableError("no platform runs", advice="Start an enclave.")
-            with contextlib.ExitStack() as stack:
-                if state.writable:
-                    # Only one host starts the platform; the others then find it.
-                    stack.enter_context(
-                        state.lock(endpoint.start_lock_name, timeout=2 * _START_TIMEOUT)
-                    )
-                    client = cls._try_connecting(endpoint)
-                    if client is not None:
-                        return client
+            with endpoint.turn(2 * _START_TIMEOUT):
+                # Only one host starts the platform; the others then find it.
+                client = cls._try_connecting(endpoint)
+                if client is not None:
+                    return client
                 config = Start(
                     state=state.path,
                     channel=-1,
@@ -142,11 +139,19 @@ class PlatformClient:
     def _try_connecting(cls, endpoint: Endpoint) -> Self | None:
         for attempt in range(_ATTEMPTS):
             sock = endpoint.connect()
+            aside = sock is None
+            if sock is None:
+                sock = endpoint.connect_abstract()
             if sock is None:
                 return None
             channel = Channel(sock)
             try:
-                return cls(channel, _greet(channel, _ANSWER_TIMEOUT / 2))
+                hello = _greet(channel, _ANSWER_TIMEOUT / 2)
+                if aside and hello.ephemeral and endpoint.durable:
+                    # It began when nothing could be written; what is to last needs another.
+                    channel.close()
+                    return None
+                return cls(channel, hello)
             except EnclaveLostError:
                 # It was about to end; its successor may be there in a moment.
                 channel.close()
@@ -165,7 +170,9 @@ class PlatformClient:
 
     @classmethod
     def _start(cls, state: State, endpoint: Endpoint, config: Start) -> Self:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = not_inherited(
+            lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        )
         channel = Channel(ours)
         try:
             with theirs:
@@ -394,6 +401,16 @@ class PlatformClient:
         """Whether the connection was closed, by us or by a failure."""
         return self._closed
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is of no more use: closed here, or the platform ended."""
+        try:
+            poll = select.poll()
+            poll.register(self._channel, 0)
+            return self._closed or bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True  # closed by another thread just now
+
     def _drop(self) -> None:
         self._closed = True
         self._channel.close()
@@ -484,16 +501,18 @@ def _spawn(state: State, endpoint: Endpoint, config: Start, channel_fd: int) -> 
     environment = {name: os.environ[name] for name in names if name in os.environ}
     log = _open_log(state, endpoint)
     try:
-        first = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL if log is None else log,
-            env=environment,
-            cwd="/",
-            pass_fds=(channel_fd,),
-            start_new_session=True,
-        )
+        # Popen waits for the end of a pipe of which a child forked meanwhile would have a copy.
+        with no_fork:
+            first = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL if log is None else log,
+                env=environment,
+                cwd="/",
+                pass_fds=(channel_fd,),
+                start_new_session=True,
+            )
     except OSError as error:
         raise PlatformUnavailableError(
             f"{sys.executable} cannot be started: {error.strerror}"

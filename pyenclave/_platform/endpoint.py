@@ -9,10 +9,15 @@ name carries the runtime's digest.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
 import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -23,10 +28,12 @@ from pyenclave.errors import PlatformUnavailableError
 from pyenclave.formats.lock import Roots
 from pyenclave.formats.messages import FORMAT_VERSION
 
-__all__ = ["Endpoint", "peer_uid", "runtime_name"]
+__all__ = ["Endpoint", "no_fork", "not_inherited", "peer_uid", "runtime_name"]
 
 _CREDENTIALS: Final = struct.Struct("iII")
-_BACKLOG: Final = 64
+_BACKLOG: Final = 1024
+_FULL_TIMEOUT: Final = 5.0  # seconds for a platform to accept one of those that wait
+_BIND_TIMEOUT: Final = 1.0  # for a predecessor that is ending
 
 
 def runtime_name(executable: str, roots: Roots) -> str:
@@ -45,6 +52,42 @@ def peer_pid(sock: socket.socket) -> int:
     """Return the process at the other end, for listings only: numbers are used again."""
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(data)[0])
+
+
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+no_fork = threading.RLock()  # while a thread has it, no other thread forks
+
+
+def not_inherited(make: Callable[[], tuple[socket.socket, ...]]) -> tuple[socket.socket, ...]:
+    """
+    Return the sockets that *make* makes; they are closed in forked children.
+
+    A child's copy would keep the connection alive, and its enclaves, when the host is gone.
+    """
+    with no_fork:
+        made = make()
+        for sock in made:
+            _sockets.add(sock)
+        return made
+
+
+def _new_socket() -> tuple[socket.socket, ...]:
+    return (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC),)
+
+
+def _after_fork() -> None:
+    for sock in list(_sockets):
+        sock.close()
+    no_fork.release()  # this thread took it before the fork
+
+
+os.register_at_fork(
+    before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_after_fork
+)
+
+
+class OtherUserError(PlatformUnavailableError):
+    """The process at the other end is another user's."""
 
 
 class Endpoint:
@@ -70,40 +113,60 @@ class Endpoint:
         # Through the open directory: no race with whoever swaps a path, and no limit of 107 bytes.
         return f"/proc/self/fd/{self._state.fd}/{self.socket_name}"
 
+    @property
+    def durable(self) -> bool:
+        """Whether a platform that starts now could keep its root."""
+        return self._state.writable
+
     def connect(self) -> socket.socket | None:
         """
-        Connect to the platform, if one listens.
+        Connect to the platform in the state directory, if one listens there.
 
         Returns:
             The socket, or None if nobody listens.
 
         Raises:
-            PlatformUnavailableError: Who listens is another user.
+            PlatformUnavailableError: Who listens is another user, or does not accept.
 
         """
         if self._state.exists:
             sock = self._connect_to(self._path())
             if sock is not None:
                 return sock
-        if self._state.writable:
-            return None
+        return None
+
+    def connect_abstract(self) -> socket.socket | None:
+        """Connect to a platform that found no place for a socket in the state directory."""
         try:
             return self._connect_to(self._abstract)
-        except PlatformUnavailableError:
+        except OtherUserError:
             return None  # another user took the name: work without it
 
     def _connect_to(self, address: str) -> socket.socket | None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            sock.setblocking(False)  # a full backlog is an answer, not a reason to hang
-            sock.connect(address)
-            uid = peer_uid(sock)
-        except OSError:
-            sock.close()
-            return None
+        deadline = time.monotonic() + _FULL_TIMEOUT
+        while True:
+            (sock,) = not_inherited(_new_socket)
+            try:
+                sock.setblocking(False)
+                sock.connect(address)
+                uid = peer_uid(sock)
+                break
+            except BlockingIOError:
+                # Its queue is full: it lives, and a second platform beside it would be wrong.
+                sock.close()
+                if time.monotonic() >= deadline:
+                    raise PlatformUnavailableError(
+                        "the platform does not answer",
+                        expected=f"a connection within {_FULL_TIMEOUT:g} s",
+                        advice="Is it stopped? 'pyenclave ps' and the platform's log say more.",
+                    ) from None
+                time.sleep(0.005)
+            except OSError:
+                sock.close()
+                return None
         if uid != os.geteuid():
             sock.close()
-            raise PlatformUnavailableError(
+            raise OtherUserError(
                 "another user listens in place of the platform",
                 expected=f"uid {os.geteuid()}",
                 found=uid,
@@ -126,13 +189,58 @@ class Endpoint:
             self._state.unlink(self.socket_name)
             with contextlib.suppress(OSError):
                 return self._listen_at(self._path())
-            return None
-        with contextlib.suppress(OSError):
-            return self._listen_at(self._abstract)
-        return None
+        # No place there, or none any more: the disk may have filled up since.
+        deadline = time.monotonic() + _BIND_TIMEOUT
+        while True:
+            try:
+                return self._listen_at(self._abstract)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                    return None
+                time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def turn(self, timeout: float) -> Iterator[None]:
+        """
+        Hold the right to start the platform, so that of many hosts one starts it.
+
+        Raises:
+            PlatformUnavailableError: Another host had it for longer than *timeout* seconds.
+
+        """
+        if self._state.writable:
+            with self._state.lock(self.start_lock_name, timeout=timeout):
+                yield
+            return
+        listener = self._abstract_turn(timeout)
+        try:
+            yield
+        finally:
+            if listener is not None:
+                listener.close()
+
+    def _abstract_turn(self, timeout: float) -> socket.socket | None:
+        """Where no file can be locked: whoever has the name has the turn."""
+        name = f"{self._abstract}-start"
+        deadline = time.monotonic() + timeout
+        while True:
+            with contextlib.suppress(OSError):
+                return self._listen_at(name)
+            try:
+                other = self._connect_to(name)
+            except OtherUserError:
+                return None  # a squatter holds up nobody
+            if other is not None:
+                other.close()
+            if time.monotonic() >= deadline:
+                raise PlatformUnavailableError(
+                    "another process is starting the platform and does not come to an end",
+                    expected=f"a platform within {timeout:g} s",
+                )
+            time.sleep(0.01)
 
     def _listen_at(self, address: str) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        (listener,) = not_inherited(_new_socket)
         try:
             listener.bind(address)  # umask 077: mode 0700, and the directory is 0700
             listener.listen(_BACKLOG)

@@ -57,7 +57,7 @@ from pyenclave.formats.lock import Roots
 
 __all__ = ["Server", "main", "make_zygotes"]
 
-MAX_HOSTS: Final = 64
+MAX_HOSTS: Final = 512  # a server of many cores has several workers for each
 MAX_ENDED: Final = 256  # per host: enclaves whose end is remembered
 _MAX_NAME: Final = 64  # bytes of an enclave's name in a listing
 _IDLE_GRACE: Final = 0.4  # seconds without a host until the platform ends

@@ -50,7 +50,9 @@ def default_state_directory() -> str:
         return os.path.abspath(named)
     base = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(base):  # the XDG specification: relative values are ignored
-        base = os.path.join(os.path.expanduser("~"), ".local", "state")
+        home = os.path.expanduser("~")
+        # A container's random user has no home; never take a folder of the working directory.
+        base = os.path.join(home if os.path.isabs(home) else "/", ".local", "state")
     return os.path.join(os.path.abspath(base), "pyenclave")
 
 
@@ -259,9 +261,13 @@ class State:
 
         """
         fd = self.take_lock(name, timeout=timeout)
+        _held.add(fd)
         try:
             yield
         finally:
+            # Given back by name: a child that was forked meanwhile may have a copy of it.
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            _held.discard(fd)
             os.close(fd)
 
     def take_lock(self, name: str, *, timeout: float) -> int:
@@ -364,6 +370,20 @@ class State:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_held: set[int] = set()  # descriptors of locks that threads of this process hold
+
+
+def _drop_inherited() -> None:
+    """In a forked child: a lock that a thread of the parent holds ends with the parent."""
+    for fd in list(_held):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
 
 
 def _check_owner(status: os.stat_result, name: str, *, directory: bool) -> None:

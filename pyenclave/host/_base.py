@@ -15,6 +15,7 @@ from pyenclave.errors import (
     LaunchError,
     UnknownFunctionError,
 )
+from pyenclave.host import _fork
 from pyenclave.host._ocalls import Handlers, check_handlers
 from pyenclave.host._reserve import Reserve
 from pyenclave.host._run import Run, read_image
@@ -24,6 +25,7 @@ __all__ = [
     "DEFAULT_QUEUE",
     "FRAME_ATTEST",
     "FRAME_PING",
+    "NO_COPY",
     "Handle",
     "attribute",
     "find",
@@ -33,6 +35,9 @@ __all__ = [
 DEFAULT_QUEUE = 1024  # calls that may wait for a lane
 FRAME_ATTEST = 3
 FRAME_PING = 2
+NO_COPY = (
+    "an enclave's handle cannot be pickled or copied: open one in each process (docs/deploying.md)"
+)
 
 
 class NoSuchAttributeError(UnknownFunctionError, AttributeError):
@@ -81,6 +86,7 @@ class Handle:
         self._run: Run | None = None
         self._reserve: Reserve | None = None  # a pool's, which its enclaves come from
         self._closed = False
+        _fork.watch(self)
 
     # ---- launching ----------------------------------------------------------------------------
 
@@ -120,10 +126,13 @@ class Handle:
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
-            raise EnclaveStateError(
-                "this handle belongs to the process that made it, not to a forked child",
-                advice="Open the enclave after forking.",
-            )
+            raise _fork.refusal(self._pid)
+
+    def _after_fork(self) -> None:
+        """In a forked child: one that was not started yet is the child's own from now on."""
+        self._lock = threading.Lock()  # a thread of the parent may have held it
+        if self._run is None:
+            self._pid = os.getpid()
 
     def _running(self) -> Run:
         self._check_process()
@@ -162,7 +171,7 @@ class Handle:
         return self._running().functions.parameter_types(function)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an enclave's handle cannot be pickled or copied")
+        raise TypeError(NO_COPY)
 
     def __repr__(self) -> str:
         kind = type(self).__name__

@@ -26,17 +26,19 @@ from pyenclave.errors import (
     EnclaveStateError,
     ImageError,
     LaunchError,
+    PlatformUnavailableError,
 )
 from pyenclave.formats.image import MAX_IMAGE
 from pyenclave.formats.messages import Launched
 from pyenclave.formats.record import ProtectionRecord
-from pyenclave.host import _images, _ocalls, _shared
+from pyenclave.host import _fork, _images, _ocalls, _shared
 from pyenclave.host._lanes import Owner, make_lanes, token
 from pyenclave.host._reserve import Reserve
 from pyenclave.host.handle import EnclaveInfo, Functions
 
 __all__ = ["Run", "read_image", "token"]
 
+_ATTEMPTS = 3  # platforms that may end one after the other while a launch is under way
 _FRAME_PING = 2
 _START_SECONDS = 60.0  # for all on_start functions together
 
@@ -75,20 +77,36 @@ class Run:
         self._ended: Callable[[], EnclaveError] | None = None
         self._lock = threading.Lock()
         self.names = image.names
-        self._owner = Owner()
-        with contextlib.ExitStack() as failed:
-            if reserve is None:
-                self._launch(failed, debug, require, state, queue)
-            else:
-                self._take(failed, reserve)
-            self._owner.set(self)
-            if self._launched.starting:
-                self._await_start()
-            failed.pop_all()
+        for attempt in range(1, _ATTEMPTS + 1):
+            self._owner = Owner()
+            try:
+                with contextlib.ExitStack() as failed:
+                    if reserve is None:
+                        self._launch(failed, debug, require, state, queue)
+                    else:
+                        self._take(failed, reserve)
+                    self._owner.set(self)
+                    if self._launched.starting:
+                        self._await_start()
+                    failed.pop_all()
+                break
+            except EnclaveLostError as error:
+                # The platform ended, perhaps long ago; whatever it began ends with it.
+                if attempt == _ATTEMPTS:
+                    raise PlatformUnavailableError(
+                        "the platform ended while it launched the enclave", found=error.message
+                    ) from None
         registry.add(self.launch, self)
         self._finalizer = weakref.finalize(
             self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
         )
+        _fork.watch(self)
+
+    def _after_fork(self) -> None:
+        """In a forked child: the worker is the parent's, and so is all that leads to it."""
+        if self._finalizer.alive:  # else the number is somebody else's by now
+            with contextlib.suppress(OSError):
+                os.close(self.pidfd)
 
     def _launch(
         self,

@@ -29,7 +29,7 @@ def acquire(state: str | os.PathLike[str] | None) -> PlatformClient:
     key = (os.getpid(), shown)
     with _lock:
         found = _clients.get(key)
-        if found is not None and not found[0].closed:
+        if found is not None and not found[0].lost:
             _clients[key] = (found[0], found[1] + 1)
             return found[0]
         client = PlatformClient.connect(state)

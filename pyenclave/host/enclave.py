@@ -16,6 +16,7 @@ from pyenclave.host._base import (
     DEFAULT_QUEUE,
     FRAME_ATTEST,
     FRAME_PING,
+    NO_COPY,
     Handle,
     attribute,
     find,
@@ -99,6 +100,7 @@ class Enclave(Handle):
             run.close()
 
     def __enter__(self) -> Self:
+        self._check_process()
         if self._run is None or self._closed:
             self.start()
         return self
@@ -281,7 +283,7 @@ class EnclaveOptions:
         return attribute(self._find(), name)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an enclave's handle cannot be pickled or copied")
+        raise TypeError(NO_COPY)
 
 
 def _with_timeout(timeout: float | None) -> Options:

@@ -19,6 +19,7 @@ import pytest
 
 from pyenclave._platform import client as client_module
 from pyenclave._platform.client import PlatformClient, local_platform_root
+from pyenclave._platform.server import MAX_HOSTS
 from pyenclave.errors import (
     EnclaveClosedError,
     EnclaveLostError,
@@ -392,13 +393,13 @@ def test_a_host_that_does_not_read_does_not_hold_up_another(
 
 def test_too_many_hosts_are_refused_with_busy(client: PlatformClient, state_path: Path) -> None:
     socks = []
-    for _ in range(80):
+    for _ in range(MAX_HOSTS + 16):
         sock = raw(state_path)
         sock.send(messages.encode(messages.Hello()))
         socks.append(sock)
     answers = [messages.decode(sock.recv(65536)) for sock in socks]
     refused = [answer for answer in answers if isinstance(answer, messages.Failure)]
-    assert len(refused) == 80 - 63
+    assert len(refused) == 16 + 1
     assert {answer.code for answer in refused} == {"call.busy"}
     for sock in socks:
         sock.close()

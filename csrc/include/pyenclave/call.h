@@ -115,6 +115,13 @@ PYE_MUST_USE pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms);
 /* pye_lane_drain_to does the same down to `depth` calls that are still under way. */
 PYE_MUST_USE pye_status pye_lane_drain_to(pye_lane *lane, uint32_t depth, uint32_t slice_ms);
 
+/* pye_lane_sequence returns the number of the exchange that is under way; after a message was
+ * written whole, that of its last fragment. */
+uint32_t pye_lane_sequence(const pye_lane *lane);
+/* pye_lane_taken returns 1 if the worker says that it took the message with that number whole: from
+ * then on a call may have begun. For the host, to be asked when the worker is gone. */
+int pye_lane_taken(const pye_lane *lane, uint32_t sequence);
+
 /* pye_lane_depth returns how many calls are under way on the lane, nested ones included. */
 uint32_t pye_lane_depth(const pye_lane *lane);
 /* pye_lane_held returns PYE_FRAME_OCALL or PYE_FRAME_ITEM while that waits for the host's answer,

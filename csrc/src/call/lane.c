@@ -19,6 +19,7 @@ _Static_assert(offsetof(pye_lane_header, offset) == 24, "docs/formats/ring.md: h
 #define DRAIN_STEPS 16 /* frames that one drain takes at most: a worker must not keep it for ever */
 #define STATE_ASLEEP 0
 #define STATE_CPU 4
+#define STATE_TAKEN 64 /* in a line of its own that nobody reads before the worker is gone */
 
 /* Where a side stands. Host: TURN first; worker: AWAIT first. */
 enum phase {
@@ -132,6 +133,11 @@ int pye_lane_idle(const pye_lane *lane)
     return lane->phase == (lane->host ? TURN : AWAIT) && lane->depth == 0;
 }
 
+uint32_t pye_lane_sequence(const pye_lane *lane)
+{
+    return lane->sequence;
+}
+
 uint32_t pye_lane_depth(const pye_lane *lane)
 {
     return lane->depth;
@@ -161,6 +167,13 @@ void pye_lane_wake(pye_lane *lane)
 int pye_lane_peer_asleep(const pye_lane *lane)
 {
     return __atomic_load_n(word_at(lane->theirs, STATE_ASLEEP), __ATOMIC_RELAXED) != 0;
+}
+
+int pye_lane_taken(const pye_lane *lane, uint32_t sequence)
+{
+    const uint32_t taken = __atomic_load_n(word_at(lane->theirs, STATE_TAKEN), __ATOMIC_ACQUIRE);
+
+    return (int32_t)(taken - sequence) >= 0;
 }
 
 uint32_t pye_index_mask(uint32_t index, uint32_t num)
@@ -623,6 +636,10 @@ pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t 
         lane->received += lane->length;
         if (lane->received == lane->total) {
             lane->phase = TURN;
+            if (!lane->host) { /* before anything is done with it */
+                __atomic_store_n(word_at(lane->mine, STATE_TAKEN), lane->sequence,
+                                 __ATOMIC_RELEASE);
+            }
             return PYE_OK;
         }
         lane->phase = READING;
