@@ -295,6 +295,28 @@ def test_the_example_of_map_runs(tmp_path: Path) -> None:
     assert done.stdout == example(page, "map-output")
 
 
+def test_the_examples_of_trusted_code_run(tmp_path: Path) -> None:
+    """docs/trusted-code.md, as a reader would type it."""
+    page = "docs/trusted-code.md"
+    (tmp_path / "model.py").write_text(example(page, "start-entry"))
+    (tmp_path / "quota.py").write_text(example(page, "error-entry"))
+    (tmp_path / "call.py").write_text(
+        example(page, "error-python")
+        + "with pyenclave.Enclave.from_file('model.py', quiet=True) as"
+        " enclave:\n    assert enclave.predict(1.0, 2.0) == 1.75\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "call.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == example(page, "error-output")
+
+
 def test_the_example_of_ocalls_runs(tmp_path: Path) -> None:
     """docs/ocalls.md, as a reader would type it."""
     page = "docs/ocalls.md"
