@@ -56,6 +56,8 @@ cdef extern from "pyenclave.h" nogil:
                               const pye_segment *segments, size_t num, uint32_t slice_ms)
     pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
     pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t slice_ms)
+    pye_status pye_lane_read_split(pye_lane *lane, uint8_t *head, size_t head_len, uint8_t *body,
+                                   size_t body_len, uint32_t slice_ms)
     pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms)
     pye_status pye_lane_drain_to(pye_lane *lane, uint32_t depth, uint32_t slice_ms)
     uint32_t pye_lane_depth(const pye_lane *lane)
@@ -116,6 +118,7 @@ include "ring_stream.pxi"
 include "ring_async.pxi"
 include "ring_worker.pxi"
 include "ring_batch.pxi"
+include "ring_array.pxi"
 
 
 # ---- measuring ---------------------------------------------------------------------------------

@@ -300,9 +300,11 @@ cdef class HostLanes:
         return 1 if left < 1 else <uint32_t>left
 
     cdef object exchange(self, int number, uint16_t kind, uint16_t index, pye_segment *segments,
-                         size_t num, double deadline, int want, Plan plan):
+                         size_t num, double deadline, int want, Plan plan, object out=None):
         """
         Send a message and return the answer: as bytes (want 0) or decoded by `plan` (want 1).
+
+        An array result goes into the array `out`, and is that, if it fits there as it is.
 
         The caller owns the lane. If this raises while the worker still has the call, the lane
         stays late until the call returns (see `release`).
@@ -322,6 +324,12 @@ cdef class HostLanes:
         if header.kind != PYE_FRAME_RESULT and header.kind != PYE_FRAME_ERROR:
             self.give_up(lane, pye_lane_refuse(lane, "turn"))
         total = <size_t>header.total
+        if out is not None and header.kind == PYE_FRAME_RESULT:
+            owner = read_into(self, number, &header, plan, out, deadline)
+            if owner is not None:
+                if kind == PYE_FRAME_CALL:
+                    pye_stats_answer(self.counts, <uint32_t>number, index, total)
+                return owner
         if header.kind == PYE_FRAME_RESULT and want == 1 and not plan.arrays and total <= SMALL:
             status = pye_lane_read(lane, small, total, wait_ms)
             if status == PYE_OK:
@@ -759,12 +767,12 @@ cdef class HostCall:
             if self.element is not None:
                 value = native_array(value, self.element)
         else:
-            value = self.call_python(args, deadline)
-        if out is None:
+            value = self.call_python(args, deadline, out)
+        if out is None or value is out:
             return value
         return fill_out(out, value)
 
-    cdef object call_python(self, tuple args, double deadline):
+    cdef object call_python(self, tuple args, double deadline, object out):
         cdef Message m
         cdef int number
         cdef bint fits = False
@@ -787,7 +795,7 @@ cdef class HostCall:
                 return self.open_stream(number, False, &m, deadline)
             try:
                 return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments,
-                                           m.num_segments, deadline, 1, self.result)
+                                           m.num_segments, deadline, 1, self.result, out)
             finally:
                 self.lanes.release(number, self.kill_after)
         finally:

@@ -34,7 +34,7 @@ from pyenclave import _core
 from pyenclave.host import Enclave
 from pyenclave.image import build
 
-__all__ = ["ecall_map_256", "ecall_python", "ecall_sleeping", "ecall_worker"]
+__all__ = ["ecall_array", "ecall_map_256", "ecall_python", "ecall_sleeping", "ecall_worker"]
 
 Row = dict[str, Any]
 
@@ -291,6 +291,34 @@ def ecall_map_256() -> Row:
             value, peer = _take_turns((packed, 50, want), (lambda: function(_DATA), 2000, _BUMPED))
     cores = _cores(host, worker, trip)
     return _row("ecall_map_256", value / 256, "ecall_worker", peer, **cores)
+
+
+def ecall_array() -> list[Row]:
+    """Measure 1 MiB of float64 in and out, against two copies of 1 MiB made in this process."""
+    host, worker, trip = _processors()
+    data = np.arange(1 << 17, dtype=np.float64)
+    want = -data
+    kept = np.zeros_like(data)
+    first, second = np.zeros_like(data), np.zeros_like(data)
+    with _launched(_script_image) as enclave:
+        negate = enclave.negate
+
+        def copies() -> object:
+            np.copyto(first, data)
+            np.copyto(second, first)
+            return second
+
+        with _bound(host, (enclave.info.pid, worker)):
+            value, into, peer = _take_turns(
+                (lambda: negate(data), 20, want),
+                (lambda: negate(data, out=kept), 20, want),
+                (copies, 20, data),
+            )
+    cores = _cores(host, worker, trip)
+    return [
+        _row("ecall_array", value, "two copies", peer, **cores),
+        _row("ecall_array/out", into, "two copies", peer, **cores),
+    ]
 
 
 def ecall_sleeping() -> Row:

@@ -35,6 +35,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "ecall_sleeping": ("calls", "ecall_sleeping"),
     "ecall_counted": ("counting", "ecall_counted"),
     "ecall_map_256": ("calls", "ecall_map_256"),
+    "ecall_array": ("calls", "ecall_array"),
     "launch_zygote": ("launching", "launch_zygote"),
     "launch_pool": ("launching", "launch_pool"),
     "verify_sgx_quote": ("verifying", "verify_sgx_quote"),

@@ -94,6 +94,17 @@ class Rows:
         each = size if size and size % 64 == 0 else -(-size // 64) * 64 + 8
         self._fit = max(1, min(call.most_items, (call.most_bytes - 128) // each))
 
+    def first(self) -> npt.NDArray[Any]:
+        """Cross with as many rows as one batch takes, and wait: all that a small array needs."""
+        call = self._call
+        stop = min(len(self._rows), self._fit)
+        if stop == 0:
+            return _nothing(call.element)
+        batch = call.pack_rows(self._rows, 0, stop)
+        results: npt.NDArray[Any]
+        results, self._at = call.unpack_rows(batch, call.cross([batch])[0])
+        return results
+
     def take(self, most: int) -> Batch | None:
         """Pack the next rows."""
         start = self._at
@@ -124,8 +135,9 @@ class Work:
 
     def __init__(self, call: BatchCall, source: Source) -> None:
         self.call = call
-        self._source = source
+        self.source = source
         self._most = 1
+        self._hurries = False
         self._entries: deque[_Entry] = deque()
 
     @property
@@ -136,11 +148,12 @@ class Work:
     def hurry(self) -> None:
         """Pack as much as fits from now on: nobody waits for a single result."""
         self._most = self.call.most_items
+        self._hurries = True
 
     def next_batches(self) -> list[Batch]:
         """Return what to send now, at most one batch for each lane; empty at the end."""
         while len(self._entries) < self.call.num_lanes:
-            batch = self._source.take(self._most)
+            batch = self.source.take(self._most)
             if batch is None:
                 break
             self._entries.append(_Entry(batch))
@@ -151,9 +164,10 @@ class Work:
         waiting = [entry for entry in self._entries if not entry.answered]
         for entry, answer in zip(waiting, answers, strict=True):
             entry.answered, entry.answer = True, answer
-        calls = sum(entry.batch.count for entry in waiting) / len(waiting)
-        wanted = TARGET * calls / max(seconds, 1e-9)
-        self._most = max(1, int(min(wanted, self._most * _GROWTH, self.call.most_items)))
+        if not self._hurries:
+            calls = sum(entry.batch.count for entry in waiting) / len(waiting)
+            wanted = TARGET * calls / max(seconds, 1e-9)
+            self._most = max(1, int(min(wanted, self._most * _GROWTH, self.call.most_items)))
 
     def results(self) -> tuple[list[Any], bool]:
         """Decode the first answer; say whether errors are among the results."""
@@ -171,8 +185,8 @@ class Work:
 
         """
         entry = self._entries.popleft()
-        for place in sorted(entry.batch.errors):
-            raise entry.batch.errors[place]
+        if entry.batch.errors:
+            raise entry.batch.errors[min(entry.batch.errors)]
         rows: npt.NDArray[Any]
         rows, done = self.call.unpack_rows(entry.batch, entry.answer)
         self._again(entry.batch, done, done)
@@ -265,20 +279,23 @@ class Results(Iterator[Any]):
             raise TypeError("array() is for native functions; iterate over the results instead")
         if self._begun:
             raise ValueError("array() takes all results, and some were taken before")
-        self._work.hurry()
+        work = self._work
         parts = []
+        source = work.source
+        if isinstance(source, Rows):
+            self._begun = True
+            parts.append(source.first())
+        work.hurry()
         while self._fetch():
-            parts.append(self._work.rows())
-        if len(parts) == 1:
-            return parts[0]
-        return _joined(parts, self._work.call.element)
+            parts.append(work.rows())
+        return parts[0] if len(parts) == 1 else _joined(parts, work.call.element)
 
 
 def _joined(parts: list[npt.NDArray[Any]], element: str | None) -> npt.NDArray[Any]:
     import numpy as np
 
     if not parts:
-        return np.empty((0, 0), element or np.uint8)
+        return _nothing(element)
     sizes = sorted({part.shape[1] for part in parts})
     if len(sizes) > 1:
         raise CallError(
@@ -288,6 +305,12 @@ def _joined(parts: list[npt.NDArray[Any]], element: str | None) -> npt.NDArray[A
             advice="Iterate over the results instead.",
         )
     return np.concatenate(parts)
+
+
+def _nothing(element: str | None) -> npt.NDArray[Any]:
+    import numpy as np
+
+    return np.empty((0, 0), element or np.uint8)
 
 
 def work_for(call: BatchCall, items: Iterable[Any]) -> Work:

@@ -93,6 +93,7 @@ class Functions:
         self._wrap = wrap
         self._by_name: dict[str, Callable[..., Any]] = {}
         self._by_function: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._batched: dict[Any, BatchCall] = {}
 
     def with_options(
         self, options: Options, wrap: Callable[[HostCall], Callable[..., Any]] | None = None
@@ -143,7 +144,14 @@ class Functions:
             ArgumentError: It cannot be called with one item each.
 
         """
-        return batch_call(*self._host_call(function))
+        try:
+            found = self._batched.get(function)
+        except TypeError:  # what cannot be looked up is no function either
+            found = None
+        if found is None:
+            found = batch_call(*self._host_call(function))
+            self._batched[function] = found
+        return found
 
     def _make(self, function: str | Callable[..., Any]) -> Callable[..., Any]:
         call, _ = self._host_call(function)

@@ -155,6 +155,33 @@ def test_out_takes_the_result(pair):
         one.add(1, out=out)
 
 
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 2), (1,), (7, 3), (100_000,), (2, 3, 20_000)])
+def test_out_is_filled_from_the_ring_or_by_a_copy(pair, shape):
+    one = pair(twice, limit=1 << 22)
+    values = np.random.default_rng(3).random(shape)
+    canary = np.full(values.size + 16, 5.5)
+    inside = canary[8 : 8 + values.size].reshape(shape)
+    strided = np.zeros((*shape, 2))[..., 0]
+    for out in (inside, strided, np.asfortranarray(np.zeros(shape))):
+        assert one.twice(values, out=out) is out
+        assert (out == values * 2).all()
+    assert (canary[:8] == 5.5).all()
+    assert (canary[-8:] == 5.5).all()
+    copy = values.copy()
+    assert one.twice(copy, out=copy) is copy
+    assert (copy == values * 2).all()
+
+
+def test_out_of_the_same_size_and_another_shape_is_refused_and_zeroed(pair):
+    one = pair(twice)
+    values = np.arange(1.0, 7).reshape(2, 3)
+    for out in (np.ones((3, 2)), np.ones((1, 6)), np.ones((2, 3), "i8")):
+        with pytest.raises(ArgumentError):
+            one.twice(values, out=out)
+        assert (out == 0).all() or (out == 1).all()
+    assert (one.twice(values, out=np.ones((2, 3))) == values * 2).all()
+
+
 # ---- errors ----------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import struct
 from pyenclave._ffi import ffi, lib
 
 SLOT = 128
+HALF = SLOT // 2  # a fragment of a message that is longer than a slot
 LIMIT = 1000
 HEADER = struct.Struct("<IHHIIQQ")
 STATE = 256
@@ -99,7 +100,7 @@ def transfer(sender, kind, data, receiver, index=0):
     got, header = wait(receiver)
     assert got == lib.PYE_OK
     out = ffi.new("uint8_t[]", max(1, len(data)))
-    for _ in range(1 + len(data) // SLOT):
+    for _ in range(2 + len(data) // HALF):
         taken = lib.pye_lane_read(receiver, out, header.total, 0)
         if rc == lib.PYE_E_TIMEOUT:
             rc = write(sender, kind, data, index)

@@ -19,6 +19,7 @@ from ring_ends import (
     BATCH,
     CALL,
     ERROR,
+    HALF,
     ITEM,
     LIMIT,
     NEXT,
@@ -95,8 +96,7 @@ def model(fields: dict[str, int], limit: int) -> int:
         and f["kind"] in (CALL, PING, ATTEST, BATCH)
         and f["length"] <= SLOT
         and f["offset"] == 0
-        and f["length"] <= f["total"]
-        and (f["length"] == f["total"] or f["length"] == SLOT)
+        and f["length"] == (f["total"] if f["total"] <= SLOT else HALF)
     )
     if not ok:
         return lib.PYE_E_PROTOCOL
@@ -104,7 +104,7 @@ def model(fields: dict[str, int], limit: int) -> int:
 
 
 def numbers(bits: int, *likely: int):
-    sizes = [0, 1, SLOT - 1, SLOT, SLOT + 1, LIMIT, LIMIT + 1]
+    sizes = [0, 1, HALF - 1, HALF, HALF + 1, SLOT - 1, SLOT, SLOT + 1, LIMIT, LIMIT + 1]
     edge = [value for value in [*likely, *EXTREMES, *sizes] if value < 2**bits]
     return st.sampled_from(edge) | st.integers(0, 2**bits - 1)
 
@@ -150,7 +150,7 @@ def test_BND_02_the_checks_agree_with_a_model_of_unbounded_integers(fields):
 )
 def test_BND_01_BND_05_no_field_at_its_edge_reaches_beyond_the_slot(field, value):
     ring = Ring()
-    ring.put("request", payload=b"x" * SLOT, **{field: value})
+    ring.put("request", payload=b"x" * (HALF if field == "total" else SLOT), **{field: value})
     rc, _ = wait(ring.workers[0])
     if field == "total":  # a full first fragment of a message that is too long: typed, alive
         assert rc == lib.PYE_E_LIMIT
@@ -163,7 +163,7 @@ def test_BND_01_BND_05_no_field_at_its_edge_reaches_beyond_the_slot(field, value
 
 def test_BND_05_a_total_that_fits_when_cut_to_32_bits_is_too_long():
     ring = Ring()
-    ring.put("request", payload=b"x" * SLOT, total=2**32 + SLOT)
+    ring.put("request", payload=b"x" * HALF, total=2**32 + SLOT)
     assert wait(ring.workers[0])[0] == lib.PYE_E_LIMIT
 
 
@@ -214,9 +214,12 @@ def test_BND_06_a_reply_out_of_turn_breaks_the_host(kind):
         {"length": SLOT + 1, "total": SLOT + 1},
         {"length": 2**31, "total": 2**31},
         {"length": 2**32 - 1, "total": 2**32 - 1},
-        {"length": SLOT, "total": LIMIT + 1},
-        {"length": SLOT, "total": 2**63},
-        {"length": SLOT, "total": 2**64 - 1},
+        {"length": HALF, "total": LIMIT + 1},
+        {"length": HALF, "total": 2**63},
+        {"length": HALF, "total": 2**64 - 1},
+        {"length": SLOT, "total": SLOT + 1},
+        {"length": HALF - 1, "total": SLOT + 1},
+        {"length": HALF, "total": SLOT},
         {"length": 5, "total": 4},
         {"length": 5, "total": 6},
         {"length": 5, "total": 10, "offset": 5},
@@ -276,10 +279,12 @@ def test_BND_03_a_payload_changed_after_the_copy_has_no_effect():
         {"total": 299},
         {"total": LIMIT},
         {"offset": 0},
-        {"offset": 129},
+        {"offset": 65},
+        {"offset": 128},
         {"index": 4},
         {"kind": PING},
-        {"kind": CALL, "length": 127},
+        {"kind": CALL, "length": 63},
+        {"kind": CALL, "length": 128},
         {"sequence": 1},
         {"sequence": 3},
     ],
@@ -291,7 +296,7 @@ def test_BND_17_a_later_fragment_with_other_sizes_is_refused(fields):
     rc, header = wait(ring.workers[0])
     assert (rc, header.total) == (lib.PYE_OK, 300)
     assert read(ring.workers[0], 300)[0] == lib.PYE_E_TIMEOUT
-    good = {"sequence": 2, "index": 3, "length": 128, "total": 300, "offset": 128}
+    good = {"sequence": 2, "index": 3, "length": HALF, "total": 300, "offset": HALF}
     ring.put("request", **(good | fields))
     rc, out = read(ring.workers[0], 300)
     if fields == {"sequence": 1}:  # nothing new yet
@@ -305,14 +310,75 @@ def test_BND_17_a_later_reply_fragment_with_other_sizes_is_refused():
     for fields in ({"total": 400}, {"total": 299}, {"offset": 0}, {"length": 1}, {"kind": ERROR}):
         ring = Ring()
         write(ring.hosts[0], CALL, b"x")
-        ring.put("reply", payload=b"a" * SLOT, total=300)
+        ring.put("reply", payload=b"a" * HALF, total=300)
         rc, header = wait(ring.hosts[0])
         assert (rc, header.total) == (lib.PYE_OK, 300)
         assert read(ring.hosts[0], 300)[0] == lib.PYE_E_TIMEOUT
-        good = {"sequence": 2, "length": SLOT, "total": 300, "offset": SLOT}
+        good = {"sequence": 2, "length": HALF, "total": 300, "offset": HALF}
         ring.put("reply", **(good | fields))
         rc, out = read(ring.hosts[0], 300)
         assert (rc, out) == (lib.PYE_E_PROTOCOL, bytes(300)), fields
+
+
+def test_the_next_fragment_is_written_before_the_last_is_acknowledged():
+    """It lies in the other half, so that what the receiver copies meanwhile stays as it is."""
+    ring = Ring()
+    data = bytes(range(1, 251))
+    assert write(ring.hosts[0], CALL, data) == lib.PYE_E_TIMEOUT
+    header, slot = ring.get("request")
+    assert header == (1, CALL, 0, HALF, 0, 250, 0)
+    assert slot == data[:SLOT]
+    assert wait(ring.workers[0])[0] == lib.PYE_OK
+    out = ffi.new("uint8_t[]", 250)
+    assert lib.pye_lane_read(ring.workers[0], out, 250, 0) == lib.PYE_E_TIMEOUT
+    assert write(ring.hosts[0], CALL, data) == lib.PYE_E_TIMEOUT
+    header, slot = ring.get("request")
+    assert header == (2, CALL, 0, HALF, 0, 250, HALF)
+    assert slot == data[SLOT : SLOT + HALF] + data[HALF:SLOT]
+    # What a hostile host does to the half that was acknowledged has no effect any more.
+    ring.whole[ring.offset("request") + 32 : ring.offset("request") + 32 + HALF] = b"!" * HALF
+    assert lib.pye_lane_read(ring.workers[0], out, 250, 0) == lib.PYE_E_TIMEOUT
+    assert bytes(ffi.buffer(out, SLOT)) == data[:SLOT]
+
+
+@pytest.mark.parametrize("size", [0, 1, HALF, SLOT, SLOT + 1, 300, 1000])
+def test_a_message_is_read_into_two_buffers(size):
+    data = bytes(i % 251 for i in range(size))
+    for split in sorted({0, 1, HALF - 1, HALF, HALF + 1, SLOT, size // 2, size - 1, size}):
+        if not 0 <= split <= size:
+            continue
+        ring = Ring()
+        rc = write(ring.hosts[0], CALL, data)
+        assert wait(ring.workers[0])[0] == lib.PYE_OK
+        head = ffi.new("uint8_t[]", b"\xa5" * (split + 64))
+        body = ffi.new("uint8_t[]", b"\xa5" * (size - split + 64))
+        worker = ring.workers[0]
+        for _ in range(2 + size // HALF):
+            taken = lib.pye_lane_read_split(worker, head, split, body, size - split, 0)
+            if rc == lib.PYE_E_TIMEOUT:
+                rc = write(ring.hosts[0], CALL, data)
+            if taken == lib.PYE_OK:
+                break
+        assert (rc, taken) == (lib.PYE_OK, lib.PYE_OK)
+        assert bytes(ffi.buffer(head))[: split + 64] == data[:split] + b"\xa5" * 64
+        assert bytes(ffi.buffer(body))[: size - split + 64] == data[split:] + b"\xa5" * 64
+
+
+def test_BND_18_both_buffers_are_zeroed_when_the_message_breaks():
+    ring = Ring()
+    assert write(ring.hosts[0], CALL, b"h" * 300) == lib.PYE_E_TIMEOUT
+    assert wait(ring.workers[0])[0] == lib.PYE_OK
+    head, body = ffi.new("uint8_t[]", 50), ffi.new("uint8_t[]", 250)
+    worker = ring.workers[0]
+    for wrong in ((51, 250), (50, 251), (0, 299), (301, 0)):
+        buffers = ffi.new("uint8_t[]", 400), ffi.new("uint8_t[]", 400)
+        rc = lib.pye_lane_read_split(worker, buffers[0], wrong[0], buffers[1], wrong[1], 0)
+        assert rc == lib.PYE_E_LENGTH
+    assert lib.pye_lane_read_split(worker, head, 50, body, 250, 0) == lib.PYE_E_TIMEOUT
+    assert bytes(ffi.buffer(head)) == b"h" * 50
+    ring.put("request", sequence=2, length=HALF, total=301, offset=HALF)
+    assert lib.pye_lane_read_split(worker, head, 50, body, 250, 0) == lib.PYE_E_PROTOCOL
+    assert not any(bytes(ffi.buffer(head)) + bytes(ffi.buffer(body)))
 
 
 # ---- messages ----------------------------------------------------------------------------------

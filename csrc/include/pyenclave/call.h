@@ -3,7 +3,8 @@
  * A ring is shared memory of pye_ring_size bytes: one page, then a lane for each enclave thread.
  * A lane has two state areas and two slots (requests, written by the host; replies, written by
  * the worker); docs/formats/ring.md gives every byte. The two sides alternate strictly: request
- * n, reply n. A message longer than a slot crosses in fragments, each acknowledged.
+ * n, reply n. A message longer than a slot crosses in fragments, each acknowledged, which lie in the
+ * halves of the slot by turns: the sender writes one while the receiver copies the other.
  *
  * The private end knows whose turn it is, and for what. A call that is under way is answered by
  * RESULT or ERROR, or goes on later: after OCALL the host answers that or makes nested calls first;
@@ -107,6 +108,11 @@ PYE_MUST_USE pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint
  * aborted it (worker). On failure other than PYE_E_TIMEOUT `out` is zeroed. */
 PYE_MUST_USE pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len,
                                       uint32_t slice_ms);
+
+/* pye_lane_read_split does the same into two buffers, one after the other: `head` gets the first
+ * `head_len` bytes of the message, `body` the rest. Both lengths together must be its `total`. */
+PYE_MUST_USE pye_status pye_lane_read_split(pye_lane *lane, uint8_t *head, size_t head_len,
+                                            uint8_t *body, size_t body_len, uint32_t slice_ms);
 
 /* pye_lane_drain brings a host's lane whose caller gave up back to where a call may begin,
  * dropping what still comes, ending streams and refusing ocalls. PYE_E_TIMEOUT: the worker is still

@@ -49,6 +49,8 @@ struct pye_lane {
     uint32_t sequence; /* of the exchange that is under way */
     uint32_t seen;     /* last sequence taken from `in` */
     uint32_t used;     /* bytes of `out` that are not zero */
+    uint32_t half;     /* bytes of a fragment */
+    int prepared;      /* the next fragment of the message that is written is in the slot */
     uint32_t cpu;      /* as published: number + 1, or 0 */
     uint32_t length;   /* of the fragment in the slot */
     uint16_t kind;     /* of the message that is read */
@@ -109,6 +111,7 @@ pye_status pye_lane_new(pye_lane **out, void *memory, size_t memory_len, uint32_
     lane->ops = *ops;
     lane->limit = limit;
     lane->slot_size = slot_size;
+    lane->half = slot_size / 2;
     lane->number = number;
     lane->phase = lane->host ? TURN : AWAIT;
     spin_init(&lane->spin);
@@ -198,6 +201,11 @@ pye_status pye_lane_refuse(pye_lane *lane, const char *check)
 
 /* ---- whose turn, and for what ---- */
 
+static int is_control(uint16_t kind)
+{
+    return kind == PYE_FRAME_NEXT || kind == PYE_FRAME_ABORT || kind == PYE_FRAME_ACK;
+}
+
 static int is_call(uint16_t kind)
 {
     return kind == PYE_FRAME_CALL || kind == PYE_FRAME_PING || kind == PYE_FRAME_ATTEST ||
@@ -277,6 +285,25 @@ static void undo(pye_lane *lane, uint16_t kind)
     }
 }
 
+/* ---- fragments ---- */
+
+/* How long the fragment at `offset` of a message of `total` bytes must be. Fragments lie in the two
+ * halves of the slot by turns: while the receiver copies one, the sender writes the next. */
+static uint64_t fragment_length(const pye_lane *lane, uint64_t total, uint64_t offset)
+{
+    const uint64_t left = total - offset;
+
+    return total <= lane->slot_size || left < lane->half ? left : lane->half;
+}
+
+/* Where in a slot the fragment is; of private numbers only. */
+static size_t fragment_place(const pye_lane *lane, uint64_t total, uint64_t offset)
+{
+    const uint64_t which = total <= lane->slot_size ? 0 : offset / lane->half % 2;
+
+    return PYE_LANE_HEADER_SIZE + (size_t)which * lane->half;
+}
+
 /* ---- sending ---- */
 
 /* Copy `len` bytes of the message from `offset` on into the slot. */
@@ -303,10 +330,14 @@ static void publish(pye_lane *lane, uint16_t kind, uint16_t index, uint32_t leng
 {
     uint8_t *payload = lane->out + PYE_LANE_HEADER_SIZE;
 
-    if (lane->used > length) { /* BND-07: nothing of an earlier message stays behind this one */
-        memset(payload + length, 0, lane->used - length);
+    if (total > lane->slot_size) {
+        lane->used = lane->slot_size; /* its fragments fill both halves */
+    } else if (!is_control(kind)) {
+        if (lane->used > length) { /* BND-07: nothing of an earlier message stays behind this */
+            memset(payload + length, 0, lane->used - length);
+        }
+        lane->used = length;
     }
-    lane->used = length;
     __atomic_store_n(long_at(lane->out, 8), (uint64_t)lane->number << 32 | length,
                      __ATOMIC_RELAXED);
     __atomic_store_n(long_at(lane->out, 16), total, __ATOMIC_RELAXED);
@@ -424,11 +455,6 @@ void pye_lane_disarm(pye_lane *lane)
     __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 0, __ATOMIC_RELAXED);
 }
 
-static int is_control(uint16_t kind)
-{
-    return kind == PYE_FRAME_NEXT || kind == PYE_FRAME_ABORT || kind == PYE_FRAME_ACK;
-}
-
 static int is_message(const pye_lane *lane, uint16_t kind)
 {
     return lane->host ? is_of_worker(kind) : is_of_host(kind);
@@ -482,7 +508,7 @@ static pye_status take(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
         (header.total != 0 || header.index != 0)) {
         return broken(lane, "control");
     }
-    if (header.length < header.total - header.offset && header.length != lane->slot_size) {
+    if (header.length != fragment_length(lane, header.total, header.offset)) {
         return broken(lane, "fragment");
     }
     lane->sequence = header.sequence;
@@ -568,6 +594,7 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         began(lane, kind);
         lane->writing = kind;
         lane->sent = 0;
+        lane->prepared = 0;
     } else if (lane->phase != WRITING) {
         return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
     }
@@ -589,26 +616,55 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
                 return broken(lane, "turn");
             }
         }
-        const uint64_t left = total - lane->sent;
-        const uint32_t length = left < lane->slot_size ? (uint32_t)left : lane->slot_size;
-        gather(lane->out + PYE_LANE_HEADER_SIZE, segments, num, lane->sent, length);
         const uint64_t offset = lane->sent;
+        const uint32_t length = (uint32_t)fragment_length(lane, total, offset);
+        if (!lane->prepared) {
+            gather(lane->out + fragment_place(lane, total, offset), segments, num, offset, length);
+        }
         lane->sent += length;
         lane->phase = lane->sent < total ? WRITING : AWAIT;
         publish(lane, kind, index, length, total, offset);
         if (lane->phase == AWAIT) {
             return PYE_OK;
         }
+        /* The other half is free: its fragment was acknowledged before this one went out. */
+        gather(lane->out + fragment_place(lane, total, lane->sent), segments, num, lane->sent,
+               (size_t)fragment_length(lane, total, lane->sent));
+        lane->prepared = 1;
+    }
+}
+
+/* Copy `len` bytes that belong at `offset` of the message, which is split over head and body. */
+static void scatter(uint8_t *head, size_t head_len, uint8_t *body, uint64_t offset,
+                    const uint8_t *from, size_t len)
+{
+    if (offset < head_len) {
+        const size_t room = head_len - (size_t)offset;
+        const size_t take = room < len ? room : len;
+
+        memcpy(head + offset, from, take);
+        from += take;
+        len -= take;
+        offset += take;
+    }
+    if (len > 0) {
+        memcpy(body + (offset - head_len), from, len);
     }
 }
 
 pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t slice_ms)
 {
+    return pye_lane_read_split(lane, NULL, 0, out, out_len, slice_ms);
+}
+
+pye_status pye_lane_read_split(pye_lane *lane, uint8_t *head, size_t head_len, uint8_t *body,
+                               size_t body_len, uint32_t slice_ms)
+{
     pye_status rc;
 
     PYE_REQUIRE(lane->phase == ANNOUNCED || lane->phase == READING,
                 lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE);
-    PYE_REQUIRE(out_len == lane->total, PYE_E_LENGTH);
+    PYE_REQUIRE(head_len <= lane->total && body_len == lane->total - head_len, PYE_E_LENGTH);
     for (;;) {
         if (lane->phase == READING) {
             pye_lane_header header;
@@ -632,7 +688,8 @@ pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t 
             lane->length = header.length;
         }
         /* The payload's one read from shared memory; received + length <= total was checked. */
-        memcpy(out + lane->received, lane->in + PYE_LANE_HEADER_SIZE, lane->length);
+        scatter(head, head_len, body, lane->received,
+                lane->in + fragment_place(lane, lane->total, lane->received), lane->length);
         lane->received += lane->length;
         if (lane->received == lane->total) {
             lane->phase = TURN;
@@ -646,7 +703,12 @@ pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t 
         publish_control(lane, lane->host ? PYE_FRAME_NEXT : PYE_FRAME_ACK);
     }
 done:
-    memset(out, 0, out_len);
+    if (head_len > 0) {
+        memset(head, 0, head_len);
+    }
+    if (body_len > 0) {
+        memset(body, 0, body_len);
+    }
     return rc;
 }
 
