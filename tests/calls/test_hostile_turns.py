@@ -240,7 +240,7 @@ def test_an_answer_of_another_form_is_an_error_inside(host, payload):
 def test_an_answer_beyond_the_limit_is_an_error_inside(host):
     for total in (LIMIT + 1, 2**40, 2**64 - 1):
         until_ocall(host)
-        filler = bytes(ring.DEFAULT_SLOT)
+        filler = bytes(ring.DEFAULT_SLOT // 2)
         answer = said(host.ask(OCALL_RESULT, 0, filler, total=total))
         assert answer.startswith("OcallError: what the host function fetch returned is too long")
     assert host.ask(CALL, ADD, integers(1, 2)) == (RESULT, integers(3))
@@ -268,8 +268,8 @@ def test_what_the_host_says_of_a_failure_is_a_name_or_nothing(host, payload, exp
 def test_a_dropped_answer_is_followed_by_another(host):
     """The host begins a long answer, drops it, and says something else."""
     until_ocall(host)
-    half = bytes(ring.DEFAULT_SLOT)
-    assert host.ask(OCALL_RESULT, 0, half, total=2 * len(half)) == (ACK, b"")
+    half = bytes(ring.DEFAULT_SLOT // 2)
+    assert host.ask(OCALL_RESULT, 0, half, total=4 * len(half)) == (ACK, b"")
     assert host.ask(ABORT) == (ACK, b"")
     assert said(host.ask(OCALL_RESULT, 0, packed([7]))) == "[7]"
 
@@ -303,7 +303,7 @@ def test_BND_10_nesting_is_capped_inside(host):
 
 def test_a_nested_call_that_is_too_long_is_refused_and_the_ocall_still_waits(host):
     until_ocall(host)
-    kind, payload = host.ask(CALL, ADD, bytes(ring.DEFAULT_SLOT), total=LIMIT + 1)
+    kind, payload = host.ask(CALL, ADD, bytes(ring.DEFAULT_SLOT // 2), total=LIMIT + 1)
     assert kind == ERROR
     assert "too long" in str(call_errors.from_frame(payload))
     assert said(host.ask(OCALL_RESULT, 0, packed([1]))) == "[1]"
@@ -396,7 +396,7 @@ def scripted():
         ([frame(OCALL, 0, text("k")), frame(ITEM, 0, integers(1))], "turn"),
         ([frame(OCALL, 0, text("k")), frame(ACK)], "turn"),
         ([frame(OCALL, 0, text("k")), frame(CALL)], "kind"),
-        ([frame(OCALL, 0, bytes(ring.DEFAULT_SLOT), total=LIMIT + 1)], "total"),
+        ([frame(OCALL, 0, bytes(ring.DEFAULT_SLOT // 2), total=LIMIT + 1)], "total"),
     ],
 )
 def test_a_worker_that_answers_a_call_out_of_turn_poisons_the_handle(scripted, script, check):
