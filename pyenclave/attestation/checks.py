@@ -244,6 +244,8 @@ class Registry(Generic[Case]):
             if name not in without:
                 self._register(f"{prefix}.{name}", registry.parts[name])(included(function))
                 self.included[f"{prefix}.{name}"] = prefix
+        for block in registry._blocks:
+            self.remember(_within(prefix, block, case_of, without))
 
     def remember(self, block: Block[Case]) -> None:
         """Have the checks of *block* remembered together; they are registered here already."""
@@ -291,7 +293,7 @@ class Registry(Generic[Case]):
         """Return how the checks of *block* come out on *case*; None if they have to be run."""
         try:
             key = block.key(case)
-        except (NotReachedError, EnclaveError, *BREAKS):
+        except (NotReachedError, EnclaveError, _NotHereError, *BREAKS):
             return None
         if key is None:
             return None
@@ -347,6 +349,25 @@ class Registry(Generic[Case]):
             if verdict.outcome != "failed" and verdict.found is None:
                 step.last = verdict, check
             append(check)
+
+
+def _within(
+    prefix: str, block: Block[Inner], case_of: Callable[[Case], Inner], without: Collection[str]
+) -> Block[Case]:
+    """Return *block* of an inner registry for the cases around; what is in it stays the same."""
+    part = f"inner:{prefix}"
+
+    def reduce(case: Case, at: memo.Moment) -> Case:
+        made = case.bare(at)
+        made._read[part] = (block.reduce(case_of(case), at),)  # noqa: SLF001
+        return made
+
+    return memo.Block(
+        names=frozenset(f"{prefix}.{name}" for name in block.names if name not in without),
+        key=lambda case: block.key(case_of(case)),
+        reduce=reduce,
+        given=frozenset((part,)),
+    )
 
 
 def _verdict_of(error: Exception) -> Verdict:

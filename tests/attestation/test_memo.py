@@ -195,3 +195,29 @@ def test_memory_is_bounded_by_number_and_size():
     memory.keep(b"y" * 60, value)
     assert memory.find(b"x" * 60, NOW) is None
     assert memory.find(b"y" * 60, NOW) is value
+
+
+def test_evidence_inside_evidence_comes_out_the_same_with_what_is_remembered():
+    import negatives_tdx_ccel as issuer
+
+    log = issuer.ccel(*issuer.EVENTS)
+    good = issuer.quote(*issuer.EVENTS)
+    others = [issuer.quote(*issuer.EVENTS, seam_attributes=bytes(7) + b"\1"), good[:700], None]
+    times = [issuer.AT + timedelta(days=days) for days in (0, 1, 20, 400, -400)]
+    cases = [(quote, at) for at in times for quote in (good, *others, good)]
+    options = {"nonce": issuer.NONCE}
+
+    def judged(quote, at):
+        result = issuer.judge(log, quote, at=at, **options)
+        return result.checks, dict(result.claims), result.accepted
+
+    fresh = []
+    for quote, at in cases:
+        cache.clear()
+        fresh.append(judged(quote, at))
+    assert any(item[2] for item in fresh)
+    assert not all(item[2] for item in fresh)
+    cache.clear()
+    assert [judged(*case) for case in cases] == fresh
+    assert len(memo.MEMORY) >= 2  # the chain's and the collateral's checks
+    assert [judged(*case) for case in reversed(cases)] == fresh[::-1]
