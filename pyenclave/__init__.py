@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyenclave.host import Enclave as Enclave
     from pyenclave.host import EnclavePool as EnclavePool
     from pyenclave.host.aio import AsyncEnclave as AsyncEnclave
+    from pyenclave.host.aio_pool import AsyncEnclavePool as AsyncEnclavePool
     from pyenclave.trusted import PublicError as PublicError
     from pyenclave.trusted import SealPolicy as SealPolicy
     from pyenclave.trusted import ecall as ecall
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "AppraisalPolicy": "pyenclave.attestation",
     "AsyncEnclave": "pyenclave.host.aio",
+    "AsyncEnclavePool": "pyenclave.host.aio_pool",
     "Enclave": "pyenclave.host",
     "EnclavePool": "pyenclave.host",
     "PublicError": "pyenclave.trusted",

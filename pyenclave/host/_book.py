@@ -144,6 +144,7 @@ class Member:
         max_calls: When it is replaced.
         max_age: The same.
         leaving: Whether it takes no new calls.
+        lost: Whether it ended unasked.
         views: What the pool keeps for each set of options.
 
     """
@@ -162,6 +163,7 @@ class Member:
     max_calls: float = math.inf
     max_age: float = math.inf
     leaving: bool = False
+    lost: bool = False
     views: dict[Any, Any] = field(default_factory=dict)
 
     def free(self) -> int:
@@ -421,15 +423,18 @@ class Book:
 
     def lost(self, member: Member, error: EnclaveError, now: float) -> bool:
         """An enclave ended unasked; True: it was not known before."""
+        if member.lost:
+            return False
         if member in self._members:
             self._members.remove(member)
         elif member in self._leaving:
             self._leaving.remove(member)
         else:
             return False
-        member.leaving = True
+        member.leaving = member.lost = True
         self._lost += 1
-        self._done.append(member)
+        # Its calls hear for themselves what became of it, before the handle is closed.
+        (self._leaving if member.running else self._done).append(member)
         if now - member.started < _SETTLED and not member.calls:
             self._fail(error, now)
         else:
@@ -559,12 +564,12 @@ class Book:
     @property
     def members(self) -> tuple[Member, ...]:
         """The enclaves that live, leaving ones included."""
-        return (*self._members, *self._leaving)
+        return (*self._members, *(member for member in self._leaving if not member.lost))
 
     @property
     def busy(self) -> bool:
         """Whether a call is under way."""
-        return any(member.running for member in self.members) or self.fresh > 0
+        return self.fresh > 0 or any(member.running for member in (*self._members, *self._leaving))
 
     def stats(self) -> PoolStats:
         """Return the figures."""

@@ -188,6 +188,12 @@ class Reserve:
             still = client.ask_reserve(self._id).slots
             self._slots = {slot: self._slots[slot] for slot in still if slot in self._slots}
 
+    @property
+    def open(self) -> int:
+        """How many offers are open, as far as is known; 0 if the platform is gone."""
+        client = self._client
+        return 0 if client is None or client.closed else len(self._slots)
+
     def told(self) -> Reserved:
         """Ask the platform how the reserve is."""
         with self._lock:

@@ -17,9 +17,9 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 from pyenclave.calls.signature import Signature
 from pyenclave.errors import (
@@ -369,6 +369,30 @@ class EnclavePool:
 
         """
         return PoolOptions(self, Options(timeout=timeout, kill_after=kill_after))
+
+    def map(
+        self,
+        function: str | Callable[..., Any],
+        items: Iterable[Any],
+        /,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Any]:
+        """
+        Call a function for each item, as ``Enclave.map``, in one enclave that serves nobody else.
+
+        Args:
+            function: As for ``Enclave.map``, like the rest.
+            items: One positional argument each.
+            errors: ``raise`` an item's error in its place, or ``return`` it as its result.
+
+        Raises:
+            EnclaveError: As :meth:`enclave`, when the first result is asked for; batches are
+                never sent again.
+
+        """
+        with self.enclave() as one:
+            yield from one.map(function, items, errors=errors)
 
     @contextlib.contextmanager
     def enclave(self, *, fresh: bool = False, timeout: float | None = None) -> Iterator[Enclave]:

@@ -266,6 +266,16 @@ def test_a_fresh_enclave_was_used_by_nobody_and_ends_with_the_block(make) -> Non
     assert pool.stats.fresh == 0
 
 
+def test_a_map_has_one_enclave_to_itself(make) -> None:
+    pool = make(size=1)
+    results = pool.map("add", ((n, 1) for n in range(100)))
+    assert next(results) == 1
+    with pytest.raises(CallTimeoutError):
+        pool.options(timeout=0.05).add(1, 1)
+    assert list(results) == list(range(2, 101))
+    assert pool.add(1, 1) == 2
+
+
 def test_an_enclave_that_the_caller_closed_is_replaced(make) -> None:
     pool = make(size=1)
     with pool.enclave() as one:

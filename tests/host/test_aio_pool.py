@@ -1,0 +1,340 @@
+"""The pool for asyncio, with a real platform, zygote and workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyenclave import AsyncEnclavePool
+from pyenclave.errors import (
+    BusyError,
+    CallTimeoutError,
+    EcallError,
+    EnclaveClosedError,
+    EnclaveLostError,
+    EnclaveStateError,
+    ImageError,
+    LaunchError,
+)
+from pyenclave.host import Enclave
+
+ENTRY = """
+from __future__ import annotations
+import os
+import time
+import pyenclave
+
+count = 0
+
+@pyenclave.ecall
+def add(x: int, y: int) -> int:
+    return x + y
+
+@pyenclave.ecall
+def counted() -> int:
+    global count
+    count += 1
+    return count
+
+@pyenclave.ecall
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+@pyenclave.ecall
+def fail() -> int:
+    raise ValueError("no")
+
+@pyenclave.ecall
+def leave() -> int:
+    os._exit(9)
+"""
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    from pyenclave.image.build import build_script
+
+    script = tmp_path_factory.mktemp("entry") / "pooled.py"
+    script.write_text(ENTRY)
+    return build_script(str(script))
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def shared(image, state):
+    with Enclave(image, state=state, quiet=True) as enclave:
+        yield enclave
+
+
+@pytest.fixture
+def run(image, state, shared):
+    """Run a coroutine function with a pool of its own."""
+
+    def do(test, **options):
+        async def body():
+            async with AsyncEnclavePool(image, state=state, quiet=True, **options) as pool:
+                await asyncio.wait_for(test(pool), 25)
+
+        asyncio.run(body())
+
+    return do
+
+
+async def until(done, seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if done():
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+def pids(pool: AsyncEnclavePool) -> list[int]:
+    return [member.handle.info.pid for member in pool._book.members]
+
+
+def test_calls_go_through_by_name_by_attribute_and_by_options(run) -> None:
+    async def test(pool) -> None:
+        assert await pool.call("add", 1, 2) == 3
+        assert await pool.add(1, 2) == 3
+        assert await pool.options(timeout=5).add(1, 2) == 3
+        with pytest.raises(EcallError):
+            await pool.fail()
+        assert not hasattr(pool, "nothing")
+        assert "add" in dir(pool)
+        assert pool.stats.calls == 4
+
+    run(test)
+
+
+def test_many_tasks_share_few_enclaves_in_order_and_the_queue_ends(run) -> None:
+    async def test(pool) -> None:
+        results = await asyncio.gather(*(pool.add(n, 1) for n in range(50)))
+        assert results == [n + 1 for n in range(50)]
+        tasks = [asyncio.create_task(pool.sleep(0.3)) for _ in range(2)]
+        assert await until(lambda: pool.stats.running == 2)
+        more = [asyncio.create_task(pool.add(1, 1)) for _ in range(64)]
+        assert await until(lambda: pool.stats.waiting == 64)
+        with pytest.raises(BusyError):
+            await pool.add(1, 1)
+        assert await asyncio.gather(*tasks) == [0.3, 0.3]
+        assert await asyncio.gather(*more) == [2] * 64
+
+    run(test, size=2, queue=64)
+
+
+def test_deadlines_and_cancellation_leave_nothing_behind(run) -> None:
+    async def test(pool) -> None:
+        with pytest.raises(CallTimeoutError):
+            await pool.options(timeout=0.05).sleep(0.4)
+        with pytest.raises(CallTimeoutError):
+            await pool.options(timeout=0.05).add(1, 1)
+        waiting = asyncio.create_task(pool.add(1, 1))
+        assert await until(lambda: pool.stats.waiting == 1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert pool.stats.waiting == 0
+        assert await pool.options(timeout=5).add(1, 1) == 2
+        running = asyncio.create_task(pool.sleep(0.3))
+        assert await until(lambda: pool.stats.running == 1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await pool.options(timeout=5).add(2, 2) == 4
+        assert pool.stats.lost == 0
+
+    run(test, size=1)
+
+
+def test_what_is_killed_is_replaced_and_started_calls_are_never_made_again(run) -> None:
+    async def test(pool) -> None:
+        before = pids(pool)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        assert await until(lambda: pool.stats.lost == 2 and pool.stats.enclaves == 2)
+        assert not set(pids(pool)) & set(before)
+        assert await pool.add(3, 4) == 7
+        with pytest.raises(EnclaveLostError) as caught:
+            await pool.leave()
+        assert caught.value.started is True
+        assert pool.stats.retried == 0
+        assert await pool.add(3, 4) == 7
+
+    run(test, size=2)
+
+
+def test_a_call_whose_enclave_was_lost_before_it_began_is_made_again(run) -> None:
+    async def test(pool) -> None:
+        calls = []
+        for member in pool._book.members:
+
+            def lose(*args, real=member.handle.call, **kwargs):
+                calls.append(args)
+                if len(calls) == 1:
+                    raise EnclaveLostError("gone", started=False)
+                return real(*args, **kwargs)
+
+            member.handle.call = lose
+        assert await pool.add(2, 3) == 5
+        assert len(calls) == 2
+        assert pool.stats.retried == 1
+
+    run(test, size=2)
+
+
+def test_an_enclave_alone_and_a_fresh_one(run) -> None:
+    async def test(pool) -> None:
+        async with pool.enclave() as one:
+            assert [await one.counted(), await one.counted()] == [1, 2]
+            with pytest.raises(CallTimeoutError):
+                await pool.options(timeout=0.05).add(1, 1)
+        assert await pool.counted() == 3
+        seen = set()
+        for _ in range(2):
+            async with pool.enclave(fresh=True) as one:
+                assert await one.counted() == 1
+                seen.add((one.info.enclave_id, one.info.runtime_public_key, one.info.pid))
+            with pytest.raises(EnclaveClosedError):
+                await one.counted()
+        assert len({enclave_id for enclave_id, _, _ in seen}) == 2
+        assert len({key for _, key, _ in seen}) == 2
+        with pytest.raises(BusyError):
+            async with pool.enclave(fresh=True), pool.enclave(fresh=True):
+                raise AssertionError
+
+    run(test, size=1, warm=2, max_fresh=1)
+
+
+def test_it_grows_recycles_and_drains(run) -> None:
+    async def test(pool) -> None:
+        assert await asyncio.gather(*(pool.sleep(0.25) for _ in range(4))) == [0.25] * 4
+        assert pool.stats.launched >= 2
+        assert await until(lambda: pool.stats.enclaves == 1)
+        for _ in range(12):
+            await pool.add(1, 1)
+        assert pool.stats.recycled >= 2
+        running = asyncio.create_task(pool.sleep(0.3))
+        assert await until(lambda: pool.stats.running == 1)
+        assert not await pool.drain(0.05)
+        with pytest.raises(EnclaveClosedError, match="draining"):
+            await pool.add(1, 1)
+        assert await pool.drain()
+        assert await running == 0.3
+        await pool.close()
+        with pytest.raises(EnclaveClosedError, match="closed"):
+            await pool.add(1, 1)
+
+    run(test, size=1, max_size=2, shrink_after=0.2, max_calls=5)
+
+
+def test_the_platform_is_killed_and_the_pool_goes_on(image, tmp_path) -> None:
+    async def body() -> None:
+        async with AsyncEnclavePool(image, state=tmp_path, quiet=True) as pool:
+            before = set(pids(pool))
+            client = pool._book.members[0].handle._running().client
+            os.kill(client.hello.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                try:
+                    answer = await pool.options(timeout=10).add(20, 22)
+                except EnclaveLostError:
+                    continue  # it may have begun
+                if not set(pids(pool)) & before:
+                    break
+            assert answer == 42
+            assert await until(lambda: pool.stats.enclaves == 2)
+
+    asyncio.run(body())
+
+
+def test_it_gives_up_and_can_be_restarted(run, monkeypatch) -> None:
+    async def test(pool) -> None:
+        real = AsyncEnclavePool._launch
+
+        async def refuse(self, **options):
+            raise LaunchError("no memory for it")
+
+        monkeypatch.setattr(AsyncEnclavePool, "_launch", refuse)
+        os.kill(pids(pool)[0], signal.SIGKILL)
+        assert await until(lambda: pool.stats.state == "failed")
+        with pytest.raises(LaunchError, match=r"gave up.*no memory for it"):
+            await pool.add(1, 1)
+        monkeypatch.setattr(AsyncEnclavePool, "_launch", real)
+        pool.restart()
+        assert await until(lambda: pool.stats.enclaves == 1)
+        assert await pool.add(1, 1) == 2
+
+    run(test, size=1, give_up=2)
+
+
+def test_a_pool_that_cannot_start_leaves_nothing_and_others_are_refused(image, state, shared):
+    async def body() -> None:
+        pool = AsyncEnclavePool(b"no image", state=state, quiet=True)
+        with pytest.raises(EnclaveClosedError, match="not started"):
+            await pool.call("add", 1, 1)
+        with pytest.raises(ImageError):
+            await pool.start()
+        with pytest.raises(EnclaveStateError):
+            await pool.start()
+
+    asyncio.run(body())
+    pool = AsyncEnclavePool(image, state=state, quiet=True, size=1)
+
+    async def first() -> None:
+        await pool.start()
+
+    async def second() -> None:
+        with pytest.raises(EnclaveStateError, match="another event loop"):
+            await pool.add(1, 1)
+        await pool.close()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(first())
+    before = pids(pool)
+    asyncio.run(second())
+    loop.close()
+    with pytest.raises(TypeError):
+        pickle.dumps(pool)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in before)
+
+
+def test_sigterm_drains_and_then_ends_the_process(image, state, shared, tmp_path) -> None:
+    path = tmp_path / "image.pye"
+    path.write_bytes(image)
+    script = f"""
+import asyncio
+from pyenclave import AsyncEnclavePool
+async def main():
+    async with AsyncEnclavePool({str(path)!r}, state={str(state)!r}, quiet=True, size=1) as pool:
+        pool.close_on_sigterm(timeout=5)
+        async def call():
+            print("got", await pool.sleep(0.5), flush=True)
+        task = asyncio.create_task(call())
+        while not pool.stats.running:
+            await asyncio.sleep(0.01)
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "got 0.5\n"
+        assert process.wait(10) == -signal.SIGTERM
