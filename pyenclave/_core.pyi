@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from threading import Condition
+from threading import Condition, Event
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -257,7 +257,24 @@ class OcallTable:
     def __len__(self) -> int: ...
 
 @final
+class HandlerRun:
+    done: Event
+    result: tuple[Any, BaseException | None] | None
+    fatal: BaseException | None
+    def __init__(
+        self,
+        lanes: HostLanes,
+        number: int,
+        level: int,
+        handler: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> None: ...
+
+@final
 class HostStream:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def __iter__(self) -> Self: ...
     def __next__(self) -> Any: ...
     def __enter__(self) -> Self: ...
