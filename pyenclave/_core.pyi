@@ -217,12 +217,13 @@ class HostLanes:
         limit: int,
         guard: Callable[[], object],
         broken: Callable[[str], BaseException],
-        error: Callable[[bytes], BaseException],
+        error: Callable[..., BaseException],
         condition: Condition,
         queue_limit: int,
         late: Callable[[int, int, float], object] | None = None,
         functions: int = 0,
     ) -> None: ...
+    report: Callable[[int, BaseException], object] | None
     def close(self) -> None: ...
     @property
     def busy(self) -> int: ...
@@ -308,6 +309,7 @@ class HostCall:
         kill_after: float = -1,
         has_out: bool = False,
         streams: bool = False,
+        note: str | None = None,
     ) -> None: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -423,6 +425,7 @@ class WorkerLane:
     def __init__(
         self, memory: Buffer, lanes: int, slot_size: int, number: int, limit: int
     ) -> None: ...
+    def note(self) -> str: ...
     def serve(
         self,
         table: FunctionTable,

@@ -69,6 +69,8 @@ cdef extern from "pyenclave.h" nogil:
     int pye_lane_idle(const pye_lane *lane)
     void pye_lane_wake(pye_lane *lane)
     int pye_lane_peer_asleep(const pye_lane *lane)
+    pye_status pye_lane_note_set(pye_lane *lane, const uint8_t *note, size_t length)
+    size_t pye_lane_note_get(const pye_lane *lane, uint8_t *out)
     pye_status pye_native_call(void *function, uint8_t *out, size_t out_cap, size_t *out_len,
                                const uint8_t *in_, size_t in_len)
 

@@ -19,6 +19,7 @@ cdef class HostCall:
     cdef object bind
     cdef double timeout
     cdef double kill_after
+    cdef str note
     cdef bint has_out
     cdef bint streams
     cdef readonly str __name__
@@ -26,7 +27,8 @@ cdef class HostCall:
 
     def __init__(self, HostLanes lanes, uint16_t index, str name, str doc, Plan arguments,
                  Plan result, bind, *, bint native=False, element=None, double timeout=-1,
-                 double kill_after=-1, bint has_out=False, bint streams=False):
+                 double kill_after=-1, bint has_out=False, bint streams=False,
+                 str note=None):
         self.lanes = lanes
         self.index = index
         self.__name__ = name
@@ -39,6 +41,7 @@ cdef class HostCall:
         self.bind = bind
         self.timeout = timeout
         self.kill_after = kill_after
+        self.note = note
         self.has_out = has_out
         self.streams = streams
         if native and arguments.num != 1:
@@ -93,6 +96,8 @@ cdef class HostCall:
                         number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments, m.num_segments,
                         deadline, 1, self.result)
             number = self.lanes.acquire(deadline)
+            if self.note is not None:
+                self.lanes.show(number, self.note)
             if self.streams:
                 return self.open_stream(number, False, &m, deadline)
             try:
@@ -146,6 +151,8 @@ cdef class HostCall:
                         number, <uint16_t>PYE_FRAME_CALL, self.index, &segment, 1, deadline, 0,
                         None)
             number = self.lanes.acquire(deadline)
+            if self.note is not None:
+                self.lanes.show(number, self.note)
             try:
                 return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, &segment,
                                            1, deadline, 0, None)

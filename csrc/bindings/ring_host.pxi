@@ -18,6 +18,8 @@ cdef class HostLanes:
     """
 
     cdef object __weakref__
+    cdef public object report
+    cdef list notes
     cdef Py_buffer memory
     cdef Py_buffer token
     cdef bint held
@@ -92,6 +94,7 @@ cdef class HostLanes:
             self.num = i + 1
         if lanes == 0:
             fail(PYE_E_ARGUMENT, "ring")
+        self.notes = [None] * lanes
         self.stats = CallStats(lanes, functions)
         self.counts = self.stats.counts
 
@@ -180,6 +183,8 @@ cdef class HostLanes:
         for i in range(self.num):
             if PYE_SWAP(&self.states[i], LATE, BUSY):
                 status = pye_lane_drain(self.lanes[i], 0)
+                if status == PYE_OK and self.notes[i] is not None:
+                    self.show(<int>i, None)
                 PYE_SET(&self.states[i], FREE if status == PYE_OK else LATE)
                 if status == PYE_E_PROTOCOL:
                     raise self.broken(pye_lane_broken(self.lanes[i]).decode())
@@ -259,6 +264,8 @@ cdef class HostLanes:
         PYE_SET(&self.handling[lane].more, 0)
         self.handling[lane].owner = 0
         if pye_lane_idle(this):
+            if self.notes[lane] is not None:
+                self.show(lane, None)
             PYE_SET(&self.states[lane], FREE)
         else:
             PYE_SET(&self.states[lane], LATE)
@@ -363,6 +370,17 @@ cdef class HostLanes:
             return owner
         return self.decode(plan, data, total, owner)
 
+    cdef int show(self, int number, str note) except -1:
+        """Say what the next call on a lane is for, or (None) that nothing is said."""
+        cdef bytes data
+        data = b"" if note is None else note.encode()
+        status = pye_lane_note_set(
+            self.lanes[number], <const uint8_t *><char *>data, <size_t>len(data))
+        if status != PYE_OK:
+            fail(status, "note")
+        self.notes[number] = note
+        return 0
+
     cdef object failure(self, int number, uint16_t kind, uint16_t index, object data,
                         object cause):
         """
@@ -371,8 +389,11 @@ cdef class HostLanes:
         `cause` is what the handler of the call's last ocall raised, or None.
         """
         cdef int how
-        error = self.error(data)
+        note = self.notes[number]
+        error = self.error(data) if note is None else self.error(data, note)
         if kind == PYE_FRAME_CALL:
+            if self.report is not None:
+                self.report(index, error)
             how = PYE_STATS_REFUSED
             if isinstance(error, (_errors.EcallError, _errors.OcallError)):
                 how = PYE_STATS_RAISED

@@ -146,6 +146,12 @@ cdef class WorkerLane:
         if self.held:
             PyBuffer_Release(&self.memory)
 
+    def note(self) -> str:
+        """What the host says that the call under way is for: its word, only to be printed."""
+        cdef uint8_t[64] data
+        cdef size_t length = pye_lane_note_get(self.lane, data)
+        return PyUnicode_DecodeUTF8(<const char *>data, <Py_ssize_t>length, NULL)
+
     cdef int make_room(self) except -1:
         """
         Make room for the longest answer of a native function.

@@ -24,6 +24,7 @@ from typing import Final, Literal, Protocol, TypeVar, cast
 import msgspec
 
 from pyenclave import _native
+from pyenclave._platform.debuglog import DebugLog
 from pyenclave._platform.held import HeldImages
 from pyenclave._platform.keys import attributes, cpu_svn
 from pyenclave._platform.policy import LaunchPolicy, load_policy
@@ -198,6 +199,7 @@ class Candidate:
         ready: Its runtime key, once it made one.
         package: What its identity will be.
         status: A descriptor of the kernel's account of it, for the second look.
+        log: Of a debug worker, what keeps its output.
 
     """
 
@@ -211,6 +213,7 @@ class Candidate:
     ready: messages.Ready | None = None
     package: _Package | None = None
     status: int = -1
+    log: DebugLog | None = None
 
     def end(self) -> None:
         """End the worker and give everything back; never after it became an enclave."""
@@ -219,6 +222,8 @@ class Candidate:
         os.close(self.worker.pidfd)
         self.channel.close()
         self.forget()
+        if self.log is not None:
+            self.log.join()
 
     def forget(self) -> None:
         """Close what only a worker without identity needs."""
@@ -245,6 +250,19 @@ class Launcher:
         self._mutex = threading.Lock()
         self._images: OrderedDict[bytes, _Judged] = OrderedDict()
         self._last_bits: dict[str, ProtectionBit] = {}
+
+    def _listen(self, channel: Channel, name: str) -> DebugLog:
+        """Give a debug worker a pipe for its output, before it is there, and keep what comes."""
+        try:
+            log = DebugLog(self._state, name)
+            log.start()
+        except (OSError, RuntimeError) as error:
+            raise LaunchError(f"the enclave's output cannot be kept: {error}") from None
+        try:
+            channel.send(messages.Output(), (log.write_fd,), timeout=_SEND_TIMEOUT)
+        finally:
+            log.close_writer()
+        return log
 
     def judge(
         self,
@@ -470,6 +488,9 @@ class Launcher:
         with contextlib.ExitStack() as failed:
             failed.callback(platform_end.close)
             with worker_end:
+                log = self._listen(platform_end, wish.judged.info.name) if wish.debug else None
+                if log is not None:
+                    failed.callback(log.join)
                 worker = self._spawn(
                     wish.judged.lock_bytes,
                     image_fd,
@@ -497,6 +518,7 @@ class Launcher:
             draft=draft,
             outside=outside,
             closed=closed,
+            log=log,
         )
 
     def _package(
@@ -543,6 +565,8 @@ class Launcher:
             candidate.channel.send(identity, timeout=_SEND_TIMEOUT)
         except (EnclaveLostError, TimeoutError):
             raise WorkerGoneError("the worker ended while it started") from None
+        if candidate.log is not None:
+            candidate.log.name_after(package.facts.enclave_id)
         return package.facts
 
     def _refuse_unless_held(
@@ -639,6 +663,7 @@ def _enclave(candidate: Candidate, facts: Facts, host_pid: int) -> Enclave:
         channel=candidate.channel,
         host_pid=host_pid,
         attendant=candidate.attendant,
+        log=candidate.log,
     )
 
 

@@ -84,13 +84,22 @@ class Table:
     def describe(self, error: BaseException, stage: str) -> bytes:
         """Return the error frame of *error*; in debug also print it, under the same id."""
         show = self.debug if self.debug is not None else _runs_as_debug()
-        correlation = os.urandom(8).hex()
+        correlation = (current_note() if show else "") or os.urandom(8).hex()
         if show and stage == "function":
             print(f"[{correlation}] a trusted function raised:", file=sys.stderr)  # noqa: T201
             traceback.print_exception(error)
         return _errors.to_frame(
             error, called=stage == "function", show=show, correlation=correlation
         )
+
+
+def current_note() -> str:
+    """Return what the host says that this thread's call is for; debug only, to be printed."""
+    note: Callable[[], str] | None = getattr(_lane, "note", None)
+    return "" if note is None else note()
+
+
+_lane = threading.local()
 
 
 def _runs_as_debug() -> bool:
@@ -270,6 +279,8 @@ def serve(
 
     """
     worker = opened or open_lane(ring_fd, table, lane)
+
+    _lane.note = worker.note
 
     def alone() -> bool:
         # Lanes share what idle() looks at, such as a poll object, which two threads must not.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pyenclave import _core, _native
 from pyenclave._core import SecretMemory
-from pyenclave._worker import dispatch
+from pyenclave._worker import dispatch, output
 from pyenclave._worker.entry import EntryLoader, load_entry, set_blas_threads
 from pyenclave._worker.life import Life
 from pyenclave._worker.mappings import check_mappings
@@ -156,6 +156,9 @@ class Worker:
             EnclaveError: A check failed; nothing secret was received yet.
 
         """
+        if self.locked.debug:
+            output.redirect(self.channel)
+            faulthandler.enable()
         if start.error is not None:
             raise start.error
         prepared = start.prepared or Prepared(image_fd, self.locked)
@@ -168,9 +171,9 @@ class Worker:
                 expected=" ".join(digest.hex() for digest in self.locked.locks),
                 found=image.lock_digest.hex(),
             )
-        if self.locked.debug:
-            faulthandler.enable()
         entry = load_entry(image, self.locked, prepared.code)
+        if self.locked.debug:
+            output.keep_records()
         self.table = dispatch.build_table(entry, info)
         inside = self._close(info)
         self.channel.send(messages.Shut())

@@ -129,8 +129,16 @@ def _read_fields(data: bytes) -> dict[str, Any]:
     return found
 
 
-def from_frame(data: bytes) -> CallError:
-    """Return the exception that an error frame of the enclave describes; untrusted input."""
+def from_frame(data: bytes, note: str = "") -> CallError:
+    """
+    Return the exception that an error frame of the enclave describes.
+
+    Args:
+        data: The frame; untrusted.
+        note: The id that the host gave the call, which then is the error's; a debug enclave's log
+            has it too.
+
+    """
     try:
         frame = _decoder.decode(data) if len(data) <= 4 * MAX_TEXT else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -142,10 +150,11 @@ def from_frame(data: bytes) -> CallError:
     if frame.code in _CODES:
         return _CODES[frame.code](frame.message, advice=frame.advice)
     shown = f"{frame.type}: {frame.message}" if frame.message else frame.type
+    correlation = note or frame.id
     return EcallError(
-        f"the trusted function raised {shown}" + (f" [{frame.id}]" if frame.id else ""),
+        f"the trusted function raised {shown}" + (f" [{correlation}]" if correlation else ""),
         type=frame.type,
-        id=frame.id,
+        id=correlation,
         public=frame.public,
         fields=_read_fields(frame.fields) if frame.public else {},
     )

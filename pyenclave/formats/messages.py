@@ -38,6 +38,7 @@ __all__ = [
     "Message",
     "Offer",
     "Ok",
+    "Output",
     "Poisoned",
     "QuoteReply",
     "QuoteRequest",
@@ -239,6 +240,14 @@ class Failure(_Base, frozen=True, kw_only=True, tag="error"):
 # ---- worker → platform, and the answers -------------------------------------------------------
 
 
+class Output(_Base, frozen=True, kw_only=True, tag="output"):
+    """
+    First message to a debug worker: where its output goes. Descriptor: a pipe to write to.
+
+    A production worker gets none.
+    """
+
+
 class Closed(_Base, frozen=True, kw_only=True, tag="closed"):
     """The worker's sandbox is closed; each bit was tried inside."""
 
@@ -381,6 +390,7 @@ Message = (
     | RootReply
     | Ok
     | Failure
+    | Output
     | Shut
     | Closed
     | Identity

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 __all__ = ["NO_OPTIONS", "Options"]
+
+_CORRELATION = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,17 +22,30 @@ class Options:
         kill_after: Seconds that a call whose caller stopped waiting (deadline, cancellation,
             interruption) may still run; then the worker is ended and the handle raises
             EnclaveLostError. None: as long as it likes.
+        correlation: Id under which the host's records, EcallError.id and, of a debug enclave, its
+            log name the calls: 1 to 64 letters, digits or ``._:-``, such as a request's id. A
+            production enclave does not look at it. None: an id of each error's own.
 
     Raises:
-        TypeError: A value is not a number.
-        ValueError: *timeout* is not above 0, or *kill_after* is below.
+        TypeError: A value is of a wrong type.
+        ValueError: *timeout* is not above 0, *kill_after* is below, or *correlation* has other
+            characters.
 
     """
 
     timeout: float | None = None
     kill_after: float | None = None
+    correlation: str | None = None
 
     def __post_init__(self) -> None:
+        if self.correlation is not None:
+            if not isinstance(self.correlation, str):
+                raise TypeError(f"a correlation id is a string, not {self.correlation!r}")
+            if _CORRELATION.fullmatch(self.correlation) is None:
+                raise ValueError(
+                    "a correlation id is 1 to 64 letters, digits or ._:- , "
+                    f"not {self.correlation[:80]!r}"
+                )
         _check("timeout", self.timeout, zero=False)
         _check("kill_after", self.kill_after, zero=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import select
 import threading
@@ -19,6 +20,7 @@ from pyenclave.calls import ring
 from pyenclave.calls.stats import Launch, registry
 from pyenclave.errors import (
     CallTimeoutError,
+    EcallError,
     EnclaveClosedError,
     EnclaveError,
     EnclaveLostError,
@@ -41,6 +43,9 @@ __all__ = ["Run", "read_image", "token"]
 _ATTEMPTS = 3  # platforms that may end one after the other while a launch is under way
 _FRAME_PING = 2
 _START_SECONDS = 60.0  # for all on_start functions together
+
+_log = logging.getLogger("pyenclave")
+_log.addHandler(logging.NullHandler())
 
 
 def read_image(source: Any) -> bytes:
@@ -97,6 +102,7 @@ class Run:
                         "the platform ended while it launched the enclave", found=error.message
                     ) from None
         registry.add(self.launch, self)
+        self.lanes.report = functools.partial(_report, self.name, self.names)
         self._finalizer = weakref.finalize(
             self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
         )
@@ -222,7 +228,12 @@ class Run:
             if self._ended is None:
                 self._ended = make
                 self.launch.state = state
+            else:
+                state = "closed"  # and told before
         self.lanes.close()
+        if state != "closed":
+            told = (_one_line(self.name), state, _one_line(make().message))
+            _log.error("the enclave %s is %s: %s", *told, extra={"enclave": self.name})
 
     def end_late(self, lane: int, epoch: int, seconds: float) -> None:
         """End the worker if the given-up call on *lane* has not returned."""
@@ -277,6 +288,20 @@ def _resolve(future: Future[_core.HostLanes], make: Callable[[], _core.HostLanes
         future.set_result(make())
     except (EnclaveError, OSError, ValueError, MemoryError) as error:
         future.set_exception(error)  # whoever asks for the result hears of it, after the answer
+
+
+def _report(enclave: str, functions: tuple[str, ...], index: int, error: BaseException) -> None:
+    """Tell the host's log of an error that crossed: its type and id, never its text."""
+    if isinstance(error, EcallError):
+        function = functions[index] if index < len(functions) else str(index)
+        fields = {"enclave": enclave, "function": function, "correlation": error.id}
+        told = tuple(_one_line(text) for text in (function, enclave, error.type, error.id))
+        _log.warning("%s of the enclave %s raised %s [%s]", *told, extra=fields)
+
+
+def _one_line(text: str) -> str:
+    """Return *text* without what would begin another line, or steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:1000])
 
 
 def _end(client: PlatformClient, enclave_id: bytes) -> None:

@@ -149,7 +149,11 @@ class Enclave(Handle):
         return find(self._running().functions, function)(*args, **kwargs)
 
     def options(
-        self, *, timeout: float | None = None, kill_after: float | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        kill_after: float | None = None,
+        correlation: str | None = None,
     ) -> EnclaveOptions:
         """
         Return the same enclave with other settings for its calls.
@@ -159,12 +163,16 @@ class Enclave(Handle):
                 stopped: its thread of the enclave stays busy until it returns.
             kill_after: Seconds that a call may still run after its caller stopped waiting; then
                 the worker is ended, and every call raises EnclaveLostError.
+            correlation: Id of the calls in errors and logs, such as a request's: 1 to 64 letters,
+                digits or ``._:-``. A debug enclave's log has it too.
 
         Raises:
-            ValueError: *timeout* is not a positive number, or *kill_after* is negative.
+            ValueError: *timeout* is not a positive number, *kill_after* is negative, or
+                *correlation* has other characters.
 
         """
-        return EnclaveOptions(self, Options(timeout=timeout, kill_after=kill_after))
+        options = Options(timeout=timeout, kill_after=kill_after, correlation=correlation)
+        return EnclaveOptions(self, options)
 
     def map(
         self,

@@ -186,6 +186,7 @@ class Functions:
             element=signature.returns[1] if native and array else None,
             timeout=self._options.seconds,
             kill_after=self._options.grace,
+            note=self._options.correlation,
             has_out=array and all(item.name != "out" for item in signature.parameters),
             streams=signature.streams,
         )

@@ -23,6 +23,7 @@
 #define PYE_RING_PAGE 4096
 #define PYE_LANE_STATE_SIZE 256
 #define PYE_LANE_HEADER_SIZE 32
+#define PYE_LANE_NOTE_SIZE 64
 #define PYE_LANE_MAX_LANES 1024
 #define PYE_LANE_MIN_SLOT 96
 #define PYE_LANE_MAX_SLOT 16777216
@@ -160,6 +161,14 @@ void pye_lane_disarm(pye_lane *lane);
 
 /* pye_lane_peer_asleep returns 1 when the other side says that it sleeps: a hint, for benchmarks. */
 int pye_lane_peer_asleep(const pye_lane *lane);
+
+/* pye_lane_note_set shows the other side `len` bytes that name what the next call is for, so that
+ * the logs of both sides can be read together; 0 to take them back. Of a host, between calls.
+ * PYE_E_ARGUMENT: longer than PYE_LANE_NOTE_SIZE, or other than letters, digits and "._:-". */
+PYE_MUST_USE pye_status pye_lane_note_set(pye_lane *lane, const uint8_t *note, size_t len);
+/* pye_lane_note_get copies what the other side shows to `out` and returns its length; 0 if there
+ * is nothing, or not such a note. Untrusted: whoever asks may only print it. */
+size_t pye_lane_note_get(const pye_lane *lane, uint8_t out[PYE_LANE_NOTE_SIZE]);
 
 /* pye_index_mask returns `index` if it is below `num`, else 0, without a branch that a processor
  * could run past: for an index that was checked, before it is used. */

@@ -20,6 +20,7 @@ _Static_assert(offsetof(pye_lane_header, offset) == 24, "docs/formats/ring.md: h
 #define STATE_ASLEEP 0
 #define STATE_CPU 4
 #define STATE_TAKEN 64 /* in a line of its own that nobody reads before the worker is gone */
+#define STATE_NOTE 64  /* likewise, of a host: PYE_LANE_NOTE_SIZE bytes */
 
 /* Where a side stands. Host: TURN first; worker: AWAIT first. */
 enum phase {
@@ -797,4 +798,58 @@ pye_status pye_lane_drain_to(pye_lane *lane, uint32_t depth, uint32_t slice_ms)
 pye_status pye_lane_drain(pye_lane *lane, uint32_t slice_ms)
 {
     return pye_lane_drain_to(lane, 0, slice_ms);
+}
+
+/* ---- notes ---- */
+
+static int is_note_byte(uint8_t byte)
+{
+    return (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
+           (byte >= '0' && byte <= '9') || byte == '.' || byte == '_' || byte == ':' ||
+           byte == '-';
+}
+
+static size_t note_length(const uint8_t *note, size_t len)
+{
+    size_t used = 0;
+
+    while (used < len && is_note_byte(note[used])) {
+        used++;
+    }
+    return used;
+}
+
+pye_status pye_lane_note_set(pye_lane *lane, const uint8_t *note, size_t len)
+{
+    uint8_t line[PYE_LANE_NOTE_SIZE] = {0};
+
+    if (len > sizeof(line) || note_length(note, len) != len) {
+        return PYE_E_ARGUMENT;
+    }
+    if (len > 0) {
+        memcpy(line, note, len);
+    }
+    for (size_t i = 0; i < sizeof(line); i += 8) {
+        uint64_t word;
+        memcpy(&word, line + i, 8);
+        __atomic_store_n(long_at(lane->mine, STATE_NOTE + i), word, __ATOMIC_RELAXED);
+    }
+    return PYE_OK;
+}
+
+size_t pye_lane_note_get(const pye_lane *lane, uint8_t out[PYE_LANE_NOTE_SIZE])
+{
+    size_t used;
+
+    for (size_t i = 0; i < PYE_LANE_NOTE_SIZE; i += 8) {
+        const uint64_t word =
+            __atomic_load_n(long_at(lane->theirs, STATE_NOTE + i), __ATOMIC_RELAXED);
+        memcpy(out + i, &word, 8);
+    }
+    used = note_length(out, PYE_LANE_NOTE_SIZE);
+    if (used < PYE_LANE_NOTE_SIZE && out[used] != 0) {
+        used = 0;
+    }
+    memset(out + used, 0, PYE_LANE_NOTE_SIZE - used);
+    return used;
 }
