@@ -33,6 +33,7 @@ MAX_LOGS: Final = 64  # files kept; the oldest go first
 _NAME: Final = re.compile(r"debug-([0-9a-f]{32})\.log")
 _DROPPED: Final = b"[earlier output was dropped]\n"
 _HEADER: Final = 512
+_END_SECONDS: Final = 2.0
 
 
 def _name_of(enclave_id: str) -> str:
@@ -85,6 +86,10 @@ class DebugLog:
         if self.write_fd >= 0:
             os.close(self.write_fd)
             self.write_fd = -1
+
+    def join(self) -> None:
+        """Wait until everything is kept; only when the worker has ended."""
+        self._thread.join(_END_SECONDS)
 
     def _pump(self) -> None:
         try:

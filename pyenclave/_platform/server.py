@@ -160,7 +160,9 @@ class Server:
 
         """
         if first is not None:
-            self._admit(_Host(first, os.getppid()))
+            with socket.socket(fileno=os.dup(first.fileno())) as sock:
+                pid = peer_pid(sock)  # who made the pair: this process's parent has ended
+            self._admit(_Host(first, pid))
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         if listener is not None:

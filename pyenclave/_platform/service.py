@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyenclave._platform.counters import MARK_SIZE, CounterStore
+from pyenclave._platform.debuglog import DebugLog
 from pyenclave._platform.keys import Keys
 from pyenclave._platform.probe import has_ended
 from pyenclave._platform.quote import Quoter
@@ -186,6 +187,7 @@ class Enclave:
         channel: The platform's end of the control channel.
         host_pid: For listings.
         attendant: The thread that serves it, from :meth:`start` on.
+        log: Of a debug enclave, what keeps its output.
 
     """
 
@@ -197,6 +199,7 @@ class Enclave:
         channel: Channel,
         host_pid: int,
         attendant: Attendant | None = None,
+        log: DebugLog | None = None,
     ) -> None:
         self.facts = facts
         self.body = facts.body
@@ -208,6 +211,7 @@ class Enclave:
         self._reason = ""
         self._type = ""
         self._attendant = attendant
+        self._log = log
 
     @property
     def why(self) -> messages.WhyReply:
@@ -346,6 +350,8 @@ class Enclave:
         kill_and_wait(self.pidfd)
         if self._attendant is not None and self._attendant.thread is not threading.current_thread():
             self._attendant.thread.join(_REAP_TIMEOUT)
+        if self._log is not None:
+            self._log.join()
 
     def release(self) -> None:
         """Close the pidfd; only after :meth:`end`."""

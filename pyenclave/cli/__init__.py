@@ -39,6 +39,8 @@ _COMMANDS = {
     "bench": "bench",
     "demo": "demo",
     "ps": "processes",
+    "top": "top",
+    "logs": "logs",
     "kill": "processes",
 }
 

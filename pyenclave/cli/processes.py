@@ -10,7 +10,7 @@ from pyenclave.cli import output
 from pyenclave.errors import ArgumentError, PlatformUnavailableError
 from pyenclave.formats.messages import EnclaveInfo
 
-__all__ = ["add_commands"]
+__all__ = ["add_commands", "row", "running"]
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,7 +23,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     kill.set_defaults(function=_kill)
 
 
-def _running() -> tuple[PlatformClient | None, tuple[EnclaveInfo, ...]]:
+def running() -> tuple[PlatformClient | None, tuple[EnclaveInfo, ...]]:
+    """Return a connection to the platform and its enclaves; None: no platform runs."""
     try:
         client = PlatformClient.connect(start=False)
     except PlatformUnavailableError:
@@ -31,7 +32,8 @@ def _running() -> tuple[PlatformClient | None, tuple[EnclaveInfo, ...]]:
     return client, client.list()
 
 
-def _row(info: EnclaveInfo) -> dict[str, object]:
+def row(info: EnclaveInfo) -> dict[str, object]:
+    """Return what is told of one enclave."""
     return {
         "enclave_id": info.enclave_id.hex(),
         "name": info.name,
@@ -44,10 +46,10 @@ def _row(info: EnclaveInfo) -> dict[str, object]:
 
 
 def _ps(args: argparse.Namespace) -> int:
-    client, enclaves = _running()
+    client, enclaves = running()
     if client is not None:
         client.close()
-    rows = [_row(info) for info in enclaves]
+    rows = [row(info) for info in enclaves]
     if args.json:
         output.print_json({"enclaves": rows})
         return 0
@@ -82,7 +84,7 @@ def _matches(info: EnclaveInfo, word: str) -> bool:
 def _kill(args: argparse.Namespace) -> int:
     if not args.enclave and not args.all:
         raise ArgumentError("name an enclave to end, or give --all")
-    client, enclaves = _running()
+    client, enclaves = running()
     killed: list[EnclaveInfo] = []
     missing = [w for w in args.enclave if not any(_matches(info, w) for info in enclaves)]
     if client is not None:

@@ -131,7 +131,7 @@ def install() -> None:
 
 
 def work(behaviour: str, channel_fd: int) -> None:
-    from pyenclave.calls.channel import Channel
+    from pyenclave.calls.channel import Channel, close_all
     from pyenclave.errors import EnclaveError, EnclaveLostError
     from pyenclave.formats import messages
     from pyenclave.formats.sgx import KeyRequest, ReportBody, TargetInfo
@@ -169,9 +169,10 @@ def work(behaviour: str, channel_fd: int) -> None:
         os._exit(3)
     if behaviour == "speaks warm":
         channel.send(messages.QuoteRequest(data=bytes(64)))
-    identity, _ = channel.receive(600)
-    if isinstance(identity, messages.Soon):
-        identity, _ = channel.receive(10)
+    identity, fds = channel.receive(600)
+    while isinstance(identity, messages.Output | messages.Soon):
+        close_all(fds)
+        identity, fds = channel.receive(600)
     assert isinstance(identity, messages.Identity), identity
     body = ReportBody.from_bytes(identity.body)
     if behaviour == "dies after identity":

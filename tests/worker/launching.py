@@ -95,6 +95,11 @@ def identity(*, debug: bool) -> messages.Identity:
     )
 
 
+def give_output(channel: Channel) -> None:
+    """Send what a debug worker wants first: somewhere to print to, which is our own stderr."""
+    channel.send(messages.Output(), (2,))
+
+
 def ended(pidfd: int, seconds: float) -> bool:
     """Whether a process ends within *seconds*."""
     poll = select.poll()
@@ -112,6 +117,8 @@ class Launched:
         self.channel, theirs = Channel.pair()
         self.ring_fd = ring.create(self.image.info.threads)
         image_fd = sealed_memfd("test-image", image)
+        if debug:
+            give_output(self.channel)
         try:
             self.spawned: Spawned = zygote.spawn(
                 image_fd=image_fd, ring_fd=self.ring_fd, channel_fd=theirs.fileno(), debug=debug

@@ -110,6 +110,7 @@ def test_an_image_with_another_lock_than_its_zygote_is_refused(launching, zygote
     fd = launching.sealed_memfd("image", launching.make(other, CALL + "    return ''\n"))
     ring_fd = launching.ring.create(1)
     with ours, theirs:
+        launching.give_output(ours)
         spawned = zygote.spawn(image_fd=fd, ring_fd=ring_fd, channel_fd=theirs.fileno(), debug=True)
         theirs.close()
         ending, _ = ours.receive(20)
@@ -138,6 +139,7 @@ def test_an_image_that_could_change_is_refused(
     ours, theirs = launching.Channel.pair()
     with ours, theirs:
         zygote = zygotes.get(base.to_bytes(), debug=True)
+        launching.give_output(ours)
         spawned = zygote.spawn(image_fd=fd, ring_fd=ring_fd, channel_fd=theirs.fileno(), debug=True)
         theirs.close()
         ending, _ = ours.receive(20)

@@ -1,0 +1,189 @@
+"""``pyenclave logs`` and ``top``, as people type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyenclave._platform.debuglog import DebugLog, find_logs
+from pyenclave._platform.state import State
+from pyenclave.cli import main
+from pyenclave.cli.top import use_of
+from pyenclave.host import Enclave
+
+TEXT = """loading
+DEBUG mine: [req-1] a record
+[req-1] a trusted function raised:
+Traceback (most recent call last):
+  File "/enclave/entry/one.py", line 9, in bad
+ValueError: first
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/enclave/entry/one.py", line 11, in bad
+KeyError: 'x'
+unrelated \x1b[31m\x07 line
+[0123456789abcdef] a trusted function raised:
+Traceback (most recent call last):
+TypeError: other
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "state"
+    monkeypatch.setenv("PYENCLAVE_STATE", str(path))
+    return path
+
+
+class Writer:
+    def __init__(self, path: Path, number: int = 1, name: str = "one") -> None:
+        self.state = State.open(str(path))
+        self.log = DebugLog(self.state, name)
+        self.log.start()
+        self.log.name_after(bytes([number]) * 16)
+
+    def write(self, text: str) -> None:
+        os.write(self.log.write_fd, text.encode())
+
+    def end(self) -> None:
+        self.log.close_writer()
+        self.log._thread.join(10)
+        self.state.close()
+
+
+def keep(path: Path, text: str, number: int = 1, name: str = "one") -> None:
+    writer = Writer(path, number, name)
+    writer.write(text)
+    writer.end()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert main(arguments) == code
+    return capsys.readouterr().out
+
+
+def test_without_logs_there_is_none(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no debug enclave" in run(capsys, "logs")
+    assert json.loads(run(capsys, "logs", "--json")) == {"logs": []}
+    run(capsys, "logs", "one", code=1)
+
+
+def test_logs_are_found_by_name_and_by_the_beginning_of_their_identity(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(state, "of one\n", 1, "one")
+    keep(state, "of two\n", 2, "two")
+    assert run(capsys, "logs", "one") == "of one\n"
+    assert run(capsys, "logs", "0202") == "of two\n"
+    run(capsys, "logs", "020", code=1)
+    listed = json.loads(run(capsys, "logs", "--json"))["logs"]
+    assert [(log["name"], log["running"]) for log in listed] == [("two", False), ("one", False)]
+    assert "one" in run(capsys, "logs")
+
+
+def test_of_one_name_the_latest_is_shown(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(state, "earlier\n", 1)
+    keep(state, "later\n", 2)
+    assert run(capsys, "logs", "one") == "later\n"
+
+
+def test_control_bytes_cannot_steer_the_terminal(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(state, TEXT)
+    shown = run(capsys, "logs", "one")
+    assert "unrelated \\x1b[31m\\x07 line" in shown
+    assert not {c for c in shown if ord(c) < 32} - {"\n"}
+    lines = json.loads(run(capsys, "logs", "one", "--json"))["logs"][0]["lines"]
+    assert "\n".join(lines) + "\n" == TEXT
+
+
+def test_an_id_finds_its_records_and_its_whole_traceback(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(state, "nothing\n", 2, "two")
+    keep(state, TEXT)
+    shown = run(capsys, "logs", "--id", "req-1")
+    assert shown.startswith("DEBUG mine: [req-1] a record\n[req-1] a trusted function raised:\n")
+    assert "ValueError: first" in shown
+    assert shown.endswith("KeyError: 'x'\n")
+    assert "unrelated" not in shown
+    assert run(capsys, "logs", "--id", "0123456789abcdef").endswith("TypeError: other\n")
+    run(capsys, "logs", "--id", "req-2", code=1)
+
+
+def test_a_log_is_followed_until_its_enclave_ends(state: Path) -> None:
+    writer = Writer(state)
+    writer.write("first\n")
+    with State.open(str(state)) as opened:
+        while not find_logs(opened):
+            time.sleep(0.01)
+    command = [sys.executable, "-m", "pyenclave", "logs", "one", "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "first\n"
+        writer.write("second\n")
+        assert follower.stdout.readline() == "second\n"
+        writer.write("last, without an end")
+        writer.end()
+        assert follower.stdout.read() == "last, without an end"
+        assert follower.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--follow",), ("one", "--follow", "--json"), ("one", "--follow", "--id", "x")]
+)
+def test_what_cannot_be_followed_is_wrong_usage(
+    state: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "logs", *arguments, code=2)
+
+
+def test_top_shows_what_an_enclave_uses(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert json.loads(run(capsys, "top", "--json")) == {"enclaves": []}
+    assert "no enclave" in run(capsys, "top", "--once")
+    script = tmp_path / "idle.py"
+    script.write_text("import pyenclave\n@pyenclave.ecall\ndef nothing() -> None: pass\n")
+    with Enclave.from_file(script, quiet=True) as enclave:
+        (row,) = json.loads(run(capsys, "top", "--json"))["enclaves"]
+        check_row(row, enclave)
+        shown = run(capsys, "top", "--once")
+        assert "idle" in shown
+        assert str(enclave.info.pid) in shown
+        (listed,) = json.loads(run(capsys, "ps", "--json"))["enclaves"]
+        assert listed["host_pid"] == os.getpid()
+
+
+def check_row(row: dict[str, Any], enclave: Enclave) -> None:
+    assert (row["name"], row["pid"]) == ("idle", enclave.info.pid)
+    assert 0 <= row["cpu_percent"] < 200
+    assert row["memory"] > 1 << 20
+    assert row["memory_kind"] in ("pss", "rss")
+    assert row["threads"] >= 1
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "1e9"])
+def test_an_impossible_interval_is_wrong_usage(
+    state: Path, interval: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "top", "--interval", interval, code=2)
+
+
+def test_a_process_that_is_gone_uses_nothing() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert use_of(pid) is None
+    assert use_of(os.getpid()) is not None
