@@ -87,6 +87,15 @@ class DebugLog:
             os.close(self.write_fd)
             self.write_fd = -1
 
+    def name_after(self, enclave_id: bytes) -> None:
+        """Give the log the name of the enclave that the worker is now; before, it has any."""
+        with self._lock:
+            before, self._name = self._name, _name_of(enclave_id.hex())
+            if self._file >= 0:
+                with contextlib.suppress(OSError):
+                    directory = self._state.fd
+                    os.rename(before, self._name, src_dir_fd=directory, dst_dir_fd=directory)
+
     def join(self) -> None:
         """Wait until everything is kept; only when the worker has ended."""
         self._thread.join(_END_SECONDS)
@@ -118,8 +127,16 @@ class DebugLog:
         for old in find_logs(self._state)[MAX_LOGS - 1 :]:
             self._state.unlink(_name_of(old.enclave_id))
         self._file = self._state.open_file(self._name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._say_that_it_runs()
         self._append(self._header)
+
+    def _say_that_it_runs(self) -> None:
+        for _ in range(20):
+            # Whoever lists logs holds the lock for a moment. Without it the log only looks ended.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.005)
 
     def _append(self, data: bytes) -> None:
         view = memoryview(data)
