@@ -145,6 +145,8 @@ def work(behaviour: str, channel_fd: int) -> None:
         channel._sock.send(b"\xff\x00garbage")
         time.sleep(600)
     if behaviour == "ending":
+        # As a real one: what is not read when it ends would take its last words with it.
+        close_all(channel.receive(10)[1])
         channel.send(messages.Ending(code="image", message="the entry raised ImportError"))
         return
     if behaviour == "early running":
