@@ -417,6 +417,8 @@ cdef class AsyncLanes:
         self.active += 1
         call.lane = lane
         call.stage = SENDING
+        if call.function is not None and call.function.call.note is not None:
+            self.host.show(lane, call.function.call.note)
         if call.kind == PYE_FRAME_CALL:
             pye_stats_time(self.host.counts, <uint32_t>lane, call.index)
         call.ticks = call.function.look() if call.function is not None else self.longest
@@ -556,6 +558,8 @@ cdef class AsyncLanes:
         self.disarm(call)
         pye_stats_finish(self.host.counts, <uint32_t>lane)
         if pye_lane_idle(self.host.lanes[lane]):
+            if self.host.notes[lane] is not None:
+                self.host.show(lane, None)
             PYE_SET(&self.host.states[lane], FREE)
         return 0
 

@@ -221,7 +221,11 @@ class AsyncEnclave(Handle):
         return made
 
     def options(
-        self, *, timeout: float | None = None, kill_after: float | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        kill_after: float | None = None,
+        correlation: str | None = None,
     ) -> AsyncEnclaveOptions:
         """
         Return the same enclave with other settings for its calls.
@@ -232,12 +236,15 @@ class AsyncEnclave(Handle):
             kill_after: Seconds that a call may still run after its caller stopped waiting
                 (deadline or cancellation); then the worker is ended, and every call raises
                 EnclaveLostError.
+            correlation: Id of the calls in errors and logs, as for ``Enclave.options``.
 
         Raises:
-            ValueError: *timeout* is not a positive number, or *kill_after* is negative.
+            ValueError: *timeout* is not a positive number, *kill_after* is negative, or
+                *correlation* has characters that it may not have.
 
         """
-        return AsyncEnclaveOptions(self, Options(timeout=timeout, kill_after=kill_after))
+        options = Options(timeout=timeout, kill_after=kill_after, correlation=correlation)
+        return AsyncEnclaveOptions(self, options)
 
     async def attest(self, nonce: bytes = b"", *, timeout: float | None = None) -> Evidence:
         """

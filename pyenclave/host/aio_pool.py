@@ -381,7 +381,11 @@ class AsyncEnclavePool:
         return await self._call(function, args, kwargs, NO_OPTIONS)
 
     def options(
-        self, *, timeout: float | None = None, kill_after: float | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        kill_after: float | None = None,
+        correlation: str | None = None,
     ) -> AsyncPoolOptions:
         """
         Return the same pool with other settings for its calls.
@@ -389,12 +393,14 @@ class AsyncEnclavePool:
         Args:
             timeout: Seconds until a call raises CallTimeoutError, waiting for an enclave included.
             kill_after: As for ``AsyncEnclave.options``; the enclave that is ended is replaced.
+            correlation: Id of the calls in errors and logs, as for ``Enclave.options``.
 
         Raises:
             ValueError: A number is impossible.
 
         """
-        return AsyncPoolOptions(self, Options(timeout=timeout, kill_after=kill_after))
+        options = Options(timeout=timeout, kill_after=kill_after, correlation=correlation)
+        return AsyncPoolOptions(self, options)
 
     @contextlib.asynccontextmanager
     async def enclave(

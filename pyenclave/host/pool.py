@@ -355,7 +355,11 @@ class EnclavePool:
         return self._call(function, args, kwargs, NO_OPTIONS)
 
     def options(
-        self, *, timeout: float | None = None, kill_after: float | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        kill_after: float | None = None,
+        correlation: str | None = None,
     ) -> PoolOptions:
         """
         Return the same pool with other settings for its calls.
@@ -363,12 +367,14 @@ class EnclavePool:
         Args:
             timeout: Seconds until a call raises CallTimeoutError, waiting for an enclave included.
             kill_after: As for ``Enclave.options``; the enclave that is ended is replaced.
+            correlation: Id of the calls in errors and logs, as for ``Enclave.options``.
 
         Raises:
             ValueError: A number is impossible.
 
         """
-        return PoolOptions(self, Options(timeout=timeout, kill_after=kill_after))
+        options = Options(timeout=timeout, kill_after=kill_after, correlation=correlation)
+        return PoolOptions(self, options)
 
     def map(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -16,6 +17,8 @@ from pyenclave._platform.debuglog import find_logs
 from pyenclave._platform.state import State
 from pyenclave.errors import EcallError, EnclaveLostError, LaunchError
 from pyenclave.host import Enclave
+from pyenclave.host.aio import AsyncEnclave
+from pyenclave.host.pool import EnclavePool
 from pyenclave.image.build import build
 from pyenclave.image.keys import keygen
 from pyenclave.image.sign import sign
@@ -216,3 +219,26 @@ def test_an_enclave_that_prints_without_end_holds_up_nobody(tmp_path: Path) -> N
     text = log_of(tmp_path / "state")
     assert len(text) < 400_000
     assert text.rstrip().endswith("4999 " + "x" * 1000)
+
+
+def test_asyncio_and_pools_name_their_calls_alike(image: bytes, tmp_path: Path) -> None:
+    async def one() -> str:
+        async with AsyncEnclave(image, debug=True, state=tmp_path / "state") as enclave:
+            with pytest.raises(EcallError) as caught:
+                await enclave.options(correlation="req-async").fail()
+            with pytest.raises(EcallError) as other:
+                await enclave.fail()
+            assert other.value.id != "req-async"
+            return caught.value.id
+
+    assert asyncio.run(one()) == "req-async"
+    with (
+        EnclavePool(image, size=1, debug=True, state=tmp_path / "state") as pool,
+        pytest.raises(EcallError) as caught,
+    ):
+        pool.options(correlation="req-pool").call("fail")
+    assert caught.value.id == "req-pool"
+    with State.open(str(tmp_path / "state")) as state:
+        text = b"".join(log.read(state) for log in find_logs(state)).decode()
+    assert text.count("[req-async] a trusted function raised:") == 1
+    assert text.count("[req-pool] a trusted function raised:") == 1
