@@ -590,7 +590,8 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
 {
     lanes e = {{{0}}}, r = {{{0}}}, s = {{{0}}}, x = {{{0}}}, y = {{{0}}}, wrapped = {{{0}}};
     lanes u1, u2, sums[3];
-    int8_t by_generator[LANES][COMB_WINDOWS], by_key[LANES][KEY_WINDOWS] = {{0}};
+    int8_t by_generator[LANES][COMB_WINDOWS], by_table[LANES][COMB_WINDOWS];
+    int8_t by_key[LANES][KEY_WINDOWS] = {{0}}; /* those with a table stay 0: other digits, smaller */
     __mmask8 judged = 0, without_table = 0, wraps = 0, infinity = 0, points;
     const fe r2 = fe_set(P_R2);
 
@@ -631,8 +632,8 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
         recode(by_generator[i], COMB_WINDOWS, COMB_BITS, &u1, i);
         fetch(generator, by_generator[i]);
         if (claims[i].table) {
-            recode(by_key[i], COMB_WINDOWS, COMB_BITS, &u2, i);
-            fetch(&claims[i].table->points, by_key[i]);
+            recode(by_table[i], COMB_WINDOWS, COMB_BITS, &u2, i);
+            fetch(&claims[i].table->points, by_table[i]);
         } else {
             recode(by_key[i], KEY_WINDOWS, KEY_BITS, &u2, i);
         }
@@ -640,7 +641,7 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
     for (size_t i = 0; i < count; i++) {
         point sum = comb(at_infinity(), generator, by_generator[i]);
         if (claims[i].table) {
-            sum = comb(sum, &claims[i].table->points, by_key[i]);
+            sum = comb(sum, &claims[i].table->points, by_table[i]);
         }
         sum = total(sum);
         put_point(sums, i, &sum);
