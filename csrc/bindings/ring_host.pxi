@@ -208,7 +208,8 @@ cdef class HostLanes:
         cdef uint32_t i
         cdef unsigned long me = PyThread_get_thread_ident()
         for i in range(self.num):
-            if PYE_GET(&self.states[i]) != BUSY or self.handling[i].owner != me:
+            if PYE_GET(&self.states[i]) != BUSY or (
+                    self.handling[i].owner != me and not level_of(&self.handling[i], me)):
                 return False
         return True
 
@@ -258,6 +259,8 @@ cdef class HostLanes:
         cdef uint64_t epoch = self.epochs[lane]
         if PYE_GET(&self.handling[lane].more) and PYE_ADD(&self.handling[lane].more, -1) >= 0:
             # The handler of an ocall still runs: its thread releases the lane in the end.
+            if self.handling[lane].owner == PyThread_get_thread_ident():
+                self.handling[lane].owner = 0
             if kill_after >= 0 and not PYE_GET(&self.closed) and self.late is not None:
                 self.late(lane, epoch, kill_after)
             return 0
@@ -542,13 +545,13 @@ cdef class HostLanes:
 
     cdef tuple run_handler(self, int number, uint32_t level, handler, tuple args, dict kwargs):
         """Call a handler in this thread; return what it returned, and the Exception it raised."""
-        cdef Handling *now = &self.handling[number]
-        cdef Handling before = now[0]
-        now.owner = PyThread_get_thread_ident()
-        now.handler = now.owner
-        now.level = level
-        now.users = PYE_GET(&now.more)
-        now.base = now.stream
+        cdef Handler *now
+        if not 0 < level < LEVELS:
+            raise AssertionError(level)
+        now = &self.handling[number].levels[level]
+        now.users = PYE_GET(&self.handling[number].more)
+        now.stream = 0
+        now.thread = PyThread_get_thread_ident()
         PYE_ADD(&self.handlers, 1)
         try:
             return handler(*args, **kwargs), None
@@ -556,12 +559,8 @@ cdef class HostLanes:
             return None, error
         finally:
             PYE_ADD(&self.handlers, -1)
-            now.owner = before.owner
-            now.handler = before.handler
-            now.level = before.level
-            now.users = before.users
-            now.base = before.base
-            now.stream = before.stream
+            now.thread = 0
+            now.stream = 0
 
     cdef tuple run_apart(self, int number, uint32_t level, handler, tuple args, dict kwargs,
                          double deadline):
@@ -611,19 +610,21 @@ cdef class HostLanes:
         """
         cdef uint32_t i
         cdef unsigned long me = PyThread_get_thread_ident()
-        cdef Handling *now
+        cdef uint32_t level
+        cdef Handler *now
         for i in range(self.num):
-            now = &self.handling[i]
-            if now.handler != me:
+            level = level_of(&self.handling[i], me)
+            if level == 0:
                 continue
-            if now.stream != now.base:
+            now = &self.handling[i].levels[level]
+            if now.stream:
                 raise _errors.BusyError(
                     "the handler has a stream open, which takes its lane",
                     advice="Read it to the end, or close it.")
-            if now.level >= PYE_LANE_MAX_DEPTH:
+            if level >= PYE_LANE_MAX_DEPTH:
                 raise _errors.CallError(
                     "calls are nested too deep", expected=f"at most {PYE_LANE_MAX_DEPTH}")
-            self.settle(<int>i, now.level, now.users, deadline)
+            self.settle(<int>i, level, now.users, deadline)
             return <int>i
         return -1
 

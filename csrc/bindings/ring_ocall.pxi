@@ -1,13 +1,26 @@
 # Ocalls seen from the host: which there are, what crosses for them, and where they run.
 
+cdef enum:
+    LEVELS = 9              # PYE_LANE_MAX_DEPTH, and 0, which none is
+
+cdef struct Handler:        # of the ocall that came when so many calls were under way
+    unsigned long thread    # that runs it, or 0
+    int users               # `more` when it began
+    uint64_t stream         # the stream that it has open on its lane, or 0
+
 cdef struct Handling:
     int more                # threads that use the lane besides its caller: those of handlers
     unsigned long owner     # thread that has the lane
-    unsigned long handler   # thread that answers an ocall of the lane, or 0
-    uint32_t level          # calls under way when that ocall came
-    int users               # `more` when its handler began
-    uint64_t base           # the nested stream that was open then
-    uint64_t stream         # the nested stream that is open now, or 0
+    # By level, not as a stack: one whose nested call was given up may end before the one within.
+    Handler[LEVELS] levels
+
+
+cdef uint32_t level_of(Handling *of, unsigned long thread) noexcept:
+    """The innermost level whose handler runs in that thread, or 0."""
+    cdef uint32_t level = LEVELS - 1
+    while level and of.levels[level].thread != thread:
+        level -= 1
+    return level
 
 
 @cython.final

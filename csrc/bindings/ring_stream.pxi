@@ -27,13 +27,12 @@ cdef class HostStream:
     cdef double kill_after
     cdef int state
     cdef int using          # 1 while a thread is in one of the methods
-    cdef uint64_t serial    # of a nested one: which it is, and which was open before
-    cdef uint64_t before
+    cdef uint64_t serial    # of a nested one: which it is, and the level of its handler
+    cdef uint32_t level
     cdef object cause
 
     def __init__(self, HostLanes lanes not None, int number, bint nested, uint16_t index,
                  Plan plan not None, str what not None, double timeout, double kill_after):
-        cdef Handling *now = &lanes.handling[number]
         self.lanes = lanes
         self.number = number
         self.nested = nested
@@ -45,8 +44,8 @@ cdef class HostStream:
         if nested:
             lanes.streams += 1
             self.serial = lanes.streams
-            self.before = now.stream
-            now.stream = self.serial
+            self.level = level_of(&lanes.handling[number], PyThread_get_thread_ident())
+            lanes.handling[number].levels[self.level].stream = self.serial
 
     def __reduce__(self):
         raise TypeError("a stream cannot be pickled or copied")
@@ -85,16 +84,15 @@ cdef class HostStream:
 
     cdef int begin(self) except -1:
         """Take the stream for this thread; the caller gives it back by clearing `using`."""
-        cdef Handling *now = &self.lanes.handling[self.number]
+        cdef Handler *now = &self.lanes.handling[self.number].levels[self.level]
         cdef unsigned long me = PyThread_get_thread_ident()
         if not PYE_SWAP(&self.using, 0, 1):
             raise _errors.EnclaveStateError("the stream is in use already")
         try:
             self.lanes.check()
             if not self.nested:
-                if now.handler == 0:
-                    now.owner = me
-            elif now.handler != me or now.stream != self.serial:
+                self.lanes.handling[self.number].owner = me
+            elif now.thread != me or now.stream != self.serial:
                 raise _errors.EnclaveStateError(
                     "the stream belongs to a handler that has answered its ocall",
                     advice="Read it within the handler that opened it.")
@@ -190,13 +188,13 @@ cdef class HostStream:
 
     cdef int finish(self) except -1:
         """Give the lane back, whatever the worker is at: if it waits here, it is told to stop."""
-        cdef Handling *now = &self.lanes.handling[self.number]
+        cdef Handler *now = &self.lanes.handling[self.number].levels[self.level]
         if self.state == ENDED:
             return 0
         self.state = ENDED
         if self.nested:
             if now.stream == self.serial:  # else the handler returned, which ended it
-                now.stream = self.before
+                now.stream = 0
             return 0
         self.lanes.release(self.number, self.kill_after)
         try:
