@@ -20,7 +20,7 @@ cdef class HostLanes:
     cdef object __weakref__
     cdef public object report
     cdef list notes
-    cdef Py_buffer memory
+    cdef Py_buffer memory_view
     cdef Py_buffer token
     cdef bint held
     cdef pye_lane **lanes
@@ -61,11 +61,11 @@ cdef class HostLanes:
             raise TypeError("HostLanes is made once")
         if limit > <uint64_t>PY_SSIZE_T_MAX // 2:
             raise ValueError("the message limit is too large")
-        PyObject_GetBuffer(memory, &self.memory, PyBUF_WRITABLE)
+        PyObject_GetBuffer(memory, &self.memory_view, PyBUF_WRITABLE)
         try:
             PyObject_GetBuffer(token, &self.token, PyBUF_WRITABLE)
         except BaseException:
-            PyBuffer_Release(&self.memory)
+            PyBuffer_Release(&self.memory_view)
             raise
         self.held = True
         if self.token.len < 1:
@@ -87,7 +87,7 @@ cdef class HostLanes:
                 or self.handling == NULL:
             raise MemoryError()
         for i in range(lanes):
-            status = pye_lane_new(&self.lanes[i], self.memory.buf, <size_t>self.memory.len, lanes,
+            status = pye_lane_new(&self.lanes[i], self.memory_view.buf, <size_t>self.memory_view.len, lanes,
                                   slot_size, i, PYE_SIDE_HOST, limit, &WAIT_OPS)
             if status != PYE_OK:
                 fail(status, "ring")
@@ -108,7 +108,7 @@ cdef class HostLanes:
         free(self.epochs)
         free(self.handling)
         if self.held:
-            PyBuffer_Release(&self.memory)
+            PyBuffer_Release(&self.memory_view)
             PyBuffer_Release(&self.token)
 
     def __reduce__(self):
@@ -145,6 +145,11 @@ cdef class HostLanes:
     def queued(self) -> int:
         """How many calls wait for a lane."""
         return self.waiting
+
+    @property
+    def memory(self):
+        """The mapped ring, as the host has it: all of it may be written (tests)."""
+        return <object>self.memory_view.obj
 
     def asleep(self, uint32_t lane) -> bool:
         """Whether the worker's thread of a lane says that it sleeps (benchmarks)."""

@@ -24,7 +24,7 @@ from pyenclave.testing.firmware import firmware
 from pyenclave.testing.intel import IntelPlatform
 from pyenclave.testing.nitro import NitroHost
 
-__all__ = ["AUDIENCE", "MAA", "Sample", "samples", "td_report", "write"]
+__all__ = ["AUDIENCE", "MAA", "Sample", "sample", "samples", "td_report", "write"]
 
 AUDIENCE: Final = "https://relying-party.example"
 MAA: Final = "https://synthetic.weu.attest.azure.net"
@@ -291,6 +291,25 @@ def samples(now: datetime, nonce: bytes) -> dict[str, Sample]:
     if not 8 <= len(nonce) <= 64:
         raise ValueError(f"a nonce for every kind has 8 to 64 bytes, not {len(nonce)}")
     return {kind: sample for make in _MAKERS for kind, sample in make(now, nonce)}
+
+
+def sample(kind: str, now: datetime, nonce: bytes) -> Sample:
+    """
+    Make evidence of one kind; as :func:`samples`, which names the kinds.
+
+    Raises:
+        ValueError: There is no such kind, or a nonce of another length.
+
+    """
+    if not 8 <= len(nonce) <= 64:
+        raise ValueError(f"a nonce for every kind has 8 to 64 bytes, not {len(nonce)}")
+    known = []
+    for make in _MAKERS:
+        for this, made in make(now, nonce):
+            if this == kind:
+                return made
+            known.append(this)
+    raise ValueError(f"no evidence of kind {kind!r}; there is: {', '.join(known)}")
 
 
 def write(folder: str | os.PathLike[str], made: Mapping[str, Sample]) -> None:
