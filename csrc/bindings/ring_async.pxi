@@ -38,19 +38,30 @@ cdef class AsyncCall:
     A call that was not answered at once.
 
     Its ``future`` is done when ``take()`` has something: the answer, or the call itself, held by
-    an ocall or an item of a stream (``held``, ``index``, ``payload``), to be ``answer``-ed.
+    an ocall (then ``request`` and ``respond``) or an item of a stream (``item`` and ``more``).
     """
 
     cdef AsyncLanes lanes
-    cdef AsyncFunction function    # None: a control frame
+    cdef AsyncFunction function    # None: a control frame, or a batch
+    cdef AsyncCall parent          # in whose ocall this call is nested
+    cdef BatchCall batched
+    cdef Batch batch
     cdef object out
     cdef Message *message          # until all of it is sent
     cdef int stage
     cdef int lane
     cdef bint armed
     cdef bint counted
-    cdef uint16_t kind
-    cdef readonly uint16_t index
+    cdef bint begun                # before it was given up
+    cdef uint16_t kind             # of the message that is sent
+    cdef uint16_t index
+    cdef uint16_t first_kind       # of the call itself
+    cdef uint16_t first_index
+    cdef uint32_t level            # calls under way on the lane before this one
+    cdef readonly uint32_t serial  # how often it was held
+    cdef uint64_t length           # of a stream's items
+    cdef object cause
+    cdef object vacated
     cdef pye_lane_header header
     cdef object owner
     cdef uint8_t *data
@@ -81,16 +92,14 @@ cdef class AsyncCall:
     @property
     def started(self) -> bool:
         """Whether the trusted function may have begun."""
+        if self.stage == DROPPED or self.stage == DONE:
+            return self.begun
         return self.stage >= WAITING
 
     @property
     def held(self) -> int:
-        """The kind of frame that the host has to answer, or 0."""
+        """The kind of frame that the host has to answer (OCALL, ITEM), or 0."""
         return self.header.kind if self.stage == HELD else 0
-
-    def payload(self) -> bytes:
-        """What came with the frame that is to be answered."""
-        return self.owner
 
     def take(self):
         """Return the answer, raise the call's error, or return this call if it is held."""
@@ -102,11 +111,71 @@ cdef class AsyncCall:
             return self
         return self.lanes.value(self)
 
-    def answer(self, uint16_t kind, uint16_t index, data) -> None:
-        """Send `data` on the lane of a held call and wait anew; ``future`` is another then."""
-        if self.stage != HELD:
+    def request(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Return the ocall's handler and its arguments. ArgumentError: they do not fit."""
+        self.need(<uint16_t>PYE_FRAME_OCALL)
+        owner = self.owner
+        self.owner = None
+        if owner is None:
+            raise _errors.EnclaveStateError("the ocall was read already")
+        return self.lanes.host.ocalls.request(self.header.index, owner)
+
+    def respond(self, value, error) -> None:
+        """Answer the ocall by what its handler returned or raised; ``future`` is another then."""
+        cdef Message *m
+        cdef uint16_t kind = PYE_FRAME_OCALL_RESULT
+        cdef uint16_t index = self.header.index
+        self.need(<uint16_t>PYE_FRAME_OCALL)
+        m = self.lanes.new_message()
+        try:
+            if error is None:
+                try:
+                    self.lanes.host.ocalls.response(m, index, value)
+                except (_errors.ArgumentError, TypeError) as refused:
+                    error = refused
+            if error is not None:
+                message_clear(m)
+                put_buffer(m, ocall_failure(error))
+                kind = PYE_FRAME_OCALL_ERROR
+        except BaseException:
+            self.lanes.old_message(m)
+            raise
+        self.cause = error
+        self.lanes.go_on(self, m, kind, index)
+
+    def item(self):
+        """Return the item of the stream that came."""
+        cdef HostCall c = self.function.call
+        self.need(<uint16_t>PYE_FRAME_ITEM)
+        owner = self.owner
+        self.owner = None
+        return self.lanes.host.decode(c.result, self.data, <size_t>self.header.total, owner)
+
+    def more(self, bint stop) -> None:
+        """Ask for the stream's next item, or for its end; ``future`` is another then."""
+        self.need(<uint16_t>PYE_FRAME_ITEM)
+        self.lanes.go_on(self, self.lanes.new_message(),
+                         <uint16_t>(PYE_FRAME_STOP if stop else PYE_FRAME_MORE), 0)
+
+    def hold(self):
+        """A future that is done if the call ends while its ocall is answered."""
+        self.need(<uint16_t>PYE_FRAME_OCALL)
+        self.future = self.lanes.loop.create_future()
+        return self.future
+
+    def vacant(self):
+        """None if the lane is this call's own again, else a future for a nested call's end."""
+        if self.stage != HELD or self.lanes.calls[self.lane] is self:
+            return None
+        if self.vacated is None or self.vacated.done():
+            self.vacated = self.lanes.loop.create_future()
+        return self.vacated
+
+    cdef int need(self, uint16_t kind) except -1:
+        if self.stage != HELD or self.header.kind != kind:
             raise _errors.EnclaveStateError("the call does not wait for the host")
-        self.lanes.go_on(self, kind, index, data)
+        self.lanes.check()
+        return 0
 
     def give_up(self) -> int:
         """
@@ -116,12 +185,9 @@ cdef class AsyncCall:
         """
         return self.lanes.drop(self)
 
-    def expire(self, error) -> None:
-        """Let ``take()`` raise `error`, because its deadline passed."""
+    def expired(self) -> None:
+        """Count that this call's deadline passed."""
         pye_stats_event(self.lanes.host.counts, PYE_STATS_TIMEOUT)
-        self.error = error
-        if not self.future.done():
-            self.future.set_result(None)
 
 
 @cython.final
@@ -146,13 +212,18 @@ cdef class AsyncFunction:
 
     def begin(self, tuple args, dict kwargs):
         """Make a call: return its answer if that came at once, else an AsyncCall."""
+        return self.make(args, kwargs, None)
+
+    def nest(self, tuple args, dict kwargs, AsyncCall held not None):
+        """The same from the handler of an ocall, on the lane of the call that it answers."""
+        held.need(<uint16_t>PYE_FRAME_OCALL)
+        return self.make(args, kwargs, held)
+
+    cdef object make(self, tuple args, dict kwargs, AsyncCall parent):
         cdef HostCall c = self.call
         cdef object out = None
         cdef Message *m
         self.lanes.check()
-        if c.streams:
-            raise _errors.EnclaveStateError(
-                "this function streams, which only Enclave can read", advice="Use Enclave.")
         if kwargs:
             if c.has_out:
                 out = kwargs.pop("out", None)
@@ -176,7 +247,8 @@ cdef class AsyncFunction:
             self.lanes.old_message(m)
             pye_stats_event(self.lanes.host.counts, PYE_STATS_ARGUMENT)
             raise
-        return self.lanes.submit(self, m, <uint16_t>PYE_FRAME_CALL, c.index, out)
+        return self.lanes.submit(self, m, <uint16_t>PYE_FRAME_CALL, c.index, out, None, None,
+                                 parent)
 
     cdef uint64_t look(self) noexcept:
         """How long the call that begins now is looked for."""
@@ -301,16 +373,19 @@ cdef class AsyncLanes:
         self.queue.clear()
         self.host.waiting = 0
         for i in range(self.host.num):
-            if self.calls[i] is not None:
-                calls.append(self.calls[i])
-                self.calls[i] = None
+            call = self.calls[i]
+            self.calls[i] = None
+            while call is not None:
+                calls.append(call)
+                call = call.parent
         self.active = 0
         for call in calls:
             if call.stage != DROPPED:
                 call.error = make(call.stage >= WAITING)
                 self.count_end(call.error)
-                self.finish(call)
+                self.end(call)
             call.stage = DONE
+            self.vacate(call)
 
     cdef int count_end(self, error) except -1:
         if isinstance(error, _errors.EnclaveLostError):
@@ -355,7 +430,18 @@ cdef class AsyncLanes:
         except BaseException:
             self.old_message(m)
             raise
-        return self.submit(None, m, kind, 0, None)
+        return self.submit(None, m, kind, 0, None, None, None, None)
+
+    def send_batch(self, BatchCall function not None, Batch batch not None):
+        """Send a batch: return its answer, a bytearray, or an AsyncCall."""
+        cdef Message *m
+        self.check()
+        m = self.new_message()
+        m.segments[0] = batch.segments[0]
+        m.segments[1] = batch.segments[1]
+        m.num_segments = 2
+        return self.submit(None, m, <uint16_t>PYE_FRAME_BATCH, function.call.index, None, function,
+                           batch, None)
 
     cdef int free_lane(self) noexcept:
         cdef uint32_t i
@@ -368,7 +454,7 @@ cdef class AsyncLanes:
         return -1
 
     cdef object submit(self, AsyncFunction function, Message *m, uint16_t kind, uint16_t index,
-                       object out):
+                       object out, BatchCall batched, Batch batch, AsyncCall parent):
         """Take over `m`: return the answer, or the call."""
         cdef AsyncCall call = AsyncCall.__new__(AsyncCall)
         cdef int lane
@@ -377,9 +463,16 @@ cdef class AsyncLanes:
         call.function = function
         call.out = out
         call.message = m
-        call.kind = kind
-        call.index = index
-        lane = -1 if self.queue else self.free_lane()
+        call.kind = call.first_kind = kind
+        call.index = call.first_index = index
+        call.batched = batched
+        call.batch = batch
+        if parent is not None:
+            lane = self.nested_lane(parent)
+            call.parent = parent
+            call.level = pye_lane_depth(self.host.lanes[lane])
+        else:
+            lane = -1 if self.queue else self.free_lane()
         if lane < 0:
             if len(self.queue) >= self.queue_limit:
                 pye_stats_event(self.host.counts, PYE_STATS_BUSY)
@@ -414,7 +507,8 @@ cdef class AsyncLanes:
 
     cdef int put(self, AsyncCall call, int lane) except -1:
         self.calls[lane] = call
-        self.active += 1
+        if call.parent is None:
+            self.active += 1
         call.lane = lane
         call.stage = SENDING
         if call.function is not None and call.function.call.note is not None:
@@ -424,15 +518,21 @@ cdef class AsyncLanes:
         call.ticks = call.function.look() if call.function is not None else self.longest
         return 0
 
-    cdef int go_on(self, AsyncCall call, uint16_t kind, uint16_t index, object data) except -1:
-        cdef Message *m
-        self.check()
-        m = self.new_message()
-        try:
-            put_buffer(m, data)
-        except BaseException:
+    cdef int nested_lane(self, AsyncCall parent) except -1:
+        if self.calls[parent.lane] is not parent:
+            raise _errors.BusyError(
+                "another nested call has the lane of this ocall", expected="one at a time",
+                advice="Await one before the next.")
+        if pye_lane_depth(self.host.lanes[parent.lane]) >= PYE_LANE_MAX_DEPTH:
+            raise _errors.CallError(
+                "calls are nested too deep", expected=f"at most {PYE_LANE_MAX_DEPTH}")
+        return parent.lane
+
+    cdef int go_on(self, AsyncCall call, Message *m, uint16_t kind, uint16_t index) except -1:
+        """Send a held call's answer, taking over `m`."""
+        if self.calls[call.lane] is not call:
             self.old_message(m)
-            raise
+            raise _errors.EnclaveStateError("a nested call still has the lane")
         call.message = m
         call.kind = kind
         call.index = index
@@ -472,7 +572,7 @@ cdef class AsyncLanes:
                                         call.message.num_segments, 0)
                 if not call.counted:
                     call.counted = True
-                    if call.kind == PYE_FRAME_CALL:
+                    if call.first_kind == PYE_FRAME_CALL:
                         pye_stats_begin(self.host.counts, <uint32_t>call.lane, call.index,
                                         call.message.segments, call.message.num_segments)
                 if status == PYE_OK:
@@ -481,6 +581,8 @@ cdef class AsyncLanes:
                     call.stage = WAITING
             if call.stage == WAITING:
                 status = pye_lane_wait(lane, &call.header, 0)
+                if status == PYE_OK:
+                    status = self.judge(call, lane)
                 if status == PYE_OK:
                     try:
                         self.make_room(call)
@@ -494,16 +596,18 @@ cdef class AsyncLanes:
             if call.stage == READING:
                 status = pye_lane_read(lane, call.data, <size_t>call.header.total, 0)
                 if status == PYE_OK:
-                    if pye_lane_held(lane):
+                    call.length += call.header.total
+                    if call.header.kind == PYE_FRAME_OCALL or call.header.kind == PYE_FRAME_ITEM:
                         call.stage = HELD
-                        call.index = call.header.index
+                        call.serial += 1
                     else:
+                        call.begun = True
                         self.answered(call)
                         call.stage = DONE
                         self.give_back(call)
                     return True
             if call.stage == DROPPED:
-                status = pye_lane_drain(lane, 0)
+                status = pye_lane_drain_to(lane, call.level, 0)
                 if status == PYE_OK:
                     call.stage = DONE
                     self.give_back(call)
@@ -513,7 +617,8 @@ cdef class AsyncLanes:
             if status != PYE_E_TIMEOUT:
                 break
             if call.stage == DROPPED or not pye_lane_look(lane, &call.ticks):
-                if call.stage == WAITING and call.function is not None:
+                if (call.stage == WAITING and call.function is not None
+                        and call.kind == PYE_FRAME_CALL):
                     call.function.learn(given, 0)
                 call.ticks = 0
                 return False
@@ -525,15 +630,31 @@ cdef class AsyncLanes:
                 fail(status, "call")
             except Exception as error:
                 call.error = error
+        call.begun = True
         call.stage = DONE
         self.give_back(call)
         return True
 
+    cdef pye_status judge(self, AsyncCall call, pye_lane *lane) except? -1:
+        """Whether what came is what may answer this call."""
+        cdef bint streams = call.function is not None and call.function.call.streams
+        if call.header.kind == PYE_FRAME_OCALL:
+            if self.host.ocalls is None or call.header.index >= self.host.ocalls.num:
+                return pye_lane_refuse(lane, "ocall")
+        elif call.header.kind == PYE_FRAME_ITEM:
+            if not streams:
+                return pye_lane_refuse(lane, "turn")
+        elif call.header.kind == PYE_FRAME_RESULT and streams and call.header.total:
+            return pye_lane_refuse(lane, "stream")
+        return PYE_OK
+
     cdef int make_room(self, AsyncCall call) except -1:
         """Make what the announced message is read into; its size is below the message limit."""
         cdef Py_ssize_t total = <Py_ssize_t>call.header.total
-        if (call.header.kind != PYE_FRAME_RESULT or call.function is None
-                or call.function.call.native):
+        cdef bint plain = call.batched is None and (
+            call.function is None or call.function.call.native)
+        if (call.header.kind == PYE_FRAME_ERROR
+                or (call.header.kind == PYE_FRAME_RESULT and plain)):
             call.owner = PyBytes_FromStringAndSize(NULL, total)
             call.data = <uint8_t *><char *>call.owner
         else:
@@ -542,10 +663,14 @@ cdef class AsyncLanes:
         return 0
 
     cdef int answered(self, AsyncCall call) except -1:
-        if call.kind == PYE_FRAME_CALL:
-            pye_stats_answer(self.host.counts, <uint32_t>call.lane, call.index, call.header.total)
+        if call.first_kind == PYE_FRAME_CALL:
+            pye_stats_answer(self.host.counts, <uint32_t>call.lane, call.first_index, call.length)
         if call.header.kind == PYE_FRAME_ERROR:
-            call.error = self.host.failure(call.lane, call.kind, call.index, call.owner, None)
+            call.error = self.host.failure(
+                call.lane, call.first_kind, call.first_index, call.owner, call.cause)
+        elif call.batched is not None:
+            call.batched.count(call.batch, call.owner, call.lane)
+        call.cause = None
         return 0
 
     cdef int give_back(self, AsyncCall call) except -1:
@@ -553,9 +678,12 @@ cdef class AsyncLanes:
         cdef int lane = call.lane
         if lane < 0 or self.calls[lane] is not call:
             return 0
-        self.calls[lane] = None
-        self.active -= 1
         self.disarm(call)
+        self.calls[lane] = call.parent
+        if call.parent is not None:
+            self.vacate(call.parent)
+            return 0
+        self.active -= 1
         pye_stats_finish(self.host.counts, <uint32_t>lane)
         if pye_lane_idle(self.host.lanes[lane]):
             if self.host.notes[lane] is not None:
@@ -569,6 +697,23 @@ cdef class AsyncLanes:
             if self.watch != NULL:
                 pye_watch_set(self.watch, <uint32_t>call.lane, NULL, 0)
             call.armed = False
+
+    cdef int vacate(self, AsyncCall call) except -1:
+        """Tell who waits that no nested call has the lane any more."""
+        future = call.vacated
+        call.vacated = None
+        if future is not None and not future.done():
+            try:
+                future.set_result(None)
+            except RuntimeError:
+                pass
+        return 0
+
+    cdef int end(self, AsyncCall call) except -1:
+        """A call is over because of `error`."""
+        if call.future is None or call.future.done():
+            call.future = self.loop.create_future()
+        return self.finish(call)
 
     cdef int finish(self, AsyncCall call) except -1:
         future = call.future
@@ -589,6 +734,8 @@ cdef class AsyncLanes:
         if call.function is None:
             return owner
         c = call.function.call
+        if c.streams:
+            return None
         if c.native:
             value = owner
             if c.element is not None:
@@ -610,6 +757,8 @@ cdef class AsyncLanes:
             self.host.waiting = <int>len(self.queue)
             call.stage = DONE
             return -1
+        self.end_nested(call)
+        call.begun = call.stage >= WAITING
         call.stage = DROPPED
         call.out = None
         call.owner = None
@@ -619,6 +768,19 @@ cdef class AsyncLanes:
             return -1
         self.wait()
         return call.lane
+
+    cdef int end_nested(self, AsyncCall call) except -1:
+        """Calls nested in one that is given up have nothing to wait for."""
+        cdef AsyncCall inner = <AsyncCall>self.calls[call.lane]
+        while inner is not None and inner is not call:
+            self.disarm(inner)
+            if inner.stage != DROPPED:
+                inner.error = _errors.CallError("the call that this one was nested in was given up")
+                self.end(inner)
+            inner.stage = DONE
+            inner = inner.parent
+        self.calls[call.lane] = call
+        return 0
 
     cdef int wait(self) except -1:
         """Have the loop told when the worker goes on with one of the calls."""

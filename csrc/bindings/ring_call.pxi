@@ -21,7 +21,7 @@ cdef class HostCall:
     cdef double kill_after
     cdef str note
     cdef bint has_out
-    cdef bint streams
+    cdef readonly bint streams
     cdef readonly str __name__
     cdef readonly str __doc__
 

@@ -51,6 +51,8 @@ class Handle:
     Args and errors are those of the public classes.
     """
 
+    _async_handlers = False  # whether handlers of ocalls may be coroutine functions
+
     def __init__(
         self,
         image: str | os.PathLike[str] | bytes | bytearray | memoryview,
@@ -80,7 +82,7 @@ class Handle:
         self._state = state
         self._queue = queue
         self._quiet = quiet
-        self._ocalls = check_handlers(ocalls)
+        self._ocalls = check_handlers(ocalls, allow_async=self._async_handlers)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._run: Run | None = None

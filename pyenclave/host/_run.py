@@ -77,6 +77,7 @@ class Run:
         image = self._image = _images.prepare(data)
         self._handlers = ocalls or {}
         _ocalls.check(image.ocalls, self._handlers)
+        self.handles = bool(image.ocalls)
         self.name = image.info.name
         self.unsigned = not image.signed
         self._ended: Callable[[], EnclaveError] | None = None

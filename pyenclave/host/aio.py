@@ -10,22 +10,15 @@ takes time (launching, closing, asking the platform) runs on the loop's thread.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import threading
-import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self
 
-from pyenclave._core import AsyncCall, AsyncFunction, AsyncLanes, HostCall
+from pyenclave._core import AsyncCall
 from pyenclave.errors import (
-    CallTimeoutError,
     EnclaveClosedError,
-    EnclaveError,
-    EnclaveLostError,
     EnclaveStateError,
-    LaunchError,
 )
 from pyenclave.host._base import (
     DEFAULT_QUEUE,
@@ -36,13 +29,13 @@ from pyenclave.host._base import (
     find,
     nonce_of,
 )
+from pyenclave.host._engine import Engine, in_thread, running_loop
+from pyenclave.host._ocalls import Handlers
 from pyenclave.host._options import NO_OPTIONS, Options
 from pyenclave.host._run import Run
 from pyenclave.host.handle import Evidence, Functions
 
 __all__ = ["AsyncEnclave"]
-
-_T = TypeVar("_T")
 
 
 class AsyncEnclave(Handle):
@@ -64,6 +57,8 @@ class AsyncEnclave(Handle):
         state: The state directory; None for ``PYENCLAVE_STATE`` or the default.
         queue: How many calls may wait for a thread of the enclave; more raise BusyError.
         quiet: Do not say on stderr that an unsigned image runs as debug.
+        ocalls: A handler for each host function that the image declares, by name. Coroutine
+            functions are awaited on the loop, others run in a thread, so that they may block.
         inline: Look for an answer for up to 50 microseconds before the loop gets its turn, for
             functions that usually answer so soon. False: never.
 
@@ -82,17 +77,28 @@ class AsyncEnclave(Handle):
         state: str | os.PathLike[str] | None = None,
         queue: int = DEFAULT_QUEUE,
         quiet: bool = False,
+        ocalls: Handlers | None = None,
         inline: bool = True,
     ) -> None:
-        super().__init__(image, debug=debug, require=require, state=state, queue=queue, quiet=quiet)
+        super().__init__(
+            image,
+            debug=debug,
+            require=require,
+            state=state,
+            queue=queue,
+            quiet=quiet,
+            ocalls=ocalls,
+        )
         if not isinstance(inline, bool):
             raise TypeError(f"inline is True or False, not {inline!r}")
         self._inline = inline
         self._script: str | os.PathLike[str] | None = None
         self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._engine: _Engine | None = None
+        self._engine: Engine | None = None
         self._made: Functions | None = None
+
+    _async_handlers = True
 
     @classmethod
     def from_file(cls, script: str | os.PathLike[str], **options: Any) -> Self:
@@ -123,7 +129,7 @@ class AsyncEnclave(Handle):
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         self._check_process()
-        loop = _running_loop()
+        loop = running_loop()
         if self._loop is None:
             self._loop = loop
         elif self._loop is not loop:
@@ -151,13 +157,13 @@ class AsyncEnclave(Handle):
             raise EnclaveStateError("the enclave is being started already")
         self._starting = True
         try:
-            run = await _in_thread(self._launch, Run.close)
+            run = await in_thread(self._launch, Run.close)
         finally:
             self._starting = False
         if self._closed:
-            await _in_thread(run.close)
+            await in_thread(run.close)
             self._check_may_start()
-        self._engine = _Engine(run, loop, self._queue, self._inline)
+        self._engine = Engine(run, loop, self._queue, self._inline)
         self._made = run.functions.with_options(NO_OPTIONS, self._engine.wrap)
         self._run = run
         return self
@@ -172,7 +178,7 @@ class AsyncEnclave(Handle):
             return
         run.mark_closed()
         engine.close()
-        await _in_thread(run.close)
+        await in_thread(run.close)
 
     async def __aenter__(self) -> Self:
         if self._run is None or self._closed:
@@ -189,7 +195,7 @@ class AsyncEnclave(Handle):
 
     # ---- use ----------------------------------------------------------------------------------
 
-    def _functions(self) -> tuple[_Engine, Functions]:
+    def _functions(self) -> tuple[Engine, Functions]:
         self._running()
         if self._engine is None or self._made is None:
             raise EnclaveClosedError("the enclave is not started")
@@ -294,8 +300,10 @@ class AsyncEnclaveOptions:
     def _find(self) -> Functions:
         engine, functions = self._enclave._functions()  # noqa: SLF001 - of the same module
         if self._made is None:
-            wrap = engine.wrapper(self._options)
-            self._made = functions.with_options(self._options, wrap)
+            options = self._options
+            self._made = functions.with_options(
+                options, lambda call: engine.function(call, options)
+            )
         return self._made
 
     def call(
@@ -323,284 +331,3 @@ class AsyncEnclaveOptions:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an enclave's handle cannot be pickled or copied")
-
-
-class _Engine:
-    """A run's lanes on one event loop: what is readable when, and how calls are awaited."""
-
-    def __init__(self, run: Run, loop: asyncio.AbstractEventLoop, queue: int, inline: bool) -> None:
-        self.run = run
-        self.loop = loop
-        self._retire: Callable[[], object] = lambda: None
-        this = weakref.ref(self)
-        self.lanes = AsyncLanes(
-            run.lanes,
-            queue,
-            loop,
-            _running_loop,
-            lambda: _attach(this),
-            lambda check: _broken(this, check),
-            inline,
-        )
-
-    # ---- the loop's descriptors ----
-
-    def attach(self) -> int:
-        """Have the loop watch an eventfd, which is returned, and the worker's end."""
-        loop = self.loop
-        events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            death = os.dup(self.run.pidfd)
-        except OSError:
-            os.close(events)
-            raise
-        ready, ended = weakref.WeakMethod(self.ready), weakref.WeakMethod(self.worker_ended)
-        self._retire = weakref.finalize(self, _retire, loop, (events, death), os.getpid())
-        loop.add_reader(events, _call_weakly, ready)
-        loop.add_reader(death, _call_weakly, ended)
-        self._events, self._death = events, death
-        return events
-
-    def ready(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._events)
-        self.lanes.ready()
-
-    def worker_ended(self) -> None:
-        """The worker's process ended. Why, the platform knows; asking takes time."""
-        self.loop.remove_reader(self._death)
-        _spawn(self._learn_why)
-
-    def _learn_why(self) -> None:
-        error: EnclaveError = EnclaveLostError("the enclave's process ended")
-        try:
-            self.run.guard()
-        except EnclaveError as why:
-            error = why
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self.loop.call_soon_threadsafe(self._fail_all, error)
-
-    def _fail_all(self, error: EnclaveError) -> None:
-        def make(started: bool) -> EnclaveError:
-            one = type(error)(error.message, advice=error.advice)
-            one.expected, one.found = error.expected, error.found
-            if isinstance(one, EnclaveLostError):
-                one.started = started
-            return one
-
-        self.lanes.fail_all(make)
-
-    def broken(self, check: str) -> EnclaveError:
-        """The worker broke the protocol: refuse for ever, and end it."""
-        error = self.run.mark_broken(check)
-        self.loop.call_soon(self._fail_all, error)
-        _spawn(self.run.close)
-        return error
-
-    def close(self) -> None:
-        """Fail what waits and give back thread and descriptors."""
-        if _loop_of_this_thread() is self.loop or self.loop.is_closed():
-            self._close()
-        else:
-            with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(self._close)
-
-    def _close(self) -> None:
-        self.lanes.fail_all(lambda _started: EnclaveClosedError("the enclave was closed"))
-        self.lanes.close()
-        self._retire()
-
-    # ---- calls ----
-
-    def wrap(self, call: HostCall) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """Return a trusted function as a coroutine function without options."""
-        begin, wait = AsyncFunction(self.lanes, call).begin, self.wait
-
-        async def function(*args: Any, **kwargs: Any) -> Any:
-            answer = begin(args, kwargs)
-            return answer if type(answer) is not AsyncCall else await wait(answer, NO_OPTIONS)
-
-        return _named(function, call)
-
-    def wrapper(
-        self, options: Options
-    ) -> Callable[[HostCall], Callable[..., Coroutine[Any, Any, Any]]]:
-        """Return what makes coroutine functions with *options*."""
-
-        def wrap(call: HostCall) -> Callable[..., Coroutine[Any, Any, Any]]:
-            begin, wait = AsyncFunction(self.lanes, call).begin, self.wait
-
-            async def function(*args: Any, **kwargs: Any) -> Any:
-                answer = begin(args, kwargs)
-                return answer if type(answer) is not AsyncCall else await wait(answer, options)
-
-            return _named(function, call)
-
-        return wrap
-
-    async def wait(self, call: AsyncCall, options: Options) -> Any:
-        """Wait for a call that was not answered at once."""
-        timer = None
-        if options.timeout is not None:
-            timer = self.loop.call_later(options.timeout, self._expire, call, options)
-        try:
-            if call.future.done():
-                await asyncio.sleep(0)  # answered, but the others have waited long enough
-            else:
-                await call.future
-            return call.take()
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if not call.done:
-                self._give_up(call, options)
-
-    def _expire(self, call: AsyncCall, options: Options) -> None:
-        if call.future.done():
-            return
-        text = (
-            "the deadline passed" if call.started else "the deadline passed before the call began"
-        )
-        self._give_up(call, options)
-        call.expire(
-            CallTimeoutError(
-                text, advice="A call that began may still run; its lane is free when it returns."
-            )
-        )
-
-    def _give_up(self, call: AsyncCall, options: Options) -> None:
-        lane = call.give_up()
-        if lane >= 0 and options.kill_after is not None and not self.loop.is_closed():
-            self.loop.call_later(
-                options.kill_after,
-                _call_weakly,
-                weakref.WeakMethod(self.end_late),
-                call,
-                lane,
-                options.kill_after,
-            )
-
-    def end_late(self, call: AsyncCall, lane: int, seconds: float) -> None:
-        """End the worker if the given-up *call* still has its lane."""
-        if self.lanes.still(lane, call):
-            error = self.run.mark_late(seconds)
-            self._fail_all(error)
-            _spawn(self.run.close)
-
-
-def _named(
-    function: Callable[..., Coroutine[Any, Any, Any]], call: HostCall
-) -> Callable[..., Coroutine[Any, Any, Any]]:
-    function.__name__ = function.__qualname__ = call.__name__
-    function.__doc__ = call.__doc__
-    return function
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        raise EnclaveStateError(
-            "no asyncio event loop runs here",
-            advice="Use AsyncEnclave in a coroutine under asyncio; Enclave is for threads.",
-        ) from None
-
-
-def _loop_of_this_thread() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _attach(engine: weakref.ref[_Engine]) -> int:
-    this = engine()
-    if this is None:
-        raise EnclaveClosedError("the enclave was closed")
-    return this.attach()
-
-
-def _broken(engine: weakref.ref[_Engine], check: str) -> EnclaveError:
-    this = engine()
-    return EnclaveClosedError("the enclave was closed") if this is None else this.broken(check)
-
-
-def _call_weakly(method: weakref.WeakMethod[Any], *args: object) -> None:
-    # The loop must not keep a forgotten handle, and with it an enclave, alive.
-    this = method()
-    if this is not None:
-        this(*args)
-
-
-def _retire(loop: asyncio.AbstractEventLoop, fds: tuple[int, ...], pid: int) -> None:
-    """Have the loop forget *fds*, then close them: in that order, and on the loop's thread."""
-
-    def close() -> None:
-        for fd in fds:
-            if not loop.is_closed() and os.getpid() == pid:
-                loop.remove_reader(fd)
-            os.close(fd)
-
-    if os.getpid() != pid or loop.is_closed() or _loop_of_this_thread() is loop:
-        close()
-        return
-    try:
-        loop.call_soon_threadsafe(close)
-    except RuntimeError:  # closed in between
-        close()
-
-
-def _spawn(work: Callable[[], object]) -> None:
-    """Run *work* in a thread of its own, or here if there can be none."""
-    try:
-        threading.Thread(target=work, name="pyenclave", daemon=True).start()
-    except RuntimeError:
-        work()
-
-
-async def _in_thread(work: Callable[[], _T], abandoned: Callable[[_T], object] | None = None) -> _T:
-    """
-    Run *work* in a thread of its own and wait for it.
-
-    If the caller is cancelled, the thread goes on, and what it returns is given to *abandoned*.
-    The loop's own pool is not used: the program's blocking calls may have filled it.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_T] = loop.create_future()
-
-    def forget(result: _T) -> None:
-        if abandoned is not None:
-            abandoned(result)
-
-    def deliver(result: _T | None, error: BaseException | None) -> None:
-        if not future.cancelled():
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-        elif error is None:
-            _spawn(lambda: forget(result))  # type: ignore[arg-type]
-
-    def body() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as caught:  # raised again in the waiting task
-            error = caught
-        try:
-            loop.call_soon_threadsafe(deliver, result, error)
-        except RuntimeError:  # the loop is closed
-            if error is None:
-                forget(result)  # type: ignore[arg-type]
-
-    try:
-        threading.Thread(target=body, name="pyenclave", daemon=True).start()
-    except RuntimeError as error:
-        raise LaunchError(f"the host cannot start a thread: {error}") from None
-    try:
-        return await future
-    except asyncio.CancelledError:
-        if future.done() and not future.cancelled() and future.exception() is None:
-            result = future.result()
-            _spawn(lambda: forget(result))
-        raise
