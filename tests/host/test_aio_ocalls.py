@@ -121,7 +121,7 @@ def test_what_a_handler_raises_crosses_as_the_name_of_its_class(make):
             assert "the text" not in str(caught.value)
             assert isinstance(caught.value.__cause__, KeyError)
             assert "KeyError" in await enclave.caught("x")
-            assert "nothing" != await enclave.caught("wrong")
+            assert await enclave.caught("wrong") != "nothing"
             assert await enclave.double(2) == 4
 
     asyncio.run(main())
@@ -265,11 +265,10 @@ def test_a_stream_is_read_item_by_item(make):
             assert [item async for item in enclave.count(0)] == []
             assert [item async for item in enclave.call("count", 3)] == [0, 1, 2]
             assert [item async for item in enclave.options(timeout=5).count(3)] == [0, 1, 2]
-            seen = []
+            stream = enclave.count_badly(3)
+            assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
             with pytest.raises(EcallError):
-                async for item in enclave.count_badly(3):
-                    seen.append(item)  # noqa: PERF401
-            assert seen == [0, 1, 2]
+                await anext(stream)
             assert enclave._engine.lanes.busy == 0
 
     asyncio.run(main())
