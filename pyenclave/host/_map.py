@@ -22,7 +22,16 @@ from pyenclave.errors import ArgumentError, CallError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Results", "Work", "batch_call", "check_errors", "work_for"]
+__all__ = [
+    "Items",
+    "Results",
+    "Work",
+    "batch_call",
+    "check_array",
+    "check_errors",
+    "joined",
+    "work_for",
+]
 
 TARGET = 0.004  # seconds that one crossing should take: results stream, and hand-overs do not count
 BUDGET_MS = 20  # after so long the enclave answers what it has
@@ -144,6 +153,11 @@ class Work:
     def ready(self) -> bool:
         """Whether the next results are there."""
         return bool(self._entries) and self._entries[0].answered
+
+    @property
+    def under_way(self) -> bool:
+        """Whether results of items that were taken are still to be given out."""
+        return bool(self._entries)
 
     def hurry(self) -> None:
         """Pack as much as fits from now on: nobody waits for a single result."""
@@ -275,10 +289,7 @@ class Results(Iterator[Any]):
             CallError: The results are not all of one length, or the function refused an item.
 
         """
-        if not self._work.call.native:
-            raise TypeError("array() is for native functions; iterate over the results instead")
-        if self._begun:
-            raise ValueError("array() takes all results, and some were taken before")
+        check_array(self._work, begun=self._begun)
         work = self._work
         parts = []
         source = work.source
@@ -288,10 +299,32 @@ class Results(Iterator[Any]):
         work.hurry()
         while self._fetch():
             parts.append(work.rows())
-        return parts[0] if len(parts) == 1 else _joined(parts, work.call.element)
+        return parts[0] if len(parts) == 1 else joined(parts, work.call.element)
 
 
-def _joined(parts: list[npt.NDArray[Any]], element: str | None) -> npt.NDArray[Any]:
+def check_array(work: Work, *, begun: bool) -> None:
+    """
+    Check that ``array()`` may be called.
+
+    Raises:
+        TypeError: The function is a Python function.
+        ValueError: A result was taken already.
+
+    """
+    if not work.call.native:
+        raise TypeError("array() is for native functions; iterate over the results instead")
+    if begun:
+        raise ValueError("array() takes all results, and some were taken before")
+
+
+def joined(parts: list[npt.NDArray[Any]], element: str | None) -> npt.NDArray[Any]:
+    """
+    Return the parts one after the other.
+
+    Raises:
+        CallError: Their rows are not all of one length.
+
+    """
     import numpy as np
 
     if not parts:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 from pyenclave._core import AsyncCall
 from pyenclave.errors import (
     EnclaveClosedError,
     EnclaveStateError,
 )
+from pyenclave.host._aio_map import AsyncResults, async_results
 from pyenclave.host._base import (
     DEFAULT_QUEUE,
     FRAME_ATTEST,
@@ -30,6 +31,7 @@ from pyenclave.host._base import (
     nonce_of,
 )
 from pyenclave.host._engine import Engine, in_thread, running_loop
+from pyenclave.host._map import check_errors
 from pyenclave.host._ocalls import Handlers
 from pyenclave.host._options import NO_OPTIONS, Options
 from pyenclave.host._run import Run
@@ -252,6 +254,41 @@ class AsyncEnclave(Handle):
         options = Options(timeout=timeout, kill_after=kill_after, correlation=correlation)
         return AsyncEnclaveOptions(self, options)
 
+    def map(
+        self,
+        function: str | Callable[..., Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> AsyncResults:
+        """
+        Call a function for each item, many calls to a crossing.
+
+        As ``Enclave.map``, with which it shares the meaning of *items* and *errors*.
+
+        Args:
+            function: Its name, or the host's own function of that name.
+            items: One positional argument each; of a function that requires several, a tuple of
+                them. An asynchronous iterable is read ahead by at most 256 items.
+            errors: ``raise`` an item's error in its place, or ``return`` it as its result.
+
+        Returns:
+            An asynchronous iterator over the results in order; of a native function also
+            ``await ....array()``: all results as the rows of one array.
+
+        Raises:
+            UnknownFunctionError: The enclave has no such function.
+            ArgumentError: It cannot be called with one item each.
+            TypeError: *items* cannot be iterated.
+            ValueError: *errors* is neither ``raise`` nor ``return``.
+
+        """
+        raises = check_errors(errors)
+        engine, functions = self._functions()
+        call = functions.batched(function)
+        return async_results(engine, NO_OPTIONS, call, items, raises=raises)
+
     async def attest(self, nonce: bytes = b"", *, timeout: float | None = None) -> Evidence:
         """
         Return evidence of what runs inside.
@@ -312,6 +349,20 @@ class AsyncEnclaveOptions:
         """As :meth:`AsyncEnclave.call`, and CallTimeoutError when the deadline passes."""
         made: Coroutine[Any, Any, Any] = find(self._find(), function)(*args, **kwargs)
         return made
+
+    def map(
+        self,
+        function: str | Callable[..., Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> AsyncResults:
+        """As :meth:`AsyncEnclave.map`; the deadline is for each wait, not for the whole."""
+        raises = check_errors(errors)
+        call = self._find().batched(function)
+        engine = self._enclave._functions()[0]  # noqa: SLF001
+        return async_results(engine, self._options, call, items, raises=raises)
 
     async def attest(self, nonce: bytes = b"") -> Evidence:
         """As :meth:`AsyncEnclave.attest`."""

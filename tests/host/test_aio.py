@@ -519,6 +519,53 @@ def test_functions_that_are_slow_are_not_looked_for(make):
     asyncio.run(main())
 
 
+def test_mapping_on_a_loop_keeps_order_and_errors_of_items(make, wide_image):
+    async def numbers(count):
+        for i in range(count):
+            if i % 100 == 0:
+                await asyncio.sleep(0.001)
+            yield i
+
+    async def broken():
+        yield 1
+        raise KeyError("the source's own")
+
+    async def main():
+        async with make(image=wide_image) as enclave:
+            expected = [2 * i for i in range(1000)]
+            assert [one async for one in enclave.map("double", range(1000))] == expected
+            assert [one async for one in enclave.map("double", numbers(1000))] == expected
+            quick = enclave.options(timeout=5)
+            assert [one async for one in quick.map("double", [1, 2])] == [2, 4]
+            assert [one async for one in enclave.map("double", [])] == []
+            assert [one async for one in enclave.map("double", numbers(0))] == []
+            mixed = [one async for one in enclave.map("double", [1, "x", 3], errors="return")]
+            assert mixed[::2] == [2, 6]
+            assert isinstance(mixed[1], ArgumentError)
+            results = enclave.map("double", [1, "x", 3])
+            assert await anext(results) == 2
+            with pytest.raises(ArgumentError):
+                await anext(results)
+            assert await anext(results) == 6
+            results = enclave.map("double", broken())
+            assert await anext(results) == 2
+            with pytest.raises(KeyError):
+                await anext(results)
+            with pytest.raises(TypeError):
+                enclave.map("double", 5)
+            with pytest.raises(ValueError, match="errors"):
+                enclave.map("double", [], errors="ignore")
+            with pytest.raises(TypeError, match="native"):
+                await enclave.map("double", [1]).array()
+            with pytest.raises(CallTimeoutError):
+                await anext(enclave.options(timeout=0.05).map("sleep", [0.3]))
+            await eventually(lambda: lanes_of(enclave).busy == 0)
+            calls = {one.name: one.calls for one in enclave.stats.functions}
+            assert calls["double"] >= 2000
+
+    asyncio.run(main())
+
+
 # ---- giving up ---------------------------------------------------------------------------------
 
 
@@ -955,8 +1002,8 @@ def test_the_twins_have_the_same_names_and_keywords():
     public = [
         {name for name in dir(c) if not name.startswith("_")} for c in (Enclave, AsyncEnclave)
     ]
-    assert public[0] - {"map"} == public[1]
-    for name in ("__init__", "options", "attest", "ping", "call"):
+    assert public[0] == public[1]
+    for name in ("__init__", "options", "attest", "ping", "call", "map"):
         ours, theirs = (inspect.signature(getattr(c, name)) for c in (Enclave, AsyncEnclave))
         assert set(ours.parameters) <= set(theirs.parameters)
 
