@@ -34,6 +34,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "ecall_python": ("calls", "ecall_python"),
     "ecall_sleeping": ("calls", "ecall_sleeping"),
     "ecall_counted": ("counting", "ecall_counted"),
+    "ecall_async": ("async_calls", "ecall_async"),
     "ecall_map_256": ("calls", "ecall_map_256"),
     "ecall_array": ("calls", "ecall_array"),
     "launch_zygote": ("launching", "launch_zygote"),
