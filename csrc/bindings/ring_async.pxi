@@ -66,7 +66,8 @@ cdef class AsyncCall:
     cdef object owner
     cdef uint8_t *data
     cdef object error
-    cdef uint64_t ticks
+    cdef uint64_t ticks            # left to look for it, of those that were given
+    cdef uint64_t given
     cdef readonly object future
 
     def __cinit__(self):
@@ -297,7 +298,7 @@ cdef class AsyncLanes:
     ``attach()`` is called once, when the first call is not answered at once: it returns an eventfd
     and has the loop call ``ready()`` when that is readable. ``broken(check)``: the worker broke the
     protocol; returns the exception to raise, and may not block. ``get_loop()`` returns the running
-    loop. `inline`: whether answers are looked for before the loop gets its turn.
+    loop, or None. `inline`: whether answers are looked for before the loop gets its turn.
     """
 
     cdef HostLanes host
@@ -313,8 +314,8 @@ cdef class AsyncLanes:
     cdef pye_watch *watch
     cdef int event_fd
     cdef uint64_t longest
-    cdef double turn               # since when the loop had no turn, as far as is known
-    cdef double last
+    cdef uint64_t turn             # since when the loop had no turn, as far as is known; ns
+    cdef uint64_t last
     cdef bint pumping
     cdef object __weakref__
 
@@ -396,7 +397,12 @@ cdef class AsyncLanes:
 
     cdef int check(self) except -1:
         self.host.check()
-        if self.get_loop() is not self.loop:
+        loop = self.get_loop()
+        if loop is None:
+            raise _errors.EnclaveStateError(
+                "no asyncio event loop runs here",
+                advice="Use AsyncEnclave in a coroutine under asyncio; Enclave is for threads.")
+        if loop is not self.loop:
             raise _errors.EnclaveStateError(
                 "this handle belongs to another event loop",
                 expected="the loop that first used it", found="another one",
@@ -456,9 +462,48 @@ cdef class AsyncLanes:
     cdef object submit(self, AsyncFunction function, Message *m, uint16_t kind, uint16_t index,
                        object out, BatchCall batched, Batch batch, AsyncCall parent):
         """Take over `m`: return the answer, or the call."""
-        cdef AsyncCall call = AsyncCall.__new__(AsyncCall)
-        cdef int lane
-        cdef double now
+        cdef AsyncCall call
+        cdef pye_lane_header header
+        cdef pye_status status
+        cdef uint64_t ticks
+        cdef uint64_t given
+        cdef int lane = -1
+        cdef int stage = QUEUED
+        cdef uint32_t level = 0
+        cdef bint turn_over = False
+        if parent is not None:
+            try:
+                lane = self.nested_lane(parent)
+            except BaseException:
+                self.old_message(m)
+                raise
+            level = pye_lane_depth(self.host.lanes[lane])
+        elif not self.queue:
+            lane = self.free_lane()
+        given = ticks = function.look() if function is not None else self.longest
+        if lane >= 0 and function is not None:
+            # The whole of a short call, without an object for it.
+            if function.call.note is not None:
+                self.host.show(lane, function.call.note)
+            pye_stats_time(self.host.counts, <uint32_t>lane, index)
+            status = pye_lane_write(self.host.lanes[lane], kind, index, m.segments,
+                                    m.num_segments, 0)
+            pye_stats_begin(self.host.counts, <uint32_t>lane, index, m.segments, m.num_segments)
+            stage = SENDING
+            if status == PYE_OK:
+                stage = WAITING
+                self.old_message(m)
+                m = NULL
+                if pye_lane_look(self.host.lanes[lane], &ticks):
+                    status = pye_lane_wait(self.host.lanes[lane], &header, 0)
+                    if (status == PYE_OK and header.kind == PYE_FRAME_RESULT
+                            and header.length == header.total and parent is None and out is None
+                            and not function.call.streams):
+                        turn_over = not self.has_turn()
+                        if not turn_over:
+                            function.learn(given, ticks)
+                            return self.quick(function, lane, index, <size_t>header.total)
+        call = AsyncCall.__new__(AsyncCall)
         call.lanes = self
         call.function = function
         call.out = out
@@ -467,12 +512,6 @@ cdef class AsyncLanes:
         call.index = call.first_index = index
         call.batched = batched
         call.batch = batch
-        if parent is not None:
-            lane = self.nested_lane(parent)
-            call.parent = parent
-            call.level = pye_lane_depth(self.host.lanes[lane])
-        else:
-            lane = -1 if self.queue else self.free_lane()
         if lane < 0:
             if len(self.queue) >= self.queue_limit:
                 pye_stats_event(self.host.counts, PYE_STATS_BUSY)
@@ -484,19 +523,21 @@ cdef class AsyncLanes:
             self.host.waiting = <int>len(self.queue)
             pye_stats_depth(self.host.counts, <uint64_t>self.host.waiting)
             return call
+        call.parent = parent
+        if stage != QUEUED:
+            call.counted = True
+        call.level = level
         self.put(call, lane)
+        if stage != QUEUED:
+            call.stage = stage
+        call.ticks = ticks
+        call.given = given
         finished = self.step(call)
         if call.error is not None:
             return call.take()
         if finished:
-            if call.stage == DONE:
-                now = <double>_monotonic()
-                if now - self.last > TURN_US * 1e-6:
-                    self.turn = now
-                self.last = now
-                if now - self.turn < TURN_US * 1e-6:
-                    return self.value(call)
-                self.turn = now
+            if call.stage == DONE and not turn_over and self.has_turn():
+                return self.value(call)
             # The loop gets its turn now, and then the caller its answer.
             call.future = self.loop.create_future()
             call.future.set_result(None)
@@ -505,17 +546,67 @@ cdef class AsyncLanes:
         self.wait()
         return call
 
+    cdef bint has_turn(self) noexcept:
+        """Whether one more answer may be given before the loop gets its turn."""
+        cdef uint64_t now = pye_clock_ns()
+        if now - self.last > TURN_US * 1000:
+            self.turn = now  # no long run of them
+        self.last = now
+        if now - self.turn < TURN_US * 1000:
+            return True
+        self.turn = now
+        return False
+
+    cdef object quick(self, AsyncFunction function, int lane, uint16_t index, size_t total):
+        """Read and decode an answer of one fragment; its lane is free then."""
+        cdef HostCall c = function.call
+        cdef pye_lane *this = self.host.lanes[lane]
+        cdef pye_status status
+        cdef uint8_t[SMALL] small
+        cdef uint8_t *data = small
+        cdef object owner = None
+        try:
+            if c.native:
+                owner = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>total)
+                data = <uint8_t *><char *>owner
+            elif c.result.arrays or total > SMALL:
+                owner = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>total)
+                data = <uint8_t *>PyByteArray_AsString(owner)
+        except MemoryError:
+            status = pye_lane_drain(this, 0)
+            self.let_go(lane)
+            raise
+        status = pye_lane_read(this, data, total, 0)
+        if status == PYE_OK:
+            pye_stats_answer(self.host.counts, <uint32_t>lane, index, total)
+        self.let_go(lane)
+        if status != PYE_OK:
+            raise self.broken(pye_lane_broken(this).decode())
+        if c.native:
+            return owner if c.element is None else native_array(owner, c.element)
+        return self.host.decode(c.result, data, total, owner)
+
+    cdef int let_go(self, int lane) except -1:
+        pye_stats_finish(self.host.counts, <uint32_t>lane)
+        if pye_lane_idle(self.host.lanes[lane]):
+            if self.host.notes[lane] is not None:
+                self.host.show(lane, None)
+            PYE_SET(&self.host.states[lane], FREE)
+        return 0
+
     cdef int put(self, AsyncCall call, int lane) except -1:
         self.calls[lane] = call
         if call.parent is None:
             self.active += 1
         call.lane = lane
         call.stage = SENDING
-        if call.function is not None and call.function.call.note is not None:
+        if call.function is not None and call.function.call.note is not None and not call.counted:
             self.host.show(lane, call.function.call.note)
-        if call.kind == PYE_FRAME_CALL:
+        if call.kind == PYE_FRAME_CALL and not call.counted:
             pye_stats_time(self.host.counts, <uint32_t>lane, call.index)
-        call.ticks = call.function.look() if call.function is not None else self.longest
+        call.given = call.ticks = (
+            call.function.look() if call.function is not None and not call.counted
+            else self.longest)
         return 0
 
     cdef int nested_lane(self, AsyncCall parent) except -1:
@@ -539,6 +630,7 @@ cdef class AsyncLanes:
         call.owner = None
         call.stage = SENDING
         call.ticks = self.longest
+        call.given = 0
         call.future = self.loop.create_future()
         if self.step(call):
             self.finish(call)
@@ -563,7 +655,7 @@ cdef class AsyncLanes:
         """
         cdef pye_lane *lane = self.host.lanes[call.lane]
         cdef pye_status status = PYE_OK
-        cdef uint64_t given = call.ticks
+        cdef uint64_t given = call.given
         if call.stage == HELD:
             return True
         while True:
@@ -592,7 +684,7 @@ cdef class AsyncLanes:
                         call.stage = DROPPED
                     if call.function is not None and call.kind == PYE_FRAME_CALL:
                         call.function.learn(given, call.ticks)
-                        given = 0
+                        call.given = given = 0
             if call.stage == READING:
                 status = pye_lane_read(lane, call.data, <size_t>call.header.total, 0)
                 if status == PYE_OK:
@@ -620,7 +712,7 @@ cdef class AsyncLanes:
                 if (call.stage == WAITING and call.function is not None
                         and call.kind == PYE_FRAME_CALL):
                     call.function.learn(given, 0)
-                call.ticks = 0
+                call.ticks = call.given = 0
                 return False
         if status == PYE_E_PROTOCOL:
             call.error = self.broken(pye_lane_broken(lane).decode())
@@ -684,11 +776,7 @@ cdef class AsyncLanes:
             self.vacate(call.parent)
             return 0
         self.active -= 1
-        pye_stats_finish(self.host.counts, <uint32_t>lane)
-        if pye_lane_idle(self.host.lanes[lane]):
-            if self.host.notes[lane] is not None:
-                self.host.show(lane, None)
-            PYE_SET(&self.host.states[lane], FREE)
+        self.let_go(lane)
         return 0
 
     cdef void disarm(self, AsyncCall call) noexcept:
