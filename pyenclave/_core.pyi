@@ -353,7 +353,7 @@ class AsyncLanes:
         host: HostLanes,
         queue_limit: int,
         loop: asyncio.AbstractEventLoop,
-        get_loop: Callable[[], asyncio.AbstractEventLoop | None],
+        get_loop: Callable[[], asyncio.AbstractEventLoop],
         attach: Callable[[], int],
         broken: Callable[[str], BaseException],
         inline: bool,

@@ -298,7 +298,7 @@ cdef class AsyncLanes:
     ``attach()`` is called once, when the first call is not answered at once: it returns an eventfd
     and has the loop call ``ready()`` when that is readable. ``broken(check)``: the worker broke the
     protocol; returns the exception to raise, and may not block. ``get_loop()`` returns the running
-    loop, or None. `inline`: whether answers are looked for before the loop gets its turn.
+    loop, or raises RuntimeError. `inline`: whether answers are looked for before the loop gets its turn.
     """
 
     cdef HostLanes host
@@ -397,11 +397,13 @@ cdef class AsyncLanes:
 
     cdef int check(self) except -1:
         self.host.check()
-        loop = self.get_loop()
-        if loop is None:
+        try:
+            loop = self.get_loop()
+        except RuntimeError:
             raise _errors.EnclaveStateError(
                 "no asyncio event loop runs here",
-                advice="Use AsyncEnclave in a coroutine under asyncio; Enclave is for threads.")
+                advice="Use AsyncEnclave in a coroutine under asyncio; Enclave is for threads."
+            ) from None
         if loop is not self.loop:
             raise _errors.EnclaveStateError(
                 "this handle belongs to another event loop",

@@ -46,7 +46,7 @@ class Engine:
             run.lanes,
             queue,
             loop,
-            asyncio._get_running_loop,
+            asyncio.get_running_loop,
             lambda: _attach(this),
             lambda check: _broken(this, check),
             inline,
