@@ -377,3 +377,33 @@ def test_error_codes_in_the_documents_exist() -> None:
             assert hasattr(errors, name) or hasattr(builtins, name) or name == "PublicError", (
                 f"{path.name}: {name}"
             )
+
+
+def test_the_examples_of_watching_run(tmp_path: Path) -> None:
+    """Counters, an id of the host's, and the text for Prometheus, as the page prints them."""
+    page = "docs/observability.md"
+    (tmp_path / "half.py").write_text(example(page, "watch-entry"))
+    (tmp_path / "call.py").write_text(example(page, "watch-python"))
+    done = subprocess.run(
+        [sys.executable, "call.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYENCLAVE_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == example(page, "watch-output")
+
+
+def test_every_exported_name_is_described() -> None:
+    """docs/observability.md has each family that telemetry exports, and each field of the stats."""
+    from pyenclave import telemetry
+    from pyenclave.calls.stats import EnclaveStats
+
+    text = text_of(ROOT / "docs/observability.md")
+    for family in telemetry.collect():
+        name = family.name + ("_total" if family.kind == "counter" else "")
+        assert f"`{name}`" in text, name
+    for field in EnclaveStats.__dataclass_fields__:
+        assert f"`{field}`" in text or field == "name", field

@@ -242,3 +242,24 @@ def test_asyncio_and_pools_name_their_calls_alike(image: bytes, tmp_path: Path) 
         text = b"".join(log.read(state) for log in find_logs(state)).decode()
     assert text.count("[req-async] a trusted function raised:") == 1
     assert text.count("[req-pool] a trusted function raised:") == 1
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_a_breakpoint_inside_does_nothing(tmp_path: Path, debug: bool) -> None:
+    """There is nobody to talk to: no terminal, and no debugger on the lock list."""
+    (tmp_path / "enclave.toml").write_text(MANIFEST.replace("talking", "halting"))
+    (tmp_path / "halting.py").write_text(
+        "import pyenclave\n"
+        "@pyenclave.ecall\n"
+        "def halt() -> int:\n"
+        "    breakpoint()\n"
+        "    return 1\n"
+        "@pyenclave.ecall\n"
+        "def go_on() -> int:\n"
+        "    return 2\n"
+    )
+    image = sign(build(tmp_path / "enclave.toml"), keygen())
+    with Enclave(image, debug=debug, state=tmp_path / "state") as enclave:
+        assert enclave.options(timeout=20).halt() == 1
+        assert enclave.go_on() == 2
+    assert ("RuntimeWarning" in log_of(tmp_path / "state")) is debug

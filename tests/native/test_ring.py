@@ -598,3 +598,51 @@ def test_SER_02_what_the_check_accepts_is_what_a_decoder_accepts(data):
             pass  # text that is not UTF-8, a list as a key
         assert "truncated" not in said
         assert "trailing" not in said
+
+
+# ---- notes -------------------------------------------------------------------------------------
+
+
+def note_of(lane) -> bytes:
+    out = ffi.new("uint8_t[64]", b"x" * 64)
+    length = lib.pye_lane_note_get(lane, out)
+    assert bytes(out)[length:] == bytes(64 - length)
+    return bytes(out)[:length]
+
+
+@pytest.mark.parametrize("note", [b"a", b"req-123:a.b_c", b"Z" * 63, b"0" * 64, b""])
+def test_a_note_reaches_the_other_side_and_can_be_taken_back(note):
+    ring = Ring()
+    host, worker = ring.hosts[0], ring.workers[0]
+    assert note_of(worker) == b""
+    assert lib.pye_lane_note_set(host, note, len(note)) == 0
+    assert note_of(worker) == note
+    assert lib.pye_lane_note_set(host, b"b", 1) == 0
+    assert note_of(worker) == b"b"
+    assert lib.pye_lane_note_set(host, ffi.NULL, 0) == 0
+    assert note_of(worker) == b""
+
+
+@pytest.mark.parametrize(
+    "note", [b"x" * 65, b" ", b"a b", b"a\n", b"a\0b", b"\x1b[31m", b"\xc3\xa9"]
+)
+def test_a_note_of_other_bytes_is_not_set(note):
+    ring = Ring()
+    assert lib.pye_lane_note_set(ring.hosts[0], b"kept", 4) == 0
+    assert lib.pye_lane_note_set(ring.hosts[0], note, len(note)) == lib.PYE_E_ARGUMENT
+    assert note_of(ring.workers[0]) == b"kept"
+
+
+def test_what_a_host_writes_in_the_place_of_a_note_is_no_note_unless_it_is_one():
+    ring = Ring()
+    place = 2 * 4096 + 64  # the ring begins a page into its memory
+    for data, want in [
+        (b"ok" + bytes(62), b"ok"),
+        (b"y" * 64, b"y" * 64),
+        (b"\n" + b"a" * 63, b""),
+        (b"a\x1b" + bytes(62), b""),
+        (b"a\0b" + bytes(61), b"a"),
+        (b"\xff" * 64, b""),
+    ]:
+        ring.whole[place : place + 64] = data
+        assert note_of(ring.workers[0]) == want
