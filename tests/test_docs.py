@@ -278,11 +278,12 @@ def test_the_native_example_compiles_and_runs(
     assert done.stdout.endswith(example(page, "native-output"))
 
 
-def test_the_example_of_map_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["map", "aio"])
+def test_the_examples_of_map_and_asyncio_run(tmp_path: Path, name: str) -> None:
     """docs/calls.md, as a reader would type it."""
     page = "docs/calls.md"
     (tmp_path / "batches.py").write_text(example(page, "map-entry"))
-    (tmp_path / "call.py").write_text(example(page, "map-python"))
+    (tmp_path / "call.py").write_text(example(page, f"{name}-python"))
     done = subprocess.run(
         [sys.executable, "call.py"],
         cwd=tmp_path,
@@ -292,7 +293,7 @@ def test_the_example_of_map_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == example(page, "map-output")
+    assert done.stdout == example(page, f"{name}-output")
 
 
 def test_the_examples_of_trusted_code_run(tmp_path: Path) -> None:
