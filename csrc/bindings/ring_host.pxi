@@ -423,6 +423,8 @@ cdef class HostLanes:
         cdef uint32_t wait_ms = self.slice(deadline)
         cdef bint sent = False
         cdef uint32_t sequence = 0
+        # What goes on with a call (OCALL_RESULT, MORE, ...) is sent when that has long begun.
+        cdef bint first = kind <= PYE_FRAME_ATTEST or kind == PYE_FRAME_BATCH
         if kind == PYE_FRAME_CALL:
             pye_stats_time(self.counts, <uint32_t>number, index)
         with nogil:
@@ -435,10 +437,10 @@ cdef class HostLanes:
                 status = pye_lane_wait(lane, header, wait_ms)
         while status == PYE_E_TIMEOUT:
             try:
-                self.look(deadline, sent)
+                self.look(deadline, sent or not first)
             except _errors.EnclaveLostError as error:
-                # A call that the worker never took did not begin; what answers one did, long ago.
-                if sent and (kind <= PYE_FRAME_ATTEST or kind == PYE_FRAME_BATCH):
+                # A call that the worker never took did not begin.
+                if sent and first:
                     error.started = bool(pye_lane_taken(lane, sequence))
                 raise
             wait_ms = self.slice(deadline)

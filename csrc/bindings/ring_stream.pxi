@@ -96,6 +96,10 @@ cdef class HostStream:
                 raise _errors.EnclaveStateError(
                     "the stream belongs to a handler that has answered its ocall",
                     advice="Read it within the handler that opened it.")
+        except _errors.EnclaveLostError as error:
+            PYE_SET(&self.using, 0)
+            error.started = True  # of the stream's function, not of what is asked for now
+            raise
         except BaseException:
             PYE_SET(&self.using, 0)
             raise
