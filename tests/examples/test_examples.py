@@ -67,6 +67,8 @@ def serving(folder: Path, *command: str, ready: str) -> Iterator[subprocess.Pope
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+        if server.stdout is not None:
+            server.stdout.close()
 
 
 def free_port() -> int:
@@ -136,9 +138,7 @@ def test_evidence_middleware(here: Callable[[str], Path]) -> None:
         assert status == 200
         for wrong in ("", "?nonce=00", "?nonce=zz" + 32 * "00", "?nonce=" + 65 * "00"):
             assert ask(url + wrong)[0] == 400
-        policy = pyenclave.AppraisalPolicy.any_code(
-            dangerous_allow_software=True, dangerous_allow_debug=True
-        )
+        policy = pyenclave.AppraisalPolicy.any_code(dangerous_allow_software=True, allow_debug=True)
         roots = [pyenclave.local_platform_root()]
         result = pyenclave.verify(evidence, policy=policy, nonce=nonce, roots=roots)
         assert result.fresh
