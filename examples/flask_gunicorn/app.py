@@ -2,7 +2,7 @@
 Flask under gunicorn: ``gunicorn --config gunicorn.conf.py app:app``.
 
 With ``--preload`` this module is imported before gunicorn forks. Nothing here opens an enclave;
-``post_fork`` in gunicorn.conf.py does, once in each worker.
+``post_worker_init`` in gunicorn.conf.py does, once in each worker.
 """
 
 from __future__ import annotations

@@ -8,8 +8,13 @@ threads = 4
 bind = "127.0.0.1:8000"
 
 
-def post_fork(server, worker):
-    """Open the enclave in each worker, after the fork."""
+def post_worker_init(worker):
+    """
+    Open the enclave in each worker.
+
+    Not in post_fork: launching takes a moment, and until a worker has set its signal handlers a
+    SIGTERM is lost in it.
+    """
     import app
 
     app.enclave()
