@@ -95,7 +95,8 @@ cdef class AsyncCall:
         """Whether the trusted function may have begun."""
         if self.stage == DROPPED or self.stage == DONE:
             return self.begun
-        return self.stage >= WAITING
+        # What is sent after the call itself (an ocall's answer, MORE) is sent to one that began.
+        return self.stage >= WAITING or self.kind != self.first_kind
 
     @property
     def held(self) -> int:
@@ -382,11 +383,19 @@ cdef class AsyncLanes:
         self.active = 0
         for call in calls:
             if call.stage != DROPPED:
-                call.error = make(call.stage >= WAITING)
+                call.error = make(self.may_have_begun(call))
                 self.count_end(call.error)
                 self.end(call)
             call.stage = DONE
             self.vacate(call)
+
+    cdef bint may_have_begun(self, AsyncCall call):
+        """Whether the function may have begun, when the worker is gone."""
+        if call.stage == WAITING and call.kind == call.first_kind:
+            lane = self.host.lanes[call.lane]
+            # A call that the worker never took did not begin.
+            return bool(pye_lane_taken(lane, pye_lane_sequence(lane)))
+        return call.started
 
     cdef int count_end(self, error) except -1:
         if isinstance(error, _errors.EnclaveLostError):
@@ -733,6 +742,8 @@ cdef class AsyncLanes:
         """Whether what came is what may answer this call."""
         cdef bint streams = call.function is not None and call.function.call.streams
         if call.header.kind == PYE_FRAME_OCALL:
+            if call.first_kind != PYE_FRAME_CALL and call.first_kind != PYE_FRAME_BATCH:
+                return pye_lane_refuse(lane, "turn")
             if self.host.ocalls is None or call.header.index >= self.host.ocalls.num:
                 return pye_lane_refuse(lane, "ocall")
         elif call.header.kind == PYE_FRAME_ITEM:
