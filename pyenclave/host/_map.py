@@ -36,6 +36,7 @@ __all__ = [
 TARGET = 0.004  # seconds that one crossing should take: results stream, and hand-overs do not count
 BUDGET_MS = 20  # after so long the enclave answers what it has
 _GROWTH = 8  # a batch is at most so many times its forerunner
+_NOTHING: Iterator[Any] = iter(())
 
 
 def batch_call(call: HostCall, signature: Signature) -> BatchCall:
@@ -94,11 +95,13 @@ class Items:
 class Rows:
     """The rows of an array, as one buffer."""
 
+    __slots__ = ("_at", "_call", "_fit", "_rows")
+
     def __init__(self, call: BatchCall, rows: npt.NDArray[Any]) -> None:
         self._call = call
         self._rows = rows
         self._at = 0
-        size = rows.shape[1]
+        size = rows.shape[1]  # of bytes, or of elements of one byte
         # Rows of whole lines cross as they are, others with a word each and padding.
         each = size if size and size % 64 == 0 else -(-size // 64) * 64 + 8
         self._fit = max(1, min(call.most_items, (call.most_bytes - 128) // each))
@@ -113,6 +116,11 @@ class Rows:
         results: npt.NDArray[Any]
         results, self._at = call.unpack_rows(batch, call.cross([batch])[0])
         return results
+
+    @property
+    def done(self) -> bool:
+        """Whether there are no more rows."""
+        return self._at == len(self._rows)
 
     def take(self, most: int) -> Batch | None:
         """Pack the next rows."""
@@ -141,6 +149,8 @@ class Work:
         source: Where the batches come from.
 
     """
+
+    __slots__ = ("_entries", "_hurries", "_most", "call", "source")
 
     def __init__(self, call: BatchCall, source: Source) -> None:
         self.call = call
@@ -223,11 +233,13 @@ class Results(Iterator[Any]):
 
     """
 
+    __slots__ = ("_begun", "_failed", "_lock", "_raises", "_values", "_work")
+
     def __init__(self, work: Work, *, raises: bool) -> None:
         self._work = work
         self._raises = raises
         self._lock = threading.Lock()
-        self._values: Iterator[Any] = iter(())
+        self._values: Iterator[Any] = _NOTHING
         self._failed = False
         self._begun = False
 
@@ -295,7 +307,10 @@ class Results(Iterator[Any]):
         source = work.source
         if isinstance(source, Rows):
             self._begun = True
-            parts.append(source.first())
+            first = source.first()
+            if source.done:
+                return first
+            parts.append(first)
         work.hurry()
         while self._fetch():
             parts.append(work.rows())
@@ -367,14 +382,25 @@ def _rows(call: BatchCall, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return a native function's items as bytes in two dimensions, without a copy if possible."""
     import numpy as np
 
+    wanted = call.wanted
+    if (
+        type(array) is np.ndarray
+        and array.dtype.char == "B"
+        and wanted in (None, "|u1")
+        and array.ndim == 2
+        and array.size
+        and array.flags.c_contiguous
+        and array.shape[1] <= call.most_item
+    ):
+        return array  # all that the rest of this would find, and nothing to convert
     if array.ndim == 0:
         raise TypeError("an array without dimensions has no rows to map over")
-    if call.wanted is not None and array.dtype != np.dtype(call.wanted):
+    if wanted is not None and array.dtype != np.dtype(wanted):
         raise ArgumentError(
             "the items do not fit their type",
-            expected=f"an array of {np.dtype(call.wanted)}",
+            expected=f"an array of {np.dtype(wanted)}",
             found=str(array.dtype),
-            advice=f"Convert it: .astype('{np.dtype(call.wanted)}').",
+            advice=f"Convert it: .astype('{np.dtype(wanted)}').",
         )
     if array.dtype.hasobject or type(array).__name__ == "MaskedArray":
         raise ArgumentError(

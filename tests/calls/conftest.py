@@ -86,7 +86,7 @@ class Pair:
         fd = ring.create(lanes)
         self.ring_fd = fd
         self.memory = ring.map_ring(fd, lanes)
-        self.lane_stride = 256 + 2 * (-(-(32 + ring.DEFAULT_SLOT) // 128) * 128)
+        self.lane_stride = 256 + 2 * (-(-(32 + 2 * ring.DEFAULT_SLOT) // 128) * 128)
         reader, writer = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()

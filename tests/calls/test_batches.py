@@ -659,7 +659,8 @@ class Liar:
             threading.Condition(), 4,
         )  # fmt: skip
         self.functions = Functions((Signature.of(signature_of),), self.lanes)
-        request, reply = 4096 + 256, 4096 + 256 + (32 + ring.DEFAULT_SLOT + 127) // 128 * 128
+        side = (32 + 2 * ring.DEFAULT_SLOT + 127) // 128 * 128
+        request, reply = 4096 + 256, 4096 + 256 + side
 
         def serve():
             for sequence, (kind, answer) in enumerate(answers, 1):

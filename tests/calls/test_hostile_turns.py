@@ -318,8 +318,8 @@ class RawWorker:
     def __init__(self, *script: tuple[Any, ...]) -> None:
         self.fd = ring.create(1)
         self.memory = ring.map_ring(self.fd, 1)
-        half = -(-(32 + ring.DEFAULT_SLOT) // 128) * 128
-        self.request, self.reply = 4096 + 256, 4096 + 256 + half
+        side = -(-(32 + 2 * ring.DEFAULT_SLOT) // 128) * 128
+        self.request, self.reply = 4096 + 256, 4096 + 256 + side
         self.script = script
         self.seen: list[tuple[int, bytes]] = []
         self.stop = False

@@ -797,7 +797,7 @@ def test_a_broken_answer_poisons_the_handle_with_the_check_s_name(make):
             pid = enclave.info.pid
             folder = f"/proc/{pid}/fd"
             ring = next(fd for fd in os.listdir(folder) if "ring" in os.readlink(f"{folder}/{fd}"))
-            slot = (32 + 131072 + 127) // 128 * 128
+            slot = (32 + 2 * 131072 + 127) // 128 * 128
             with open(f"{folder}/{ring}", "r+b", buffering=0) as file:
                 task = asyncio.create_task(enclave.sleep(30.0))
                 await asyncio.sleep(0.02)

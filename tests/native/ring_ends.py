@@ -13,7 +13,9 @@ HALF = SLOT // 2  # a fragment of a message that is longer than a slot
 LIMIT = 1000
 HEADER = struct.Struct("<IHHIIQQ")
 STATE = 256
-STRIDE = 256 + 2 * 256
+AREA = 4 * HALF  # fragments lie in four places by turns
+SIDE = 384  # header and area of one slot, to the next multiple of 128
+STRIDE = 256 + 2 * SIDE
 CALL, PING, ATTEST, NEXT, ABORT, BATCH = 1, 2, 3, 4, 5, 6
 OCALL_RESULT, OCALL_ERROR, MORE, STOP = 7, 8, 9, 10
 RESULT, ERROR, ACK, OCALL, ITEM = 129, 130, 131, 132, 133
@@ -49,7 +51,7 @@ class Ring:
         return ffi.gc(out[0], lib.pye_lane_free)
 
     def offset(self, side: str, lane: int = 0) -> int:
-        return 4096 + 4096 + lane * STRIDE + STATE + (256 if side == "reply" else 0)
+        return 4096 + 4096 + lane * STRIDE + STATE + (SIDE if side == "reply" else 0)
 
     def put(self, side, on=0, payload=b"", **fields):
         """Write a frame as a hostile peer would: any header, any payload."""
@@ -64,7 +66,7 @@ class Ring:
 
     def get(self, side, lane=0):
         at = self.offset(side, lane)
-        return HEADER.unpack(self.whole[at : at + 32]), self.whole[at + 32 : at + 32 + SLOT]
+        return HEADER.unpack(self.whole[at : at + 32]), self.whole[at + 32 : at + 32 + AREA]
 
     def canaries(self) -> bool:
         end = 4096 + self.size

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ring_ends import (
     ABORT,
     ACK,
+    AREA,
     ATTEST,
     BATCH,
     CALL,
@@ -321,21 +322,21 @@ def test_BND_17_a_later_reply_fragment_with_other_sizes_is_refused():
 
 
 def test_the_next_fragment_is_written_before_the_last_is_acknowledged():
-    """It lies in the other half, so that what the receiver copies meanwhile stays as it is."""
+    """It lies in the next place, so that what the receiver copies meanwhile stays as it is."""
     ring = Ring()
     data = bytes(range(1, 251))
     assert write(ring.hosts[0], CALL, data) == lib.PYE_E_TIMEOUT
     header, slot = ring.get("request")
     assert header == (1, CALL, 0, HALF, 0, 250, 0)
-    assert slot == data[:SLOT]
+    assert slot == data[:SLOT] + bytes(SLOT)
     assert wait(ring.workers[0])[0] == lib.PYE_OK
     out = ffi.new("uint8_t[]", 250)
     assert lib.pye_lane_read(ring.workers[0], out, 250, 0) == lib.PYE_E_TIMEOUT
     assert write(ring.hosts[0], CALL, data) == lib.PYE_E_TIMEOUT
     header, slot = ring.get("request")
     assert header == (2, CALL, 0, HALF, 0, 250, HALF)
-    assert slot == data[SLOT : SLOT + HALF] + data[HALF:SLOT]
-    # What a hostile host does to the half that was acknowledged has no effect any more.
+    assert slot == data[: SLOT + HALF] + bytes(HALF)
+    # What a hostile host does to the place that was acknowledged has no effect any more.
     ring.whole[ring.offset("request") + 32 : ring.offset("request") + 32 + HALF] = b"!" * HALF
     assert lib.pye_lane_read(ring.workers[0], out, 250, 0) == lib.PYE_E_TIMEOUT
     assert bytes(ffi.buffer(out, SLOT)) == data[:SLOT]
@@ -427,12 +428,12 @@ def test_BND_02_segments_whose_sum_overflows_are_refused():
 def test_BND_07_nothing_of_a_longer_message_stays_behind_a_shorter_one():
     ring = Ring()
     transfer(ring.hosts[0], CALL, b"x", ring.workers[0])
-    transfer(ring.workers[0], RESULT, b"SECRET" * 20, ring.hosts[0])
+    transfer(ring.workers[0], RESULT, b"SECRET" * 80, ring.hosts[0])
     transfer(ring.hosts[0], CALL, b"x", ring.workers[0])
     transfer(ring.workers[0], RESULT, b"ok", ring.hosts[0])
     header, payload = ring.get("reply")
-    assert header == (2, RESULT, 0, 2, 0, 2, 0)
-    assert payload == b"ok" + bytes(SLOT - 2)
+    assert header == (9, RESULT, 0, 2, 0, 2, 0)
+    assert payload == b"ok" + bytes(AREA - 2)
     assert b"SECRET" not in ring.whole[:]
 
 

@@ -79,7 +79,8 @@ typedef struct pye_wait_ops {
 typedef struct pye_lane pye_lane;
 
 /* pye_ring_size returns the size of a ring with `lanes` lanes of `slot_size` payload bytes each
- * way, a multiple of PYE_RING_PAGE; 0 if one is out of range (slots are multiples of 32). */
+ * way, and as many again for fragments, a multiple of PYE_RING_PAGE; 0 if one is out of range
+ * (slots are multiples of 32). */
 size_t pye_ring_size(uint32_t lanes, uint32_t slot_size);
 
 /* pye_lane_new makes the private end `side` of lane `number` in `memory`, which must stay mapped

@@ -16,6 +16,7 @@ _Static_assert(offsetof(pye_lane_header, length) == 8, "docs/formats/ring.md: he
 _Static_assert(offsetof(pye_lane_header, offset) == 24, "docs/formats/ring.md: header");
 
 #define ALIGNMENT 128 /* processors fetch lines in pairs */
+#define PLACES 4 /* for fragments: a line that is written again has left the reader's cache by then */
 #define DRAIN_STEPS 16 /* frames that one drain takes at most: a worker must not keep it for ever */
 #define STATE_ASLEEP 0
 #define STATE_CPU 4
@@ -50,7 +51,7 @@ struct pye_lane {
     uint32_t sequence; /* of the exchange that is under way */
     uint32_t seen;     /* last sequence taken from `in` */
     uint32_t used;     /* bytes of `out` that are not zero */
-    uint32_t half;     /* bytes of a fragment */
+    uint32_t half;     /* bytes of a fragment, one of PLACES */
     int prepared;      /* the next fragment of the message that is written is in the slot */
     uint32_t cpu;      /* as published: number + 1, or 0 */
     uint32_t length;   /* of the fragment in the slot */
@@ -66,7 +67,7 @@ struct pye_lane {
 
 static size_t slot_stride(uint32_t slot_size)
 {
-    const size_t raw = (size_t)PYE_LANE_HEADER_SIZE + slot_size;
+    const size_t raw = (size_t)PYE_LANE_HEADER_SIZE + (size_t)PLACES * (slot_size / 2);
 
     return (raw + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
@@ -288,8 +289,8 @@ static void undo(pye_lane *lane, uint16_t kind)
 
 /* ---- fragments ---- */
 
-/* How long the fragment at `offset` of a message of `total` bytes must be. Fragments lie in the two
- * halves of the slot by turns: while the receiver copies one, the sender writes the next. */
+/* How long the fragment at `offset` of a message of `total` bytes must be. Fragments lie in the
+ * slot's PLACES by turns: while the receiver copies one, the sender writes the next. */
 static uint64_t fragment_length(const pye_lane *lane, uint64_t total, uint64_t offset)
 {
     const uint64_t left = total - offset;
@@ -300,7 +301,7 @@ static uint64_t fragment_length(const pye_lane *lane, uint64_t total, uint64_t o
 /* Where in a slot the fragment is; of private numbers only. */
 static size_t fragment_place(const pye_lane *lane, uint64_t total, uint64_t offset)
 {
-    const uint64_t which = total <= lane->slot_size ? 0 : offset / lane->half % 2;
+    const uint64_t which = total <= lane->slot_size ? 0 : offset / lane->half % PLACES;
 
     return PYE_LANE_HEADER_SIZE + (size_t)which * lane->half;
 }
@@ -332,7 +333,11 @@ static void publish(pye_lane *lane, uint16_t kind, uint16_t index, uint32_t leng
     uint8_t *payload = lane->out + PYE_LANE_HEADER_SIZE;
 
     if (total > lane->slot_size) {
-        lane->used = lane->slot_size; /* its fragments fill both halves */
+        const uint64_t places = (uint64_t)PLACES * lane->half;
+
+        if (total > lane->used) {
+            lane->used = (uint32_t)(total < places ? total : places);
+        }
     } else if (!is_control(kind)) {
         if (lane->used > length) { /* BND-07: nothing of an earlier message stays behind this */
             memset(payload + length, 0, lane->used - length);
@@ -628,7 +633,7 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         if (lane->phase == AWAIT) {
             return PYE_OK;
         }
-        /* The other half is free: its fragment was acknowledged before this one went out. */
+        /* The next place is free: its fragment was acknowledged before this one went out. */
         gather(lane->out + fragment_place(lane, total, lane->sent), segments, num, lane->sent,
                (size_t)fragment_length(lane, total, lane->sent));
         lane->prepared = 1;
