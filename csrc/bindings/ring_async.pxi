@@ -33,6 +33,7 @@ cdef enum:
     TURN_US = 1000          # then the loop gets its turn
 
 
+@cython.final
 cdef class AsyncCall:
     """
     A call that was not answered at once.
