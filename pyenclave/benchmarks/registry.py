@@ -39,6 +39,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "ecall_array": ("calls", "ecall_array"),
     "launch_zygote": ("launching", "launch_zygote"),
     "launch_pool": ("launching", "launch_pool"),
+    "fastapi_overhead": ("serving", "fastapi_overhead"),
     "verify_sgx_quote": ("verifying", "verify_sgx_quote"),
     "verify_sgx_quote_known": ("verifying", "verify_sgx_quote_known"),
     "verify_tdx_quote": ("verifying", "verify_tdx_quote"),
