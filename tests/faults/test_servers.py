@@ -46,7 +46,9 @@ def folder(state: Path, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (place / name).write_text(text)
     (place / "scoring.enclave").write_bytes(images.signed)
     monkeypatch.setenv("SCORING_IMAGE", str(place / "scoring.enclave"))
-    monkeypatch.setenv("PYTHONPATH", f"{place}{os.pathsep}{os.environ['PYTHONPATH']}")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
+    )
     monkeypatch.setenv("HOME", str(place))  # for what servers put there
     return place
 

@@ -21,6 +21,7 @@ from fuzz_reads import (
     read_base64,
     read_batch_answer,
     read_batch_request,
+    read_by_form,
     read_cbor,
     read_cca_realm,
     read_ccel,
@@ -191,6 +192,7 @@ def _formats() -> list[Target]:
         t("tpm-signature", stable(tpm.TpmSignature.from_bytes, canonical=False), "tpm-signature"),
         t("x509", read_certificate, "certificate"),
         t("x509-chain", x509.Certificate.from_pem_chain, "pem", rounds=200),
+        t("x509-form", read_by_form, "certificate"),
         t("x509-crl", x509.Crl.from_bytes, "crl"),
     ]
 
