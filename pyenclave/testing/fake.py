@@ -90,6 +90,7 @@ class _FakeRun(Run):
         _ocalls.check(declared, ocalls)
         self._image: Any = SimpleNamespace(info=info, ocalls=declared, functions=())
         self._handlers = ocalls
+        self.handles = bool(declared)
         self.name = info.name
         self.names = tuple(item.name for item in signatures)
         self.unsigned = False  # there is no image that could be signed

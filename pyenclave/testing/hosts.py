@@ -25,7 +25,8 @@ _PAGE: Final = 4096  # docs/formats/ring.md: memory
 _STATE: Final = 256
 _TAKEN: Final = 128 + 64
 _HEADER: Final = struct.Struct("<IHHIIQQ")
-_SLOT: Final = _HEADER.size + ring.DEFAULT_SLOT + -(_HEADER.size + ring.DEFAULT_SLOT) % 128
+# Four places for fragments of half a slot: docs/formats/ring.md.
+_SLOT: Final = _HEADER.size + 2 * ring.DEFAULT_SLOT + -(_HEADER.size + 2 * ring.DEFAULT_SLOT) % 128
 _SECONDS: Final = 10.0
 
 
