@@ -676,9 +676,12 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
     const __mmask8 doubt = (__mmask8)(fe_is_zero(&z) | sum.infinity | ~points);
     for (size_t i = 0; i < count; i++) {
         if (judged >> i & 1) {
-            verdicts[i] = (doubt >> i & 1)  ? PYE_P256_DOUBT
-                          : equal >> i & 1 ? PYE_P256_VALID
-                                           : PYE_P256_INVALID;
+            verdicts[i] = PYE_P256_INVALID;
+            if (doubt >> i & 1) {
+                verdicts[i] = PYE_P256_DOUBT;
+            } else if (equal >> i & 1) {
+                verdicts[i] = PYE_P256_VALID;
+            }
         }
     }
 }
