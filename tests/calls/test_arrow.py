@@ -132,6 +132,7 @@ def test_without_pyarrow_a_host_says_so(monkeypatch):
         outside.request_plan.encode((TABLE,))
 
 
+@pytest.mark.no_asan  # its processes start without the sanitizer's runtime
 def test_a_real_enclave_takes_and_gives_tables(tmp_path):
     from pyenclave.host.enclave import Enclave
 
