@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Zygote", "serve"]
 
+_QUIET_MS = 1000  # without a request, before sources are compiled ahead
+
 _MAX_PACKET = 64
 
 
@@ -120,11 +122,14 @@ class Zygote:
         """Serve requests and reap workers; ends with the platform."""
         # Between requests: compiling is most of what importing a large package takes.
         sources = self.locked.to_compile()
+        wait = _QUIET_MS
         while True:
             poll = select.poll()
             for fd in (self.socket.fileno(), self.parent, *self.workers):
                 poll.register(fd, select.POLLIN)
-            ready = poll.poll(0 if sources else None)
+            ready = poll.poll(wait if sources else None)
+            # Who launches must not wait behind this: it begins, and goes on, in quiet moments.
+            wait = _QUIET_MS if ready else 0
             if not ready and sources:
                 self.locked.compile_ahead(sources.pop())
             for fd, _ in ready:
