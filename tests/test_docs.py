@@ -287,7 +287,7 @@ def test_the_examples_of_map_and_asyncio_run(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, "call.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state")},
         capture_output=True,
         text=True,
         check=False,
@@ -309,7 +309,7 @@ def test_the_examples_of_trusted_code_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "call.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state")},
         capture_output=True,
         text=True,
         check=False,
@@ -326,7 +326,7 @@ def test_the_example_of_ocalls_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "call.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state")},
         capture_output=True,
         text=True,
         check=False,
@@ -388,7 +388,7 @@ def test_the_examples_of_watching_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "call.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYENCLAVE_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYENCLAVE_STATE": str(tmp_path / "state")},
         capture_output=True,
         text=True,
         check=False,

@@ -322,13 +322,30 @@ def test_a_broken_sequence_poisons_the_worker_with_its_reason(pair):
 def test_BND_06_a_broken_reply_poisons_the_handle(pair):
     one = pair(*BASIC)
     assert one.add(1) == 11
-    at = one.header("reply")
-    one.kill()
-    one.ended()
-    # What a compromised worker could write: the right sequence, and a length beyond the slot.
-    one.memory[at + 8 : at + 12] = (ring.DEFAULT_SLOT + 1).to_bytes(4, "little")
-    one.memory[at : at + 4] = (2).to_bytes(4, "little")
+    asked, at = one.header("request"), one.header("reply")
+    os.kill(one.pid, signal.SIGSTOP)
+
+    def lie() -> None:
+        # What a compromised worker could write: the right sequence, a length beyond the slot.
+        while one.memory[asked : asked + 4] != (2).to_bytes(4, "little"):
+            time.sleep(0.001)
+        one.memory[at + 8 : at + 12] = (ring.DEFAULT_SLOT + 1).to_bytes(4, "little")
+        one.memory[at : at + 4] = (2).to_bytes(4, "little")
+
+    liar = threading.Thread(target=lie)
+    liar.start()
     with pytest.raises(EnclavePoisonedError, match="length"):
+        one.add(1)
+    liar.join()
+    one.kill()
+
+
+def test_BND_06_an_answer_before_its_call_poisons_the_handle(pair):
+    one = pair(*BASIC)
+    assert one.add(1) == 11
+    at = one.header("reply")
+    one.memory[at : at + 4] = (2).to_bytes(4, "little")
+    with pytest.raises(EnclavePoisonedError, match="sequence"):
         one.add(1)
 
 

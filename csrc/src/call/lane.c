@@ -597,6 +597,10 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         if (!in_turn(lane, kind, lane->host)) {
             return PYE_E_STATE;
         }
+        /* Seen now or never: the worker's next answer would write over it. */
+        if (lane->host && __atomic_load_n(word_at(lane->in, 0), __ATOMIC_RELAXED) != lane->seen) {
+            return broken(lane, "sequence");
+        }
         began(lane, kind);
         lane->writing = kind;
         lane->sent = 0;
