@@ -18,6 +18,7 @@ PRELOAD = (
     "numpy.random",
     "numpy.linalg",
     "numpy.fft",
+    "numpy.typing",
     "cryptography.hazmat.primitives.hpke",
     "pyenclave.trusted",
 )

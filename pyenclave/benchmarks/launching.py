@@ -14,12 +14,18 @@ from typing import Any
 
 from pyenclave.host import Enclave, EnclavePool
 from pyenclave.host._reserve import Reserve
-from pyenclave.image import build
+from pyenclave.image import build, keys, sign
 
 __all__ = ["launch_pool", "launch_zygote"]
 
 _ROUNDS = 15
 _LAUNCHES = 4  # a round, between two runs of the peer
+
+
+def _image() -> bytes:
+    """Return a signed image: a service's enclave starts as production, not as debug."""
+    image = build.build_script(Path(__file__).with_name("_echo.py"))
+    return sign.sign(image, keys.keygen())
 
 
 def launch_zygote() -> dict[str, Any]:
@@ -33,7 +39,7 @@ def launch_zygote() -> dict[str, Any]:
     theirs: list[float] = []
     bits: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="pyenclave-bench-") as folder:
-        image = build.build_script(Path(__file__).with_name("_echo.py"))
+        image = _image()
         with Enclave(image, state=Path(folder) / "state", quiet=True) as first:
             if first.call("add", 1, 2.0) != 3.0:
                 raise AssertionError("the enclave gave a wrong answer")
@@ -79,7 +85,7 @@ def launch_pool() -> dict[str, Any]:
     theirs: list[float] = []
     bits: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="pyenclave-bench-") as folder:
-        image = build.build_script(Path(__file__).with_name("_echo.py"))
+        image = _image()
         state = Path(folder) / "state"
         with EnclavePool(image, state=state, size=1, warm=_LAUNCHES, quiet=True) as pool:
             reserve = pool._reserve  # noqa: SLF001 - whether it is full is nobody else's business
