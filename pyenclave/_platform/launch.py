@@ -385,7 +385,7 @@ class Launcher:
             bits = self._refuse_unless_held(candidate, candidate.outside, policy)
             candidate.draft = self._draft(wish, bits)
             candidate.package = self._package(candidate, candidate.outside, policy)
-            candidate.status = _open_status(candidate.worker.pid)
+            candidate.status = _open_status(candidate.worker)
         except BaseException:
             candidate.end()
             raise
@@ -639,10 +639,12 @@ def _await_ready(candidate: Candidate, wanted: Callable[[], bool]) -> messages.R
     return ready
 
 
-def _open_status(pid: int) -> int:
+def _open_status(worker: SpawnedWorker) -> int:
     try:
-        return _native.open_status(pid)
+        return _native.open_status(worker.pid)
     except OSError as error:
+        if has_ended(worker.pidfd):
+            raise LaunchError("a warm worker ended by itself") from None
         raise LaunchError(f"a warm worker cannot be watched: {error.strerror}") from None
 
 

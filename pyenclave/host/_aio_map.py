@@ -77,7 +77,11 @@ class AsyncResults(AsyncIterator[Any]):
                 if not batches:
                     return False
                 start = time.monotonic()
-                answers = await self._cross(batches)
+                try:
+                    answers = await self._cross(batches)
+                except BaseException:
+                    work.abandon()
+                    raise
                 work.answered(answers, time.monotonic() - start)
             return True
         finally:
@@ -87,9 +91,14 @@ class AsyncResults(AsyncIterator[Any]):
         """Send batches, as many at a time as there are lanes, and return their answers."""
         if len(batches) == 1:
             return [await self._send(batches[0])]
-        async with asyncio.TaskGroup() as group:
-            sent = [group.create_task(self._send(batch)) for batch in batches]
-        return [one.result() for one in sent]
+        sent = [asyncio.ensure_future(self._send(batch)) for batch in batches]
+        try:
+            return await asyncio.gather(*sent)  # the first error, as it is: no group of them
+        except BaseException:
+            for one in sent:
+                one.cancel()
+            await asyncio.gather(*sent, return_exceptions=True)
+            raise
 
     async def _send(self, batch: Batch) -> bytearray | None:
         if batch.count == 0:
@@ -152,11 +161,6 @@ class _Source:
             self._error = error
             return None
 
-    @property
-    def failed(self) -> bool:
-        """Whether the next to come is what the iterable raised."""
-        return not self._read and self._error is not None
-
     def take_ready(self) -> Iterator[Any]:
         """Give out what was read ahead; raises in its place what the iterable raised."""
         while self._read:
@@ -179,12 +183,9 @@ class _AsyncItems(Items):
     def __init__(self, call: BatchCall, source: _Source) -> None:
         super().__init__(call, ())
         self._source = source
-        self.work: Work | None = None
 
     def take(self, most: int) -> Batch | None:
-        """Pack what is there; what the iterable raised comes after the results before it."""
-        if self._source.failed and self.work is not None and self.work.under_way:
-            return None
+        """Pack what is there."""
         self._items = self._source.take_ready()
         return super().take(most)
 
@@ -208,6 +209,5 @@ def async_results(
     if not isinstance(items, AsyncIterable):
         return AsyncResults(engine, options, work_for(call, items), None, raises=raises)
     source = _Source(items)
-    ahead = _AsyncItems(call, source)
-    work = ahead.work = Work(call, ahead)
+    work = Work(call, _AsyncItems(call, source))
     return AsyncResults(engine, options, work, source, raises=raises)

@@ -150,11 +150,12 @@ class Work:
 
     """
 
-    __slots__ = ("_entries", "_hurries", "_most", "call", "source")
+    __slots__ = ("_entries", "_error", "_hurries", "_most", "call", "source")
 
     def __init__(self, call: BatchCall, source: Source) -> None:
         self.call = call
-        self.source = source
+        self.source: Source | None = source
+        self._error: Exception | None = None
         self._most = 1
         self._hurries = False
         self._entries: deque[_Entry] = deque()
@@ -164,24 +165,42 @@ class Work:
         """Whether the next results are there."""
         return bool(self._entries) and self._entries[0].answered
 
-    @property
-    def under_way(self) -> bool:
-        """Whether results of items that were taken are still to be given out."""
-        return bool(self._entries)
-
     def hurry(self) -> None:
         """Pack as much as fits from now on: nobody waits for a single result."""
         self._most = self.call.most_items
         self._hurries = True
 
     def next_batches(self) -> list[Batch]:
-        """Return what to send now, at most one batch for each lane; empty at the end."""
-        while len(self._entries) < self.call.num_lanes:
-            batch = self.source.take(self._most)
+        """
+        Return what to send now, at most one batch for each lane; empty at the end.
+
+        What the iterable raises is raised here, once all results before it were given out.
+        """
+        entries = self._entries
+        while self._error is None and self.source is not None:
+            if len(entries) >= self.call.num_lanes:
+                break
+            try:
+                batch = self.source.take(self._most)
+            except Exception as error:  # of the caller's code, any
+                self._error = error
+                break
+            except BaseException:  # Ctrl-C: now; and items may be lost, so that none follow
+                self.source = None
+                raise
             if batch is None:
                 break
-            self._entries.append(_Entry(batch))
-        return [entry.batch for entry in self._entries if not entry.answered]
+            entries.append(_Entry(batch))
+        if self._error is not None and not entries:
+            raised, self._error = self._error, None
+            raise raised
+        return [entry.batch for entry in entries if not entry.answered]
+
+    def abandon(self) -> None:
+        """Sending failed: what may have begun is never sent again, and nothing follows it."""
+        self.source = None
+        self._error = None
+        self._entries.clear()
 
     def answered(self, answers: list[bytearray | None], seconds: float) -> None:
         """Take the answers to all of ``next_batches``, which came in *seconds*."""
@@ -250,8 +269,9 @@ class Results(Iterator[Any]):
         Raises:
             ArgumentError: The item does not fit the signature.
             EcallError: The function raised for the item. The next call goes on after it.
-            CallTimeoutError: The deadline passed.
-            EnclaveStateError: The enclave is gone; ``started`` as for a call.
+            CallTimeoutError: The deadline passed. The map is over: nothing is sent again.
+            EnclaveStateError: The enclave is gone; ``started`` as for a call. The same.
+            Exception: What the iterable raised, after the results of all items before it.
 
         """
         while True:
@@ -279,7 +299,11 @@ class Results(Iterator[Any]):
                 if not batches:
                     return False
                 start = time.monotonic()
-                answers = work.call.cross(batches)
+                try:
+                    answers = work.call.cross(batches)
+                except BaseException:
+                    work.abandon()
+                    raise
                 work.answered(answers, time.monotonic() - start)
             return True
         finally:

@@ -285,6 +285,57 @@ def test_an_error_of_the_iterable_comes_after_the_results_before_it(pair):
     assert one.lanes.busy == 0
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("good", [0, 1, 3, 7, 40])
+def test_an_error_of_the_iterable_overtakes_no_result_on_any_number_of_lanes(pair, lanes, good):
+    """It is raised once, in its place; an iterator that can go on does so afterwards."""
+    one = pair(*ALL, lanes=lanes)
+
+    class Items:
+        at = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.at += 1
+            if self.at == good + 1:
+                raise OSError("the disk")
+            if self.at > good + 3:
+                raise StopIteration
+            return bytes([self.at])
+
+    results = mapped(one, "echo", Items())
+    assert [next(results) for _ in range(good)] == [bytes([n + 1]) for n in range(good)]
+    with pytest.raises(OSError, match="the disk"):
+        next(results)
+    assert list(results) == [bytes([good + 2]), bytes([good + 3])]
+    assert one.lanes.busy == 0
+
+
+def test_a_map_that_was_interrupted_while_it_took_items_goes_on_with_none(pair):
+    """What was taken then is lost: results that follow it would be of other items."""
+    one = pair(*ALL)
+    items = iter([b"a", b"b", b"c", b"d", b"e"])
+    left = [1]
+
+    class Items:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            item = next(items)
+            if item == b"c" and left.pop():
+                raise KeyboardInterrupt
+            return item
+
+    results = mapped(one, "echo", Items())
+    assert next(results) == b"a"
+    with pytest.raises(KeyboardInterrupt):
+        list(results)
+    assert list(results) == []
+
+
 def test_items_and_results_that_are_too_long_are_refused_alone(pair):
     one = pair(*ALL, limit=1 << 18)
     long = bytes((1 << 18) - 200)
@@ -452,6 +503,7 @@ def test_a_deadline_ends_a_wait_and_the_lane_is_free_later(pair, until):
     with pytest.raises(CallTimeoutError):
         list(results)
     until(lambda: one.lanes.busy == 0)
+    assert list(results) == []  # what may have begun is not sent again
     assert one.add(1, 2) == 3
 
 

@@ -559,6 +559,10 @@ def test_mapping_on_a_loop_keeps_order_and_errors_of_items(make, wide_image):
                 await enclave.map("double", [1]).array()
             with pytest.raises(CallTimeoutError):
                 await anext(enclave.options(timeout=0.05).map("sleep", [0.3]))
+            late = enclave.options(timeout=0.05).map("sleep", [0.3, 0.3, 0.3])
+            for expected in (CallTimeoutError, StopAsyncIteration):  # and nothing is sent again
+                with pytest.raises(expected):
+                    await anext(late)
             await eventually(lambda: lanes_of(enclave).busy == 0)
             calls = {one.name: one.calls for one in enclave.stats.functions}
             assert calls["double"] >= 2000

@@ -166,6 +166,8 @@ def work(behaviour: str, channel_fd: int) -> None:
     channel.send(messages.Closed(inside=inside, secret_memory="locked"))
     if behaviour == "dies before it is ready":
         os._exit(3)
+    if behaviour == "dies warm":
+        close_all(channel.receive(10)[1])  # as above
     channel.send(messages.Ready(runtime_public_key=os.urandom(32)))
     if behaviour == "dies warm":
         os._exit(3)
