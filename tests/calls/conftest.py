@@ -218,7 +218,7 @@ def pair():
 def until():
     """Wait for a condition, looking every few milliseconds."""
 
-    def wait(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    def wait(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "it did not happen in time"

@@ -76,7 +76,7 @@ def make(image, state):
     return make
 
 
-async def eventually(true, seconds=5.0):
+async def eventually(true, seconds=30.0):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came true"

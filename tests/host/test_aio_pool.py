@@ -93,7 +93,7 @@ def run(image, state, shared):
     return do
 
 
-async def until(done, seconds: float = 5) -> bool:
+async def until(done, seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if done():

@@ -95,7 +95,7 @@ def make(image, state, shared):
         yield do
 
 
-def wait_for(done, seconds: float = 5) -> bool:
+def wait_for(done, seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if done():

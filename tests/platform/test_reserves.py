@@ -55,7 +55,7 @@ def offer(client: PlatformClient, reserve_id: bytes, threads: int = 1) -> int:
         os.close(fd)
 
 
-def wait_for(done: Callable[[], bool], seconds: float = 5) -> bool:
+def wait_for(done: Callable[[], bool], seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if done():

@@ -16,7 +16,7 @@ from pyenclave._platform.spares import Spare, Spares
 from pyenclave.errors import LaunchError
 
 
-def until(condition: Callable[[], object], seconds: float = 2.0) -> bool:
+def until(condition: Callable[[], object], seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
