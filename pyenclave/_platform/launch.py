@@ -24,6 +24,7 @@ from typing import Final, Literal, Protocol, TypeVar, cast
 import msgspec
 
 from pyenclave import _native
+from pyenclave._platform.ahead import Ahead
 from pyenclave._platform.debuglog import DebugLog
 from pyenclave._platform.held import HeldImages
 from pyenclave._platform.keys import attributes, cpu_svn
@@ -79,6 +80,7 @@ _BIT_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 _MAX_INSIDE: Final = 32
 _BEST_MEMORY: Final = "memfd_secret"
 _Message = TypeVar("_Message", bound=msgspec.Struct)
+_Found = tuple[dict[str, bool], messages.Closed]  # what was tried outside and inside
 
 
 class SpawnedWorker(Protocol):
@@ -129,15 +131,6 @@ class _Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
-    """The name of an enclave, and a record that was signed ahead and may never be used."""
-
-    enclave_id: bytes
-    signed: bytes
-    signature: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """
     What a host asked for, judged: every enclave that is started of it is the same kind.
@@ -172,15 +165,36 @@ class _Package:
     Attributes:
         policy: The policy that admitted it; the very same object while the file is the same.
         outside: The bits that were tried from outside, all True or False.
+        closed: What was tried inside, to the byte: True equals 1 and is written otherwise.
         identity: The message, without seed.
-        facts: What the platform notes, without time.
+        facts: What the platform notes, without process and time.
 
     """
 
     policy: LaunchPolicy
     outside: dict[str, bool]
+    closed: bytes
     identity: messages.Identity
     facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """
+    The name of an enclave, and what was made for it ahead and may never be used.
+
+    Attributes:
+        enclave_id: The name.
+        signed: A record as it is expected to be.
+        signature: The signature over it.
+        package: What follows from it, if it is expected to be admitted.
+
+    """
+
+    enclave_id: bytes
+    signed: bytes
+    signature: bytes
+    package: _Package | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -193,7 +207,7 @@ class Candidate:
         worker: Its process.
         channel: The platform's end of its control channel.
         attendant: The thread that will serve it.
-        draft: A signature over its record as it is expected to be.
+        draft: Its name, and its record as it is expected to be.
         outside: What was tried from outside when it had closed itself in.
         closed: What it tried inside.
         ready: Its runtime key, once it made one.
@@ -249,7 +263,8 @@ class Launcher:
         self._state = state
         self._mutex = threading.Lock()
         self._images: OrderedDict[bytes, _Judged] = OrderedDict()
-        self._last_bits: dict[str, ProtectionBit] = {}
+        self._found: dict[tuple[bool, bool], _Found] = {}  # at the last launch, by debug and jit
+        self._ahead: Ahead[_Draft] = Ahead()
 
     def _listen(self, channel: Channel, name: str) -> DebugLog:
         """Give a debug worker a pipe for its output, before it is there, and keep what comes."""
@@ -382,9 +397,10 @@ class Launcher:
         try:
             candidate.ready = _await_ready(candidate, wanted)
             policy = self._admit(wish)
-            bits = self._refuse_unless_held(candidate, candidate.outside, policy)
+            outside, closed = candidate.outside, candidate.closed
+            bits = _refuse_unless_held(wish, outside, closed, policy)
             candidate.draft = self._draft(wish, bits)
-            candidate.package = self._package(candidate, candidate.outside, policy)
+            candidate.package = self._package(wish, candidate.draft, outside, closed, policy)
             candidate.status = _open_status(candidate.worker)
         except BaseException:
             candidate.end()
@@ -502,9 +518,9 @@ class Launcher:
                 )
             failed.callback(os.close, worker.pidfd)
             failed.callback(kill_and_wait, worker.pidfd)
-            attendant = Attendant()
+            attendant = self._ahead.attendant()
             failed.callback(attendant.dismiss)
-            draft = self._draft(wish, self._last_bits)
+            draft = self._draft_ahead(wish)
             _expect(platform_end, worker.pidfd, messages.Shut, _CLOSED_TIMEOUT, wanted)
             # From here on the worker's own filter refuses whatever could undo what is tried now.
             outside = probe_worker(worker.pid, worker.pidfd)
@@ -518,23 +534,29 @@ class Launcher:
             draft=draft,
             outside=outside,
             closed=closed,
+            package=draft.package,
             log=log,
         )
 
     def _package(
-        self, candidate: Candidate, outside: dict[str, bool], policy: LaunchPolicy
+        self,
+        wish: Wish,
+        draft: _Draft,
+        outside: dict[str, bool],
+        closed: messages.Closed,
+        policy: LaunchPolicy,
     ) -> _Package:
         """Judge and sign what holds, and write down what follows from it."""
-        wish, judged = candidate.wish, candidate.wish.judged
-        bits = self._refuse_unless_held(candidate, outside, policy)
-        record = self._sign_record(candidate, bits)
+        judged = wish.judged
+        bits = _refuse_unless_held(wish, outside, closed, policy)
+        record = self._sign_record(wish, draft, bits)
         body = _body(judged.identity, record, debug=wish.debug)
-        enclave_id = candidate.draft.enclave_id
         return _Package(
             policy=policy,
             outside=outside,
+            closed=messages.encode(closed),
             identity=messages.Identity(
-                enclave_id=enclave_id,
+                enclave_id=draft.enclave_id,
                 body=body.to_bytes(),
                 debug=wish.debug,
                 level=self._root.level,
@@ -542,9 +564,9 @@ class Launcher:
                 seed=bytes(32),
             ),
             facts=Facts(
-                enclave_id=enclave_id,
+                enclave_id=draft.enclave_id,
                 name=judged.info.name,
-                pid=candidate.worker.pid,
+                pid=0,
                 debug=wish.debug,
                 body=body,
                 record=record,
@@ -556,10 +578,17 @@ class Launcher:
 
     def _identify(self, candidate: Candidate, outside: dict[str, bool]) -> Facts:
         """Judge and sign what holds, and send the worker what it is."""
-        policy = self._admit(candidate.wish)
+        wish, closed = candidate.wish, candidate.closed
+        policy = self._admit(wish)
         package = candidate.package
-        if package is None or package.policy is not policy or package.outside != outside:
-            package = self._package(candidate, outside, policy)
+        if (
+            package is None
+            or package.policy is not policy
+            or package.outside != outside
+            or package.closed != messages.encode(closed)
+        ):
+            package = self._package(wish, candidate.draft, outside, closed, policy)
+            self._found[wish.debug, wish.judged.info.jit] = outside, closed
         identity = msgspec.structs.replace(package.identity, seed=secrets.token_bytes(32))
         try:
             candidate.channel.send(identity, timeout=_SEND_TIMEOUT)
@@ -568,15 +597,6 @@ class Launcher:
         if candidate.log is not None:
             candidate.log.name_after(package.facts.enclave_id)
         return package.facts
-
-    def _refuse_unless_held(
-        self, candidate: Candidate, outside: dict[str, bool], policy: LaunchPolicy
-    ) -> dict[str, ProtectionBit]:
-        bits = _merge(outside, candidate.closed)
-        held = {name: bit.value for name, bit in bits.items()}
-        wish = candidate.wish
-        refuse_unless_held(held, wish.require + policy.require, debug=wish.debug)
-        return bits
 
     def _draft(self, wish: Wish, bits: dict[str, ProtectionBit]) -> _Draft:
         """
@@ -589,10 +609,35 @@ class Launcher:
         signed = self._record(wish, bits, enclave_id)
         return _Draft(enclave_id=enclave_id, signed=signed, signature=self._root.sign(signed))
 
-    def _sign_record(self, candidate: Candidate, bits: dict[str, ProtectionBit]) -> bytes:
-        draft = candidate.draft
-        signed = self._record(candidate.wish, bits, draft.enclave_id)
-        self._last_bits = bits
+    def _draft_ahead(self, wish: Wish) -> _Draft:
+        """
+        Return a draft of what follows if the same is found as at the last launch.
+
+        It may have been made in a quiet moment before. What is found decides whether it is used.
+        """
+        found = self._found.get((wish.debug, wish.judged.info.jit))
+        # The identity of what was found will do: whoever makes drafts of this kind holds it.
+        kind = wish.digest, wish.debug, wish.require, wish.allow_ephemeral, id(found)
+        return self._ahead.draft(kind, lambda: self._expect_found(wish, found))
+
+    def _expect_found(self, wish: Wish, found: _Found | None) -> _Draft:
+        if found is None:  # nothing is known yet
+            return _Draft(enclave_id=secrets.token_bytes(16), signed=b"", signature=b"")
+        draft = self._draft(wish, _merge(*found))
+        with contextlib.suppress(LaunchError):  # it is refused, or not, when it was tried
+            return replace(draft, package=self._package(wish, draft, *found, self._admit(wish)))
+        return draft
+
+    def refill(self) -> None:
+        """Make for later launches what this one took; to be called once the host has its answer."""
+        self._ahead.refill()
+
+    def close(self) -> None:
+        """End the threads that wait for launches."""
+        self._ahead.close()
+
+    def _sign_record(self, wish: Wish, draft: _Draft, bits: dict[str, ProtectionBit]) -> bytes:
+        signed = self._record(wish, bits, draft.enclave_id)
         # The bytes are compared, not the bits: True equals 1, and is written otherwise.
         return signed + (draft.signature if signed == draft.signed else self._root.sign(signed))
 
@@ -609,6 +654,15 @@ class Launcher:
         )
         record.check()
         return record.signed_bytes()
+
+
+def _refuse_unless_held(
+    wish: Wish, outside: dict[str, bool], closed: messages.Closed, policy: LaunchPolicy
+) -> dict[str, ProtectionBit]:
+    bits = _merge(outside, closed)
+    held = {name: bit.value for name, bit in bits.items()}
+    refuse_unless_held(held, wish.require + policy.require, debug=wish.debug)
+    return bits
 
 
 def _parse_and_verify(data: mmap.mmap) -> _Judged:
@@ -656,6 +710,7 @@ def _enclave(candidate: Candidate, facts: Facts, host_pid: int) -> Enclave:
     return Enclave(
         replace(
             facts,
+            pid=candidate.worker.pid,
             runtime_public_key=ready.runtime_public_key,
             starting=ready.starting,
             grace=min(max(ready.grace, 0.0), _MAX_GRACE),

@@ -439,7 +439,12 @@ class Server:
             slot=slot,
             warm=warm,
         )
-        return launched, (enclave.pidfd,), lambda: enclave.start(self._services)
+
+        def begin() -> None:
+            enclave.start(self._services)
+            self._launcher.refill()
+
+        return launched, (enclave.pidfd,), begin
 
     def _reserve(self, host: _Host, request: messages.Reserve, fds: list[int]) -> messages.Reserved:
         if len(fds) != 1:
@@ -562,7 +567,9 @@ def _run(start: Start, first: Channel) -> None:
         services = Services(root, CounterStore(files, root.derive("counters", 32), os.urandom))
         zygotes = make_zygotes(start.roots, start.executable)
         stack.callback(_close_soon, zygotes)
-        server = Server(root, services, Launcher(root, zygotes, state), state)
+        launcher = Launcher(root, zygotes, state)
+        stack.callback(launcher.close)
+        server = Server(root, services, launcher, state)
         stack.callback(server.close)
         _handle_signals(server.stop)
         listener = endpoint.listen()
