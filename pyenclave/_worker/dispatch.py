@@ -26,7 +26,7 @@ from pyenclave.errors import EnclavePoisonedError, ImageError, UnknownFunctionEr
 from pyenclave.formats.image import ImageInfo
 from pyenclave.trusted import _state
 
-__all__ = ["NativeLibrary", "Table", "build_table", "serve"]
+__all__ = ["Measured", "NativeLibrary", "Table", "build_table", "serve"]
 
 
 class Table:
@@ -155,31 +155,56 @@ def _declared(entry: ModuleType | NativeLibrary, info: ImageInfo) -> tuple[Ocall
     return tuple(measured.values())
 
 
-def build_table(entry: ModuleType | NativeLibrary, info: ImageInfo) -> Table:
+class Measured:
+    """
+    The functions that an image says it has, read and checked.
+
+    Args:
+        info: The image's measured description.
+
+    Attributes:
+        wire: Their signatures, tuples as lists.
+        signatures: The same, read.
+
+    Raises:
+        ArgumentError: A signature is malformed.
+
+    """
+
+    def __init__(self, info: ImageInfo) -> None:
+        self.wire: list[dict[str, Any]] = _plain(list(info.functions))
+        self.signatures = tuple(Signature.from_wire(item) for item in self.wire)
+
+
+def build_table(
+    entry: ModuleType | NativeLibrary, info: ImageInfo, measured: Measured | None = None
+) -> Table:
     """
     Make the table of the live functions, which must be exactly those that were measured.
 
     Args:
         entry: The imported module, or the native library.
         info: The image's measured description.
+        measured: Its functions, if they were read before.
 
     Raises:
         ImageError: A function is missing, added, or has another signature.
 
     """
-    measured = [dict(item) for item in info.functions]
-    signatures = tuple(Signature.from_wire(item) for item in measured)
+    measured = measured or Measured(info)
+    signatures = measured.signatures
     if isinstance(entry, NativeLibrary):
-        if any(item.get("kind") != "native" for item in measured):
+        if any(item.kind != "native" for item in signatures):
             raise ImageError("the image's table has Python functions, its entry is native")
         entries = tuple(_native_entry(entry, item) for item in signatures)
     else:
         functions = trusted_functions(entry)
         live = [signature.to_wire() for _, signature in functions]
-        if _plain(live) != _plain(measured):
+        # Most are the same lists; the longer comparison has tuples equal lists.
+        if live != measured.wire and _plain(live) != measured.wire:
             raise ImageError(
                 "the entry's functions differ from the image's table",
-                expected=", ".join(str(item.get("name")) for item in measured),
+                expected=", ".join(item.name for item in signatures),
                 found=", ".join(item["name"] for item in live),
             )
         entries = tuple(_python_entry(*function) for function in functions)

@@ -29,6 +29,7 @@ from pyenclave._worker.mappings import check_mappings
 from pyenclave._worker.reseed import reseed_openssl
 from pyenclave.calls.channel import Channel
 from pyenclave.calls.errors import cut
+from pyenclave.calls.signature import compile_annotations
 from pyenclave.errors import (
     EnclaveError,
     EnclaveLostError,
@@ -65,6 +66,7 @@ class Prepared:
         identity: (device, inode) of the memfd, which stays mapped.
         image: The image.
         code: The entry's code; None if it is native, or no Python.
+        measured: The functions that it says it has; None if it says no such thing.
 
     Raises:
         ImageError: It is not an image.
@@ -81,6 +83,10 @@ class Prepared:
             # What is no Python fails when it is launched.
             with contextlib.suppress(Exception):
                 self.code = EntryLoader(self.image).get_code(self.image.info.entry_module)
+                compile_annotations(self.code)
+        self.measured: dispatch.Measured | None = None
+        with contextlib.suppress(EnclaveError):  # when it is launched this is told
+            self.measured = dispatch.Measured(self.image.info)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,7 +180,7 @@ class Worker:
         entry = load_entry(image, self.locked, prepared.code)
         if self.locked.debug:
             output.keep_records()
-        self.table = dispatch.build_table(entry, info)
+        self.table = dispatch.build_table(entry, info, prepared.measured)
         inside = self._close(info)
         self.channel.send(messages.Shut())
         inside.update({name: inside.get(name, True) and ok for name, ok in start.early.items()})

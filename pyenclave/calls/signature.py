@@ -8,13 +8,14 @@ The index of a function in a call is its place in the image's list, which is sor
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import functools
 import inspect
 import keyword
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from types import ModuleType
 from typing import Any
 
 from pyenclave import _core
@@ -26,6 +27,7 @@ __all__ = [
     "RESERVED_NAMES",
     "Parameter",
     "Signature",
+    "compile_annotations",
     "functions_of",
     "is_ecall",
     "native_functions",
@@ -34,6 +36,8 @@ __all__ = [
 
 MAX_FUNCTIONS = 65536  # an index has 16 bits
 _MAX_PARAMETERS = 64
+_ELSEWHERE = {"__wrapped__", "__signature__"}  # of a function: its parameters are another's
+_MAX_ANNOTATION = 200  # characters of one that is compiled ahead
 
 # Names that a handle has itself, so that no trusted function may have them.
 RESERVED_NAMES = frozenset(
@@ -115,28 +119,23 @@ class Signature:
         """
         name = function.__qualname__
         try:
-            hints = typing.get_type_hints(function, include_extras=True)
+            hints = _hints(function)
         except (NameError, TypeError, AttributeError) as error:
             raise ArgumentError(f"{name}: its annotations cannot be read: {error}") from None
         parameters = []
-        for item in inspect.signature(function).parameters.values():
-            where = f"{name}({item.name})"
-            if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD):
-                raise ArgumentError(
-                    f"{where}: * and ** parameters do not cross",
-                    advice="Name each parameter, or take a list or dict.",
-                )
-            if item.name not in hints:
+        for item, default, by_keyword in _parameters(function, name):
+            where = f"{name}({item})"
+            if item not in hints:
                 raise ArgumentError(
                     f"{where} has no annotation", advice="Annotate it, as in `rows: list[float]`."
                 )
             parameters.append(
                 Parameter(
-                    name=item.name,
-                    wire=_types.to_wire(hints[item.name], where),
-                    annotation=hints[item.name],
-                    default=item.default is not item.empty,
-                    keyword=item.kind is item.KEYWORD_ONLY,
+                    name=item,
+                    wire=_types.to_wire(hints[item], where),
+                    annotation=hints[item],
+                    default=default,
+                    keyword=by_keyword,
                 )
             )
         if "return" not in hints:
@@ -249,7 +248,7 @@ class Signature:
         """Whether some argument may be left out."""
         return any(item.default for item in self.parameters)
 
-    @cached_property
+    @functools.cached_property
     def request_plan(self) -> _core.Plan:
         """The plan of the arguments."""
         return _plan(
@@ -257,7 +256,7 @@ class Signature:
             optional=self.optional,
         )
 
-    @cached_property
+    @functools.cached_property
     def reply_plan(self) -> _core.Plan:
         """The plan of the result."""
         what = "the item" if self.streams else "the result"
@@ -362,12 +361,96 @@ def _item_of(annotation: Any, name: str) -> tuple[bool, Any]:
     return True, arguments[0] if arguments else Any
 
 
+@functools.lru_cache(maxsize=256)
+def _compiled(text: str) -> types.CodeType:
+    return compile(text, "<annotation>", "eval", dont_inherit=True)
+
+
+def compile_annotations(code: types.CodeType) -> None:
+    """
+    Compile ahead what may be annotations of functions of a module; nothing of it is run.
+
+    Args:
+        code: The module's code, whose annotations are among its constants as text.
+
+    """
+    for text in code.co_consts:
+        if isinstance(text, str) and len(text) <= _MAX_ANNOTATION:
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+                _compiled(text)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """
+    Return what ``typing.get_type_hints(function, include_extras=True)`` returns, in less time.
+
+    Most annotations are classes, or arrays and lists of them: for these evaluating the text is all
+    that there is to do. One that is anything else sends all of them the long way.
+    """
+    hints: dict[str, Any] = {}
+    if type(function) is types.FunctionType and not function.__dict__.keys() & _ELSEWHERE:
+        try:
+            for name, hint in function.__annotations__.items():
+                found = hint
+                if isinstance(hint, str):
+                    found = eval(_compiled(hint), function.__globals__)  # noqa: S307 - as typing does
+                if found is None:
+                    found = type(None)
+                if not _is_plain(found):
+                    break
+                hints[name] = found
+            else:
+                return hints
+        except (NameError, TypeError, AttributeError, SyntaxError):
+            pass  # typing says what is wrong with it
+    return typing.get_type_hints(function, include_extras=True)
+
+
+def _is_plain(hint: object) -> bool:
+    """Whether *hint* is a class, or made of classes and nothing else."""
+    if type(hint) is types.GenericAlias:
+        return all(part is Any or part is ... or _is_plain(part) for part in hint.__args__)
+    return type(hint) is type
+
+
+def _parameters(function: Callable[..., Any], name: str) -> list[tuple[str, bool, bool]]:
+    """
+    Return name, whether it has a default, and whether it is given by keyword only, of each.
+
+    Raises:
+        ArgumentError: There is a * or ** parameter.
+
+    """
+    if type(function) is types.FunctionType and not function.__dict__.keys() & _ELSEWHERE:
+        code = function.__code__
+        if not code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+            # What inspect.signature finds, without its objects.
+            first = code.co_argcount - len(function.__defaults__ or ())
+            last = code.co_argcount + code.co_kwonlyargcount
+            places = [(text, at >= first, False) for at, text in enumerate(code.co_varnames[:last])]
+            optional = function.__kwdefaults__ or {}
+            for at in range(code.co_argcount, last):
+                text = code.co_varnames[at]
+                places[at] = (text, text in optional, True)
+            return places
+    found = []
+    for item in inspect.signature(function).parameters.values():
+        if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD):
+            raise ArgumentError(
+                f"{name}({item.name}): * and ** parameters do not cross",
+                advice="Name each parameter, or take a list or dict.",
+            )
+        by_keyword = item.kind is item.KEYWORD_ONLY
+        found.append((item.name, item.default is not item.empty, by_keyword))
+    return found
+
+
 def is_ecall(value: object) -> bool:
     """Whether *value* is a function that ``trusted.ecall`` marked."""
     return callable(value) and getattr(value, "__pyenclave_ecall__", False) is True
 
 
-def functions_of(module: ModuleType) -> list[dict[str, Any]]:
+def functions_of(module: types.ModuleType) -> list[dict[str, Any]]:
     """
     Return the wire signatures of the trusted functions of *module*, sorted by name.
 
@@ -378,7 +461,7 @@ def functions_of(module: ModuleType) -> list[dict[str, Any]]:
     return [signature.to_wire() for _, signature in trusted_functions(module)]
 
 
-def trusted_functions(module: ModuleType) -> list[tuple[Callable[..., Any], Signature]]:
+def trusted_functions(module: types.ModuleType) -> list[tuple[Callable[..., Any], Signature]]:
     """
     Return the trusted functions of *module* with their signatures, sorted by name.
 
