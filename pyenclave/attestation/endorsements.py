@@ -11,13 +11,11 @@ from no folder that came with the token.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
 
@@ -79,21 +77,22 @@ def _size_error(name: str, size: int) -> CollateralError:
     )
 
 
-def _read(path: Path) -> bytes | None:
-    """Read a regular file up to the limit; None if it is something else."""
+def _read(path: str | os.PathLike[str], name: str) -> bytes | None:
+    """Read file *name* of a folder up to the limit; None if it is no regular file."""
     # O_NONBLOCK: opening a FIFO that stands under a known name must not wait for its writer.
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    fd = os.open(os.path.join(path, name), flags)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, fd)
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             return None
         if found.st_size > MAX_FILE:
-            raise _size_error(path.name, found.st_size)
+            raise _size_error(name, found.st_size)
         with os.fdopen(fd, "rb", closefd=False) as file:
             data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
-        raise _size_error(path.name, len(data))
+        raise _size_error(name, len(data))
     return data
 
 
@@ -121,6 +120,8 @@ class Endorsements:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise TypeError(f"endorsement {name} is bytes, not {type(data).__name__}")
             if not _is_known(name):
+                import difflib
+
                 near = difflib.get_close_matches(name, KNOWN_NAMES, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"no endorsement is called {name!r}{hint}")
@@ -173,7 +174,7 @@ class Endorsements:
                         "the folder of endorsements has too many files", expected=_MAX_ENTRIES
                     )
         for name in sorted(names):
-            data = _read(Path(path, name)) if _is_known(name) else None
+            data = _read(path, name) if _is_known(name) else None
             if data is None:
                 ignored.append(name)
                 continue

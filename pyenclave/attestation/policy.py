@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
 
@@ -462,6 +461,8 @@ class AppraisalPolicy:
             ValueError: The image is not signed and *any_version_of_signer* is asked for.
 
         """
+        from pathlib import Path
+
         from pyenclave.formats.image import Image
         from pyenclave.measurement.image import verify_image
 
@@ -528,6 +529,8 @@ class AppraisalPolicy:
             ValueError: It is too large, or no policy.
 
         """
+        from pathlib import Path
+
         path = Path(path)
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 from functools import cache, lru_cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -85,7 +85,8 @@ def der_of(name: str) -> bytes:
     """
     wanted = _FINGERPRINTS[name]
     try:
-        text = Path(__file__).with_name(f"{name}.pem").read_bytes()
+        with open(os.path.join(os.path.dirname(__file__), f"{name}.pem"), "rb") as file:
+            text = file.read()
         begin = text.index(_BEGIN) + len(_BEGIN)
         body = b"".join(text[begin : text.index(_END, begin)].split())
         data = base64.b64decode(body, validate=True)
