@@ -12,6 +12,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable
+from struct import Struct
 from typing import Any, Final
 
 from pyenclave.errors import EvidenceFormatError
@@ -24,7 +25,9 @@ MAX_EVIDENCE: Final = 16 << 20  # bytes; event logs are the largest
 _INTEL_QE: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _ECDSA_KEYS: Final = (2, 3)  # attestation key types of DCAP quotes
 _TEE_SGX, _TEE_TDX = 0, 0x81
+_QUOTE: Final = Struct("<HHI")  # version, attestation key type, TEE
 _SNP_SIZE: Final = 1184
+_SNP: Final = Struct("<I48xI")  # version, algorithm of the signature
 _SNP_VERSIONS: Final = range(1, 16)
 _HCL_TYPE_AT: Final = 1224
 _HCL_TYPES: Final = {1: "VBS", 3: "no hardware", 5: "Arm CCA"}
@@ -95,7 +98,7 @@ def _quote(data: bytes) -> str | None:
     """DCAP quotes, versions 3 to 5: 48 bytes of header, then a report body."""
     if len(data) < 48:
         return None
-    version, key_type, tee = _u(data, 0, 2), _u(data, 2, 2), _u(data, 4, 4)
+    version, key_type, tee = _QUOTE.unpack_from(data)
     if not (key_type in _ECDSA_KEYS or data[12:28] == _INTEL_QE):
         return None
     if version == 3:
@@ -115,7 +118,7 @@ def _snp(data: bytes) -> str | None:
     """A SEV-SNP report has a fixed size, a small version, and ECDSA P-384 as its algorithm."""
     if len(data) < _SNP_SIZE:
         return None
-    version, algorithm = _u(data, 0, 4), _u(data, 0x34, 4)
+    version, algorithm = _SNP.unpack_from(data)
     exact = len(data) == _SNP_SIZE
     if version in _SNP_VERSIONS and algorithm == 1:
         return "sev-snp-report"

@@ -121,9 +121,9 @@ def raw_signature(der: bytes) -> bytes | None:
     middle = 4 + der[3]
     if middle + 2 >= size or der[middle] != 2 or middle + 2 + der[middle + 1] != size:
         return None
-    numbers = der[4:middle], der[middle + 2 :]
-    for number in numbers:
+    r, s = der[4:middle], der[middle + 2 :]
+    for number in (r, s):
         if not number or number[0] & 0x80 or (len(number) > 1 and number[0] == 0 == number[1] >> 7):
             return None
-    r, s = (number.lstrip(b"\0").rjust(32, b"\0") for number in numbers)
-    return r + s if len(r) == len(s) == 32 else None
+    joined = r.lstrip(b"\0").rjust(32, b"\0") + s.lstrip(b"\0").rjust(32, b"\0")
+    return joined if len(joined) == 64 else None

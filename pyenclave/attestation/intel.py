@@ -64,6 +64,7 @@ Chain = Known[tuple[Certificate, ...]]
 C = TypeVar("C", bound="IntelCase")
 
 
+_QUOTES: Final = (dcap.Quote, dcap.TdQuote)
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----\n"
 _END: Final = b"-----END CERTIFICATE-----\n"
 _MAX_SHAPES: Final = 4
@@ -153,7 +154,7 @@ class IntelCase(CaseBase):
         """The quote, for other checks."""
         # Read nearly a hundred times for one quote: the plain way is the fast one.
         found = self._read.get("quote")
-        if isinstance(found, dcap.Quote | dcap.TdQuote):
+        if isinstance(found, _QUOTES):
             return found
         return self.need("quote.format", self.read_quote)
 
@@ -496,7 +497,8 @@ def _prove(case: IntelCase) -> frozenset[str]:
             names.append("qe")
             claims.append((point, quote.qe_report_signature, quote.qe_report_bytes))
     verdicts = ecdsa.verified(claims)
-    return frozenset([*held, *(name for name, holds in zip(names, verdicts, strict=True) if holds)])
+    held += [name for name, holds in zip(names, verdicts, strict=True) if holds]
+    return frozenset(held)
 
 
 @lru_cache(maxsize=16)

@@ -46,6 +46,7 @@ __all__ = [
     "check_window",
     "collateral_block",
     "evaluations",
+    "outcome",
     "qe_fits",
     "qe_identity",
     "tcb_info",
@@ -452,6 +453,22 @@ def _evaluations(case: IntelCase) -> tuple[tcb.Evaluation, ...]:
     return entry.fact(("levels", pck.components, pck.pce_svn, svns, level, judged), evaluate)
 
 
+def outcome(case: IntelCase) -> tuple[str, tuple[str, ...]] | None:
+    """
+    Return the final status and the advisories of the launch; None without TCB info.
+
+    `tcb.level` asks for it first, so where that check is remembered, this is too.
+    """
+    found = evaluations(case)
+    if not found:
+        return None
+
+    def merged() -> tuple[str, tuple[str, ...]]:
+        return tcb.merge(found[0], found[1] if len(found) > 1 else None), found[0].advisories
+
+    return case._part("outcome", merged)  # noqa: SLF001
+
+
 @COLLATERAL.evidence("tcb.level")
 def _level(case: IntelCase) -> Verdict:
     """Platform and TDX module each reach a level, and every status is known."""
@@ -467,6 +484,7 @@ def _level(case: IntelCase) -> Verdict:
                 advice="It is older than everything that Intel supports: update BIOS, microcode, "
                 "TDX module and attestation software of that machine.",
             )
+    outcome(case)
     return PASSED
 
 

@@ -25,6 +25,7 @@ from pyenclave.attestation.intel import (
 from pyenclave.attestation.intel_collateral import (
     NAMES,
     evaluations,
+    outcome,
     qe_fits,
     qe_identity,
     tcb_info,
@@ -133,11 +134,10 @@ def _lowest_number(case: IntelCase) -> int | None:
 @POLICY.policy("tcb.status")
 def _status(case: IntelCase) -> Verdict:
     """The status of the TCB is an accepted one, and so are its advisories."""
-    found = evaluations(case)
-    if not found:
+    found = outcome(case)
+    if found is None:
         return _NO_TCB
-    status, level = _final(found), found[0]
-    advisories = level.advisories
+    status, advisories = found
     if status in case.policy.tcb_statuses:
         refused = case.policy.unaccepted_advisories(advisories)
         if status == tcb.UP_TO_DATE or not refused:
@@ -151,7 +151,8 @@ def _status(case: IntelCase) -> Verdict:
     way = _WAYS_OUT.get(status)
     if way is None:
         return failed(expected=case.policy.tcb_statuses, found=status)
-    when = f" of {level.date.date().isoformat()}" if level.date else ""
+    date = evaluations(case)[0].date
+    when = f" of {date.date().isoformat()}" if date else ""
     why = f" has {_list(advisories)}" if advisories else f" is {status}"
     return failed(
         expected=case.policy.tcb_statuses,
@@ -163,10 +164,6 @@ def _status(case: IntelCase) -> Verdict:
 
 def _list(names: tuple[str, ...]) -> str:
     return ", ".join(names) or "none"
-
-
-def _final(found: tuple[tcb.Evaluation, ...]) -> str:
-    return tcb.merge(found[0], found[1] if len(found) > 1 else None)
 
 
 def judge_code_kind(case: IntelCase, *fields: str) -> Verdict:
@@ -256,17 +253,17 @@ def _text(moment: datetime | None) -> str | None:
 
 def tcb_claims(case: IntelCase) -> dict[str, Any]:
     """Return how the platform stands by its collateral."""
-    found = evaluations(case)
-    if not found:
+    found, merged = evaluations(case), outcome(case)
+    if merged is None:
         return {"tcb_status": "not evaluated (no matching collateral)"}
-    launch, status = found[0], _final(found)
+    launch, (status, advisories) = found[0], merged
     fits = qe_fits(case)
     claims: dict[str, Any] = {
         "tcb_status": "none" if status == tcb.NO_MATCH else status,
         "platform_tcb_status": launch.platform_status,
         "tcb_date": _text(None if launch.platform is None else launch.platform.date),
         "tcb_date_earliest": _text(launch.date),
-        "advisory_ids": list(launch.advisories),
+        "advisory_ids": list(advisories),
         "tcb_evaluation_number": _lowest_number(case),
     }
     if fits is not None:

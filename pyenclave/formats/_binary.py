@@ -127,14 +127,14 @@ class Layout:
 
     def values(self, data: Buffer) -> tuple[Any, ...]:
         """Read the same, and return the named fields without their names."""
-        with memoryview(data) as view:
-            if view.nbytes != self.size:
-                raise self.error(
-                    f"{self.what}: the size is wrong",
-                    expected=f"{self.size} bytes",
-                    found=f"{view.nbytes} bytes",
-                )
-            values = self._struct.unpack(view)
+        size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        if size != self.size:
+            raise self.error(
+                f"{self.what}: the size is wrong",
+                expected=f"{self.size} bytes",
+                found=f"{size} bytes",
+            )
+        values = self._struct.unpack(data)
         if self._checked(values) != self._wanted:
             raise self._fault(values)
         return self._picked(values)

@@ -9,11 +9,11 @@ little-endian, the two halves of the signature too. Nothing is verified here.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
 from pyenclave.errors import EvidenceFormatError
-from pyenclave.formats._binary import shorten
+from pyenclave.formats._binary import maker, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -338,6 +338,10 @@ _SIZES: Final = {
     "signature_r": 48,
     "signature_s": 48,
 }
+# What is unpacked: 0-9 the fixed head, 10 reserved, 11-18 identities, 19-21 CPUID, 22 reserved,
+# 23-24 chip, 25-32 firmware, 33-35 launch, 36 reserved, 37-41 the signature with its padding. The
+# fields of a report are in this order.
+_make: Final = maker(SnpReport, *[item.name for item in fields(SnpReport)])
 _ZERO: Final = {size: bytes(size) for size in (4, 21, 24, 152, 368)}
 _Reserved = tuple[tuple[str, int, bytes], ...]
 
@@ -351,39 +355,17 @@ def _unpack(data: Buffer) -> tuple[SnpReport, _Reserved]:
             found=f"{size} bytes",
         )
     v = _REPORT.unpack(data)
-    # 0-9 fixed head, 10 reserved, 11-18 identities, 19-21 CPUID, 22 reserved, 23-24 chip, 25-32
-    # firmware, 33-35 launch, 36 reserved, 37-41 the signature with its padding.
-    report = SnpReport(
-        version=v[0],
-        guest_svn=v[1],
-        policy=v[2],
-        family_id=v[3],
-        image_id=v[4],
-        vmpl=v[5],
-        signature_algo=v[6],
-        current_tcb=v[7],
-        platform_info=v[8],
-        key_info=v[9],
-        report_data=v[11],
-        measurement=v[12],
-        host_data=v[13],
-        id_key_digest=v[14],
-        author_key_digest=v[15],
-        report_id=v[16],
-        report_id_ma=v[17],
-        reported_tcb=v[18],
-        cpuid_fam=v[19],
-        cpuid_mod=v[20],
-        cpuid_step=v[21],
-        chip_id=v[23],
-        committed_tcb=v[24],
-        current_firmware=v[25:28],
-        committed_firmware=v[29:32],
-        launch_tcb=v[33],
-        launch_mit_vector=v[34],
-        current_mit_vector=v[35],
-        signature_r=v[37],
-        signature_s=v[39],
+    report = _make(
+        (
+            *v[:10],
+            *v[11:22],
+            *v[23:25],
+            v[25:28],
+            v[29:32],
+            *v[33:36],
+            v[37],
+            v[39],
+        )
     )
     reserved: _Reserved = ()
     if v[10] != _ZERO[4] or v[22] != _ZERO[21] or v[28] or v[32] or v[36] != _ZERO[152]:

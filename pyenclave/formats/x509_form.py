@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -252,18 +252,13 @@ class CertificateForm:
 def _time(text: bytes) -> datetime | None:
     """Return a UTCTime (RFC 5280, 4.1.2.5.1), None if it is none."""
     digits = text[:12]
-    if len(text) != 13 or text[12] != 0x5A or not digits.isdigit():
+    # Newer Pythons read hour 24, too.
+    if len(text) != 13 or text[12] != 0x5A or not digits.isdigit() or digits[6:8] > b"23":
         return None
-    year = int(digits[:2])
+    century = "19" if digits >= b"5" else "20"
     try:
-        return datetime(
-            year + (1900 if year >= 50 else 2000),
-            int(digits[2:4]),
-            int(digits[4:6]),
-            int(digits[6:8]),
-            int(digits[8:10]),
-            int(digits[10:]),
-            tzinfo=UTC,
+        return datetime.fromisoformat(
+            f"{century}{digits[:6].decode('ascii')}T{digits[6:].decode('ascii')}+00:00"
         )
     except ValueError:
         return None

@@ -12,7 +12,6 @@ the number of pages that it asks to measure is limited.
 from __future__ import annotations
 
 import struct
-import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -57,6 +56,7 @@ GUID_NAMES = {
     "4c2eb361-7d9b-4cc3-8081-127c90d3d294": "SEV secret block",
 }
 _ENTRY_HEAD = 18  # u16 size, GUID
+_GUID = struct.Struct("<IHH8s")
 
 SEV_SECTION_NAMES = {
     1: "memory",
@@ -259,7 +259,9 @@ class Firmware:
         return int.from_bytes(self.data[at : at + 2], "little")
 
     def _guid(self, at: int) -> str:
-        return str(uuid.UUID(bytes_le=bytes(self.data[at : at + 16])))
+        # As uuid.UUID(bytes_le=...) has it; that module is as slow to import as firmware to hash.
+        first, second, third, rest = _GUID.unpack_from(self.data, at)
+        return f"{first:08x}-{second:04x}-{third:04x}-{rest[:2].hex()}-{rest[2:].hex()}"
 
     def _word(self, guid: str) -> int | None:
         """Return the u32 that an entry's data begins with; None without such an entry."""

@@ -9,7 +9,6 @@ which is a plain SHA-256 here: the HMAC that the processor reports is not comput
 from __future__ import annotations
 
 import hashlib
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,6 +106,8 @@ class KernelHashes:
 
     def table(self) -> bytes:
         """Return the 176 bytes that firmware finds at the table's address."""
+        import uuid
+
         parts = [uuid.UUID(_TABLE_GUID).bytes_le, _TABLE_SIZE.to_bytes(2, "little")]
         for name, guid in _TABLE_ENTRIES:
             parts += [uuid.UUID(guid).bytes_le, (50).to_bytes(2, "little"), getattr(self, name)]

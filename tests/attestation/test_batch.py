@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -91,3 +93,15 @@ def test_impossible_arguments_raise_before_anything_runs(platform):
     with pytest.raises(ValueError, match="zone"):
         appraise_many([], at=NOW.replace(tzinfo=None), **given)
     assert appraise_many([], **given) == []
+
+
+def test_what_is_for_batches_is_loaded_when_it_is_asked_for():
+    code = (
+        "import sys; before = set(sys.modules); "
+        "import pyenclave.attestation as a; loaded = set(sys.modules) - before; "
+        "assert not {'pyenclave.attestation.batch', 'pathlib', 'difflib'} & loaded, loaded; "
+        "assert {'Appraisers', 'Item', 'appraise_many'} <= set(dir(a)); "
+        "from pyenclave.attestation import Appraisers, Item, appraise_many; "
+        "assert a.Item is Item and not hasattr(a, 'items')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

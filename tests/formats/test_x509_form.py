@@ -130,3 +130,26 @@ def test_a_certificate_of_another_form_is_left_to_the_full_reader(
     assert blank.serial is None
     assert blank.not_before is None
     assert blank.extensions[OID_SGX_EXTENSION].value == b""
+
+
+@pytest.mark.parametrize("place", range(0, 12, 2))
+def test_dates_are_those_that_the_full_reader_reads_and_no_others(
+    platform: IntelPlatform, form: CertificateForm, place: int
+) -> None:
+    data = bytearray(platform.pck)
+    at = data.index(b"\x17\x0d") + 2
+    data[at : at + 12] = b"260228235959"
+    read = 0
+    for number in range(100):
+        data[at + place : at + place + 2] = b"%02d" % number
+        quick = form.read(bytes(data), None)
+        try:
+            full = Certificate.from_der(bytes(data))
+        except EnclaveError:
+            assert quick is None, number
+            continue
+        assert quick is not None, number
+        assert quick.not_before == full.not_before
+        assert quick.not_before.tzinfo is UTC
+        read += 1
+    assert read == (100, 12, 28, 24, 60, 60)[place // 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,14 @@ def test_a_table_of_a_wrong_size_is_refused(firmware: Build, size: int) -> None:
     data[-50:-48] = struct.pack("<H", size)
     with pytest.raises(MeasurementError, match="does not fit"):
         Firmware(data)
+
+
+def test_guids_are_written_as_the_standard_library_does(firmware: Build) -> None:
+    source = random.Random(9)
+    for raw in (bytes(15) + b"\1", bytes(range(16)), *(source.randbytes(16) for _ in range(20))):
+        data = firmware(reset=4)
+        data[-66:-50] = raw
+        assert str(uuid.UUID(bytes_le=raw)) in Firmware(data).entries
 
 
 @pytest.mark.parametrize("size", [0, 17, 23, 4000])
