@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyenclave.errors import MeasurementError
+from pyenclave.errors import ImageError, MeasurementError, SignatureError
 from pyenclave.measurement import enclave, sgx_elf
 from pyenclave.measurement.sgx_file import measure_sgx
 
@@ -220,7 +220,8 @@ def test_a_mutated_file_is_refused_or_measured_in_time(
             place = len(data) - 1 - place % 3000
         data[place : place + len(octets)] = octets
     start = time.process_time()
-    with contextlib.suppress(MeasurementError):
+    # By its first bytes a file may also become one of the other kinds that are measured.
+    with contextlib.suppress(MeasurementError, ImageError, SignatureError):
         measure_sgx(bytes(data))
     assert time.process_time() - start < 5
 
