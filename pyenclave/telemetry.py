@@ -100,6 +100,11 @@ def collect() -> tuple[Family, ...]:
         )
         return Family(name, "gauge", text, tuple(values))
 
+    def total_of(name: str, text: str, attribute: str) -> Family:
+        family = gauge(name, text, attribute)
+        samples = (Sample("_total", item.labels, item.value) for item in family.samples)
+        return Family(name, "counter", text, tuple(samples))
+
     def counter(name: str, text: str, attribute: str) -> Family:
         values = (Sample("_total", labels, getattr(item, attribute)) for labels, item in functions)
         return Family(name, "counter", text, tuple(values))
@@ -117,11 +122,11 @@ def collect() -> tuple[Family, ...]:
         yield Sample("_total", {**labels, "kind": "refused"}, item.refused)
 
     return (
-        Family(
-            "pyenclave_launches",
-            "counter",
-            "Enclaves launched by this process.",
-            tuple(Sample("_total", {"enclave": n}, t.launches) for n, t in totals.items()),
+        total_of("pyenclave_launches", "Enclaves launched by this process.", "launches"),
+        total_of(
+            "pyenclave_launch_failures",
+            "Enclaves that a pool could not launch.",
+            "launch_failures",
         ),
         gauge("pyenclave_enclaves", "Enclaves that run.", "running"),
         counters("pyenclave_enclaves_ended", "Enclaves that ended, by how.", "ended", "how"),
@@ -138,6 +143,11 @@ def collect() -> tuple[Family, ...]:
             "failures",
             "reason",
         ),
+        total_of(
+            "pyenclave_calls_repeated",
+            "Calls that a pool made again: their enclave was lost before they began.",
+            "repeated",
+        ),
         counter("pyenclave_request_bytes", "Bytes of requests, encoded.", "bytes_in"),
         counter("pyenclave_response_bytes", "Bytes of answers, encoded.", "bytes_out"),
         Family(
@@ -150,10 +160,10 @@ def collect() -> tuple[Family, ...]:
         ),
         gauge("pyenclave_threads", "Calls that can run at the same time.", "threads"),
         gauge("pyenclave_threads_late", "Threads busy with a call whose caller gave up.", "late"),
-        gauge("pyenclave_calls_waiting", "Calls that wait for a thread.", "waiting"),
+        gauge("pyenclave_calls_waiting", "Calls that wait for a thread or an enclave.", "waiting"),
         gauge(
             "pyenclave_calls_waiting_max",
-            "Most calls that ever waited for one enclave at the same time.",
+            "Most calls that ever waited at the same time, for one enclave or pool.",
             "most_waiting",
         ),
     )

@@ -537,7 +537,9 @@ class LockedFinder:
 def _unlisted(name: str) -> UnlistedImportError:
     """Return the error of an import statement, called from find_spec."""
     error = UnlistedImportError(
-        f"unlisted import: the image's lock has no module {name!r}", name=name
+        f"unlisted import: the image's lock has no module {name!r}; import it at the top of the "
+        "entry, or name it in [runtime] extra",
+        name=name,
     )
     error.module = name
     try:

@@ -218,18 +218,33 @@ class AttestationResult:
         Raises:
             AppraisalError: The evidence is not accepted, not identified or not fresh, or binds no
                 runtime key.
+            TypeError: The secret is not bytes.
             ValueError: The runtime key is no usable key.
 
         """
         from pyenclave.sealed.provision import encrypt
 
-        for holds, what in (
-            (self.accepted, "accepted"),
-            (self.identified or dangerous_allow_unidentified, "identified"),
-            (self.fresh or dangerous_allow_stale, "fresh"),
+        if not isinstance(secret, bytes | bytearray | memoryview):
+            raise TypeError(f"a secret is bytes, not {type(secret).__name__}")
+        for holds, what, advice in (
+            (self.accepted, "accepted", None),
+            (
+                self.identified or dangerous_allow_unidentified,
+                "identified",
+                "Name the code in the policy: from_image(…), mrenclave= or mrsigner=.",
+            ),
+            (
+                self.fresh or dangerous_allow_stale,
+                "fresh",
+                "Verify it with the nonce that you sent.",
+            ),
         ):
             if not holds:
-                raise AppraisalError(f"no secret is sent: the evidence is not {what}", result=self)
+                raise AppraisalError(
+                    f"no secret is sent: the evidence is not {what}",
+                    result=self,
+                    advice=advice,
+                )
         if self.kind != "pyenclave":
             raise AppraisalError(
                 f"no secret is sent: evidence of kind {self.kind} binds no runtime key",

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol, Self
 
@@ -28,6 +28,7 @@ __all__ = [
     "Latency",
     "Launch",
     "NameTotals",
+    "QueueStats",
     "Registry",
     "registry",
 ]
@@ -330,10 +331,37 @@ class Launch:
 
 
 @dataclass(slots=True, kw_only=True)
+class QueueStats:
+    """
+    What a pool counted of calls that no enclave ever saw; the pool keeps it up.
+
+    Attributes:
+        name: The enclaves' name.
+        line: Who waits now.
+        busy: Calls refused because too many waited.
+        timeouts: Calls whose deadline passed while they waited for an enclave.
+        repeated: Calls made again, because their enclave was lost before they began.
+        launch_failures: Enclaves that could not be launched.
+        most_waiting: Most calls that ever waited at the same time.
+
+    """
+
+    name: str = ""
+    line: Sized = ()
+    busy: int = 0
+    timeouts: int = 0
+    repeated: int = 0
+    launch_failures: int = 0
+    most_waiting: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
 class NameTotals:
-    """All launches of one name in this process: totals of those that are gone and those there."""
+    """All launches and pools of one name in this process: those that are gone and those there."""
 
     launches: int = 0
+    launch_failures: int = 0
+    repeated: int = 0
     running: int = 0
     threads: int = 0
     late: int = 0
@@ -359,9 +387,20 @@ class NameTotals:
             self.failures[reason] += getattr(stats, reason)
         self._add_functions(stats.functions)
 
+    def add_queue(self, queue: QueueStats) -> None:
+        """Add what a pool counted."""
+        self.launch_failures += queue.launch_failures
+        self.repeated += queue.repeated
+        self.waiting += len(queue.line)
+        self.most_waiting = max(self.most_waiting, queue.most_waiting)
+        self.failures["busy"] += queue.busy
+        self.failures["timeouts"] += queue.timeouts
+
     def merge(self, other: NameTotals) -> None:
         """Add the totals of other launches."""
         self.launches += other.launches
+        self.launch_failures += other.launch_failures
+        self.repeated += other.repeated
         self.running += other.running
         self.threads += other.threads
         self.late += other.late
@@ -382,11 +421,12 @@ class NameTotals:
 
 
 class Registry:
-    """The launches of this process. Thread-safe; a forked child begins with none."""
+    """The launches and pools of this process. Thread-safe; a forked child begins with none."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._launches: dict[int, Launch] = {}
+        self._queues: dict[int, QueueStats] = {}
         self._gone: dict[str, NameTotals] = {}
         # A finalizer runs anywhere, even in a thread that holds the lock: it only says so here.
         self._dead: deque[int] = deque()
@@ -401,9 +441,23 @@ class Registry:
             finalizer = weakref.finalize(owner, self._dead.append, self._number)
         finalizer.atexit = False
 
+    def add_queue(self, queue: QueueStats, owner: object) -> None:
+        """Know a pool's *queue* from now on; when *owner* is gone, keep what it had counted."""
+        with self._lock:
+            self._bury()
+            self._number += 1
+            self._queues[self._number] = queue
+            finalizer = weakref.finalize(owner, self._dead.append, self._number)
+        finalizer.atexit = False
+
     def _bury(self) -> None:
         while self._dead:
-            launch = self._launches.pop(self._dead.popleft(), None)
+            number = self._dead.popleft()
+            queue = self._queues.pop(number, None)
+            if queue is not None:
+                queue.line = ()  # nobody waits for a pool that is gone
+                self._of(self._gone, queue.name).add_queue(queue)
+            launch = self._launches.pop(number, None)
             if launch is not None:
                 if launch.state == "running":
                     launch.state = "closed"  # nobody closed it, but its handle is gone
@@ -430,12 +484,15 @@ class Registry:
                 self._of(found, name).merge(gone)
             for launch in self._launches.values():
                 self._of(found, launch.name).add(launch)
+            for queue in self._queues.values():
+                self._of(found, queue.name).add_queue(queue)
         return found
 
     def forget(self) -> None:
         """Know of nothing (a forked child; tests)."""
         self._lock = threading.Lock()  # another thread may have held it when this child was made
         self._launches = {}
+        self._queues = {}
         self._gone = {}
         self._dead = deque()
 

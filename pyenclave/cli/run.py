@@ -27,7 +27,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     run.add_argument("image", metavar="IMAGE", help="an image, or a .py file (debug)")
     run.add_argument("call", metavar="FUNCTION")
-    run.add_argument("arguments", nargs="*", metavar="ARG")
+    run.add_argument("arguments", nargs="*", default=[], metavar="ARG")
     run.add_argument("--debug", action="store_true", help="launch as a debug enclave")
     run.add_argument("--timeout", type=float, metavar="SECONDS")
     run.set_defaults(function=_run)

@@ -469,7 +469,10 @@ def _read_header(view: memoryview) -> tuple[int, int, int]:
     """Check all lengths; return those of info and lock, and the enclave's size."""
     if len(view) < len(MAGIC) or view[: len(MAGIC)] != MAGIC:
         raise ImageError(
-            "not an enclave image", expected=f"magic {MAGIC!r}", found=repr(bytes(view[:8]))
+            "not an enclave image",
+            expected=f"magic {MAGIC!r}",
+            found=repr(bytes(view[:8])),
+            advice="`pyenclave build` makes one; from_file() launches a Python file as it is.",
         )
     if not PAGE + TAIL <= len(view) <= MAX_IMAGE:
         raise ImageError(

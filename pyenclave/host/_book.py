@@ -13,7 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from pyenclave.errors import BusyError, EnclaveClosedError, EnclaveError, LaunchError
+from pyenclave.calls.stats import QueueStats
+from pyenclave.errors import (
+    BusyError,
+    CallTimeoutError,
+    EnclaveClosedError,
+    EnclaveError,
+    LaunchError,
+)
 
 __all__ = ["Book", "Limits", "Member", "Plan", "PoolStats", "Ticket"]
 
@@ -241,7 +248,8 @@ class Book:
         self._failures = 0
         self._not_before = 0.0
         self._last_error: EnclaveError | None = None
-        self._calls = self._retried = self._refused = 0
+        self.queue = QueueStats(line=self._waiting)
+        self._calls = 0
         self._launched = self._lost = self._recycled = 0
 
     # ---- calls --------------------------------------------------------------------------------
@@ -296,7 +304,7 @@ class Book:
         """
         self.check()
         if self.fresh >= self.limits.max_fresh:
-            self._refused += 1
+            self.queue.busy += 1
             raise BusyError(
                 "too many fresh enclaves are in use", expected=f"at most {self.limits.max_fresh}"
             )
@@ -328,13 +336,23 @@ class Book:
 
         """
         if len(self._waiting) >= self.limits.queue:
-            self._refused += 1
+            self.queue.busy += 1
             raise BusyError(
                 "too many calls wait for the pool's enclaves",
                 expected=f"at most {self.limits.queue}",
                 advice="Make the pool larger, or call from fewer.",
             )
         self._waiting.append(ticket)
+        self.queue.most_waiting = max(self.queue.most_waiting, len(self._waiting))
+
+    def late(self, ticket: Ticket, now: float) -> CallTimeoutError:
+        """Somebody's deadline passed while it waited; return the error."""
+        self.forget(ticket, now)
+        self.queue.timeouts += 1
+        return CallTimeoutError(
+            "the deadline passed before an enclave was free",
+            advice="The call never began. Allow more time, or make the pool larger.",
+        )
 
     def forget(self, ticket: Ticket, now: float) -> None:
         """Somebody does not wait any more; what was given meanwhile comes back."""
@@ -376,7 +394,7 @@ class Book:
 
     def again(self) -> None:
         """Count a call that is made again."""
-        self._retried += 1
+        self.queue.repeated += 1
 
     def _hand_out(self) -> None:
         while self._waiting:
@@ -409,6 +427,7 @@ class Book:
     def failed(self, error: EnclaveError, now: float) -> None:
         """An enclave could not be started."""
         self._starting -= 1
+        self.queue.launch_failures += 1
         self._fail(error, now)
 
     def _fail(self, error: EnclaveError, now: float) -> None:
@@ -583,8 +602,8 @@ class Book:
             running=sum(member.running for member in members),
             waiting=len(self._waiting),
             calls=self._calls,
-            retried=self._retried,
-            refused=self._refused,
+            retried=self.queue.repeated,
+            refused=self.queue.busy,
             launched=self._launched,
             lost=self._lost,
             recycled=self._recycled,

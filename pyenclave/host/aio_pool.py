@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from pyenclave.calls.signature import Signature
+from pyenclave.calls.stats import registry
 from pyenclave.errors import (
     CallTimeoutError,
     EnclaveClosedError,
@@ -176,6 +177,8 @@ class AsyncEnclavePool:
             image = await asyncio.to_thread(self._prepare)
             self._threads = image.info.threads
             self._signatures = {item.name: item for item in image.signatures}
+            self._book.queue.name = image.info.name
+            registry.add_queue(self._book.queue, self)
             for done in range(self._book.plan(time.monotonic()).launches):
                 try:
                     await self._join(await self._launch(quiet=self._quiet or done > 0))
@@ -524,8 +527,7 @@ class AsyncEnclavePool:
         if ticket.error is not None:
             raise ticket.error
         if ticket.member is None:
-            self._book.forget(ticket, time.monotonic())
-            raise CallTimeoutError("the deadline passed before an enclave was free")
+            raise self._book.late(ticket, time.monotonic())
         return ticket.member
 
     def _release(self, member: Member, *, gave_up: bool = False) -> None:

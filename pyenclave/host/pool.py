@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 from pyenclave.calls.signature import Signature
+from pyenclave.calls.stats import registry
 from pyenclave.errors import (
     CallTimeoutError,
     EnclaveClosedError,
@@ -180,6 +181,8 @@ class EnclavePool:
             image = _images.prepare(self._data)
             self._threads = image.info.threads
             self._signatures = {item.name: item for item in image.signatures}
+            self._book.queue.name = image.info.name
+            registry.add_queue(self._book.queue, self)
             if self._book.limits.warm:
                 self._reserve = Reserve(self._data, queue=DEFAULT_QUEUE, **self._settings)
             with self._lock:
@@ -548,8 +551,7 @@ class EnclavePool:
             if ticket.error is not None:
                 raise ticket.error
             if ticket.member is None:
-                self._book.forget(ticket, time.monotonic())
-                raise CallTimeoutError("the deadline passed before an enclave was free")
+                raise self._book.late(ticket, time.monotonic())
             return ticket.member
 
     def _release(self, member: Member, *, gave_up: bool = False) -> None:

@@ -7,6 +7,7 @@ runtime's lock list. No path, time, mode or locale of the build goes into it.
 
 from __future__ import annotations
 
+import contextlib
 import keyword
 import secrets
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from pyenclave.errors import ArgumentError, ImageError, ManifestError
 from pyenclave.formats import elf
-from pyenclave.formats.image import MAX_IMAGE, FileEntry, ImageInfo, assemble
+from pyenclave.formats.image import MAGIC, MAX_IMAGE, FileEntry, ImageInfo, assemble
 from pyenclave.formats.lock import Lock, Roots
 from pyenclave.image import closure, ocalls
 from pyenclave.image.manifest import Manifest, load
@@ -80,6 +81,7 @@ def build_script(
 
     """
     path = Path(path)
+    _check_script(path)
     manifest = Manifest(
         name=path.stem[:64] or "script",
         entry=path.absolute(),
@@ -88,6 +90,19 @@ def build_script(
         debug=True,
     )
     return build_manifest(manifest, lock=lock, roots=roots)
+
+
+def _check_script(path: Path) -> None:
+    """Say what to do instead with the other files that one may have: an image, a manifest."""
+    advice = None
+    if path.is_dir() or path.suffix == ".toml":
+        advice = "Build it with `pyenclave build -o FILE`, and launch Enclave(FILE)."
+    elif path.is_file():
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                advice = f"It is an image already: Enclave({str(path)!r})."
+    if advice is not None:
+        raise ImageError(f"{path}: from_file() takes one Python file", advice=advice)
 
 
 def build_manifest(

@@ -174,6 +174,11 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _lies_beside(entry: Path, module: str) -> bool:
+    top = entry.with_name(module.partition(".")[0] or "-")
+    return top.is_dir() or top.with_suffix(".py").is_file()
+
+
 def _refusal(result: Mapping[str, Any], entry: Entry | None, roots: Roots) -> ImageError:
     error = result["error"]
     text = f"{error['type']}: {error['text']}"
@@ -184,6 +189,13 @@ def _refusal(result: Mapping[str, Any], entry: Entry | None, roots: Roots) -> Im
         advice = 'Import it below `if __name__ == "__main__":`, which is never run inside.'
     elif error["type"] == "ModuleNotFoundError":
         advice = f"It must be installed in one of: {', '.join(roots.site)}."
+        if entry is not None and _lies_beside(entry.path, missing):
+            advice = (
+                "It lies beside the entry, which is one file: move what is needed into the entry, "
+                "or install it as a package."
+            )
+    elif error["type"] == "KeyError" and error["text"].strip("'") in os.environ:
+        advice = "There are no environment variables inside: pass values as arguments."
     if error["step"] == "extra":
         return ImageError(f"[runtime] extra cannot be imported: {text}", advice=advice)
     if error["step"] == "worker" or entry is None:

@@ -98,6 +98,13 @@ def test_only_the_attested_launch_opens_a_secret(issuer):
             _open(issuer, result.encrypt(b"k"), **other)
 
 
+def test_a_secret_that_is_no_bytes_is_refused_by_its_type(issuer):
+    result = issuer.appraise(issuer.evidence())
+    for secret in ("text", 32, [1, 2]):
+        with pytest.raises(TypeError, match="a secret is bytes"):
+            result.encrypt(secret)
+
+
 def test_two_encryptions_of_one_secret_differ(issuer):
     result = issuer.appraise(issuer.evidence())
     assert result.encrypt(b"model key") != result.encrypt(b"model key")
@@ -112,6 +119,8 @@ def test_no_secret_goes_to_evidence_that_is_refused_unidentified_or_stale(issuer
         with pytest.raises(AppraisalError, match=f"not {what}") as caught:
             result.encrypt(b"secret")
         assert caught.value.result is result
+        # What to do: the refusal of "accepted" has it check by check.
+        assert what == "accepted" or caught.value.advice
     with pytest.raises(AppraisalError, match="not accepted"):
         refused.encrypt(b"x", dangerous_allow_unidentified=True, dangerous_allow_stale=True)
     with pytest.raises(AppraisalError, match="not fresh"):

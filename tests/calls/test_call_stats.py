@@ -13,7 +13,7 @@ import pytest
 
 from pyenclave import _core
 from pyenclave.calls import stats
-from pyenclave.calls.stats import FunctionStats, Latency, Launch, Registry
+from pyenclave.calls.stats import FunctionStats, Latency, Launch, QueueStats, Registry
 from pyenclave.errors import (
     ArgumentError,
     BusyError,
@@ -252,6 +252,32 @@ def test_what_is_gone_stays_counted() -> None:
         assert (gone.launches, gone.running, gone.ended["closed"]) == (1, 0, 1)
         assert gone.failures["arguments"] == 1
     assert registry.launches() == ()
+
+
+def test_what_waited_before_a_pool_stays_counted_when_the_pool_is_gone() -> None:
+    """A scrape sees refusals of the pool's own queue, which no enclave ever heard of."""
+    registry = Registry()
+    pool = Owner()
+    queue = QueueStats(
+        name="one",
+        line=[object(), object()],
+        busy=3,
+        timeouts=4,
+        repeated=5,
+        launch_failures=6,
+        most_waiting=7,
+    )
+    registry.add_queue(queue, pool)
+    there = registry.totals()["one"]
+    assert there.waiting == 2
+    del pool
+    gc.collect()
+    for total in (there, registry.totals()["one"], registry.totals()["one"]):
+        assert (total.failures["busy"], total.failures["timeouts"]) == (3, 4)
+        assert (total.repeated, total.launch_failures, total.most_waiting) == (5, 6, 7)
+    assert registry.totals()["one"].waiting == 0  # nobody waits for a pool that is gone
+    registry.forget()
+    assert registry.totals() == {}
 
 
 def test_how_a_launch_ended_is_kept() -> None:

@@ -70,6 +70,12 @@ def test_run_refuses_what_does_not_fit(script: Path) -> None:
         assert answer["error"]["code"] in ("call.unknown_function", "call.argument")
 
 
+def test_run_names_only_what_is_missing(script: Path) -> None:
+    """Arguments may be none at all, so that an absent function is the only mistake."""
+    answer = json.loads(command("run", script, "--json", code=2))
+    assert answer["error"]["message"].endswith("required: FUNCTION")
+
+
 def test_ps_lists_and_kill_ends_a_running_enclave(script: Path) -> None:
     """The enclave is listed with its identity and is gone after kill."""
     with Enclave.from_file(script) as enclave:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyenclave import AsyncEnclavePool
+from pyenclave.calls.stats import Registry
 from pyenclave.errors import (
     BusyError,
     CallTimeoutError,
@@ -118,6 +119,26 @@ def test_calls_go_through_by_name_by_attribute_and_by_options(run) -> None:
         assert pool.stats.calls == 4
 
     run(test)
+
+
+def test_the_metrics_know_what_waited_for_the_pool_and_was_refused(run, monkeypatch) -> None:
+    registry = Registry()
+    monkeypatch.setattr("pyenclave.host.aio_pool.registry", registry)
+
+    async def test(pool) -> None:
+        async with pool.enclave(), pool.enclave():
+            with pytest.raises(CallTimeoutError, match="before an enclave was free"):
+                await pool.options(timeout=0.05).add(1, 1)
+            more = [asyncio.create_task(pool.add(1, 1)) for _ in range(64)]
+            assert await until(lambda: pool.stats.waiting == 64)
+            with pytest.raises(BusyError):
+                await pool.add(1, 1)
+            (total,) = registry.totals().values()
+            assert (total.waiting, total.most_waiting) == (64, 64)
+            assert (total.failures["busy"], total.failures["timeouts"]) == (1, 1)
+        assert await asyncio.gather(*more) == [2] * 64
+
+    run(test, queue=64)
 
 
 def test_many_tasks_share_few_enclaves_in_order_and_the_queue_ends(run) -> None:

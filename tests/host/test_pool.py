@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pyenclave.calls.stats import Registry
 from pyenclave.errors import (
     ArgumentError,
     BusyError,
@@ -136,6 +137,25 @@ def test_each_enclave_has_its_own_identity_key_and_state(make) -> None:
     for name in ("enclave_id", "pid", "record", "runtime_public_key"):
         assert getattr(infos[0], name) != getattr(infos[1], name)
     assert infos[0].mrenclave == infos[1].mrenclave
+
+
+def test_the_metrics_know_what_waited_for_the_pool_and_was_refused(make, monkeypatch) -> None:
+    """Else a dashboard is quiet while every caller gets 503."""
+    registry = Registry()
+    monkeypatch.setattr("pyenclave.host.pool.registry", registry)
+    pool = make(size=1, queue=1)
+    with ThreadPoolExecutor(1) as threads:
+        with pool.enclave():
+            with pytest.raises(CallTimeoutError, match="before an enclave was free"):
+                pool.options(timeout=0.05).sleep(0.0)
+            waiting = threads.submit(pool.sleep, 0.0)
+            assert wait_for(lambda: pool.stats.waiting == 1)
+            with pytest.raises(BusyError):
+                pool.sleep(0.0)
+            ((name, total),) = registry.totals().items()
+            assert (name, total.waiting, total.most_waiting) == ("pooled", 1, 1)
+            assert (total.failures["busy"], total.failures["timeouts"]) == (1, 1)
+        waiting.result()
 
 
 def test_calls_run_at_the_same_time_and_wait_in_a_queue_that_ends(make) -> None:

@@ -61,6 +61,38 @@ def test_an_entry_whose_name_is_no_module_is_refused(tmp_path: Path, name: str) 
         build.build_script(script(tmp_path, "", name))
 
 
+def test_a_module_beside_the_entry_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("x = 1\n")
+    (tmp_path / "package").mkdir()
+    for name in ("helper", "package.part"):
+        path = script(tmp_path, f"import {name}\n")
+        with pytest.raises(ImageError, match=r"beside the entry.*one file"):
+            build.build_script(path)
+
+
+def test_an_environment_variable_is_not_there_and_the_refusal_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_TOKEN", "planted")
+    path = script(tmp_path, "import os\ntoken = os.environ['API_TOKEN']\n")
+    with pytest.raises(ImageError, match=r"score\.py:2: KeyError.*no environment") as caught:
+        build.build_script(path)
+    assert "planted" not in str(caught.value)
+
+
+def test_what_is_no_script_is_refused_with_what_to_do(project: Path, tmp_path: Path) -> None:
+    """A folder, a manifest or an image, where one Python file is wanted."""
+    for path in (project, project / "enclave.toml"):
+        with pytest.raises(ImageError, match="one Python file.*pyenclave build"):
+            build.build_script(path)
+    image = tmp_path / "score.enclave"
+    image.write_bytes(build.build(project))
+    with pytest.raises(ImageError, match="image already: Enclave"):
+        build.build_script(image)
+    with pytest.raises(ImageError, match="not an enclave image.*from_file"):
+        Image.parse(script(tmp_path, "x = 1\n").read_bytes())
+
+
 def test_an_absent_entry_or_file_is_named(project: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"absent\.py is not a file"):
         build.build_script(tmp_path / "absent.py")
