@@ -83,13 +83,13 @@ def test_an_environment_variable_is_not_there_and_the_refusal_says_so(
 def test_what_is_no_script_is_refused_with_what_to_do(project: Path, tmp_path: Path) -> None:
     """A folder, a manifest or an image, where one Python file is wanted."""
     for path in (project, project / "enclave.toml"):
-        with pytest.raises(ImageError, match="one Python file.*pyenclave build"):
+        with pytest.raises(ImageError, match=r"one Python file.*pyenclave build"):
             build.build_script(path)
     image = tmp_path / "score.enclave"
     image.write_bytes(build.build(project))
     with pytest.raises(ImageError, match="image already: Enclave"):
         build.build_script(image)
-    with pytest.raises(ImageError, match="not an enclave image.*from_file"):
+    with pytest.raises(ImageError, match=r"not an enclave image.*from_file"):
         Image.parse(script(tmp_path, "x = 1\n").read_bytes())
 
 
