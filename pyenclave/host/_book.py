@@ -3,15 +3,18 @@ The bookkeeping of a pool: which enclaves there are, who waits, what is to be do
 
 No threads, no loop, no clock of its own and no I/O: the pool for threads and the pool for asyncio
 use the same book and do what it says. Its methods are called under the pool's lock.
+
+A place in an enclave is the ticket's that got it, until the ticket is given or forgotten; either
+may be done twice. Ctrl-C may interrupt Python code at any call: so a ticket gets its place by
+statements without one, and whoever holds the ticket can always give it back.
 """
 
 from __future__ import annotations
 
-import collections
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pyenclave.calls.stats import QueueStats
 from pyenclave.errors import (
@@ -21,114 +24,13 @@ from pyenclave.errors import (
     EnclaveError,
     LaunchError,
 )
+from pyenclave.host._limits import Limits, PoolStats, State
 
-__all__ = ["Book", "Limits", "Member", "Plan", "PoolStats", "Ticket"]
+__all__ = ["Book", "Member", "Plan", "Ticket"]
 
 _FIRST_DELAY: Final = 0.05  # seconds after a failure; doubled with each that follows
 _LAST_DELAY: Final = 30.0
 _SETTLED: Final = 5.0  # seconds that an enclave lives after which its end is no failure to start
-State = Literal["new", "running", "failed", "draining", "closed"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """
-    How a pool behaves; all times in seconds.
-
-    Attributes:
-        size: Enclaves that are kept.
-        max_size: Enclaves that there may be under load.
-        warm: Workers that wait ready at the platform, for replacements and fresh enclaves.
-        queue: Calls that may wait.
-        max_calls: Calls after which an enclave is replaced; None: never.
-        max_age: Time after which it is; None: never.
-        grow_after: How long a call waits until one more is started.
-        shrink_after: How long one more than *size* must have been idle until it is ended.
-        health: How often an idle enclave is asked whether it answers.
-        stuck_after: How long all threads of an enclave may belong to calls that nobody waits for.
-        give_up: Launches that may fail in a row.
-        max_fresh: Enclaves of ``enclave(fresh=True)`` at a time.
-
-    """
-
-    size: int = 2
-    max_size: int = 2
-    warm: int = 1
-    queue: int = 1024
-    max_calls: int | None = None
-    max_age: float | None = None
-    grow_after: float = 0.05
-    shrink_after: float = 60.0
-    health: float = 10.0
-    stuck_after: float = 30.0
-    give_up: int = 8
-    max_fresh: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("size", "max_size", "warm", "queue", "give_up", "max_fresh"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is a number, not {value!r}")
-            least = 0 if name in ("warm", "queue", "max_fresh") else 1
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value!r}")
-        if self.max_size < self.size:
-            raise ValueError(f"max_size must be at least size, not {self.max_size!r}")
-        if self.max_calls is not None:
-            if isinstance(self.max_calls, bool) or not isinstance(self.max_calls, int):
-                raise TypeError(f"max_calls is a number, not {self.max_calls!r}")
-            if self.max_calls < 1:
-                raise ValueError(f"max_calls must be at least 1, not {self.max_calls!r}")
-        for name in ("max_age", "grow_after", "shrink_after", "health", "stuck_after"):
-            value = getattr(self, name)
-            if value is None and name == "max_age":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} is a number of seconds, not {value!r}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and name != "grow_after"):
-                raise ValueError(f"{name} must be above 0 seconds, not {value!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStats:
-    """
-    A pool at one moment, and what was counted since it began.
-
-    Attributes:
-        state: ``new``, ``running``, ``failed``, ``draining`` or ``closed``.
-        enclaves: Enclaves that serve calls.
-        idle: Those without a call.
-        starting: Enclaves that are being launched.
-        fresh: Enclaves of ``enclave(fresh=True)``.
-        running: Calls under way.
-        waiting: Calls that wait.
-        calls: Calls that ended, however they did.
-        retried: Calls that were made again, since their enclave was lost before they began.
-        refused: Calls that found the queue full.
-        launched: Enclaves that were started.
-        lost: Enclaves that ended unasked.
-        recycled: Enclaves that were replaced for their age or number of calls, or ended as
-            surplus.
-        failures: Launches that failed in a row, or enclaves that ended at once.
-        last_error: The latest of those errors; empty if there was none.
-
-    """
-
-    state: str
-    enclaves: int
-    idle: int
-    starting: int
-    fresh: int
-    running: int
-    waiting: int
-    calls: int
-    retried: int
-    refused: int
-    launched: int
-    lost: int
-    recycled: int
-    failures: int
-    last_error: str
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -150,8 +52,10 @@ class Member:
         owned: Whether somebody has it alone, or the pool asks for its health.
         max_calls: When it is replaced.
         max_age: The same.
+        health: Seconds without a sign of life after which it is asked for one.
         leaving: Whether it takes no new calls.
         lost: Whether it ended unasked.
+        failed: Whether it did before it was of any use.
         views: What the pool keeps for each set of options.
 
     """
@@ -169,8 +73,10 @@ class Member:
     owned: bool = False
     max_calls: float = math.inf
     max_age: float = math.inf
+    health: float = math.inf
     leaving: bool = False
     lost: bool = False
+    failed: bool = False
     views: dict[Any, Any] = field(default_factory=dict)
 
     def free(self) -> int:
@@ -187,22 +93,27 @@ class Member:
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ticket:
     """
-    Somebody who waits for an enclave.
+    Somebody who wants a place in an enclave, waits for one, or has it.
 
     Attributes:
-        wake: Called when *member* or *error* is set.
-        since: When it began.
         alone: Whether the enclave is wanted for nobody else.
-        member: What was given.
-        error: Why nothing ever will be.
+        wake: Called when *member* or *error* is set, if it had to wait.
+        since: When it began to wait.
+        member: The enclave that was given.
+        error: Why none ever will be.
 
     """
 
-    wake: Callable[[], None]
-    since: float
     alone: bool = False
+    wake: Callable[[], None] | None = None
+    since: float = math.inf
     member: Member | None = None
     error: EnclaveError | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether neither is known yet."""
+        return self.member is None and self.error is None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -237,12 +148,16 @@ class Book:
     def __init__(self, limits: Limits, jitter: Callable[[], float]) -> None:
         self.limits = limits
         self.state: State = "new"
-        self.fresh = 0
+        self.ending = False  # no new calls, whatever the state: the process was told to end
         self._jitter = jitter
-        self._members: list[Member] = []
-        self._leaving: list[Member] = []  # they still have calls
+        # In the order of use: the one that was used last is warm, and the others grow old enough
+        # to be surplus. Sets of dicts: what is looked for among many is found at once.
+        self._members: dict[Member, None] = {}
+        self._leaving: dict[Member, None] = {}  # they still have calls
         self._done: list[Member] = []  # they have none, and are to be ended
-        self._waiting: collections.deque[Ticket] = collections.deque()
+        self._waiting: dict[Ticket, None] = {}
+        self._kept: dict[Ticket, object] = {}
+        self._fresh: dict[object, Any] = {}
         self._target = limits.size
         self._starting = 0
         self._failures = 0
@@ -263,15 +178,16 @@ class Book:
             LaunchError: It gave up, and no enclave is left.
 
         """
-        if self.state == "running" or (self.state == "failed" and self._members):
+        state = "draining" if self.ending and self.state != "closed" else self.state
+        if state == "running" or (state == "failed" and self._members):
             return
-        if self.state == "failed":
+        if state == "failed":
             raise self._given_up()
         text = {
             "new": "the pool is not started",
             "draining": "the pool is draining: it takes no new calls",
-        }.get(self.state, "the pool was closed")
-        advice = "Use it in a `with` block, or call start()." if self.state == "new" else None
+        }.get(state, "the pool was closed")
+        advice = "Use it in a `with` block, or call start()." if state == "new" else None
         raise EnclaveClosedError(text, advice=advice)
 
     def _given_up(self) -> LaunchError:
@@ -282,59 +198,23 @@ class Book:
             advice="Remove the cause, then call restart().",
         )
 
-    def take(self, now: float, *, alone: bool = False) -> Member | None:
+    def take(self, ticket: Ticket) -> bool:
         """
-        Return an enclave for one more call, or None: one has to wait (:meth:`wait`).
-
-        Raises:
-            EnclaveError: As :meth:`check`.
-
-        """
-        self.check()
-        return None if self._waiting else self._pick(alone=alone)
-
-    def take_fresh(self) -> None:
-        """
-        Count one more enclave of ``enclave(fresh=True)``; ``fresh`` counts it back.
-
-        Raises:
-            BusyError: There are too many.
-            EnclaveError: As :meth:`check`.
-
-        """
-        self.check()
-        if self.fresh >= self.limits.max_fresh:
-            self.queue.busy += 1
-            raise BusyError(
-                "too many fresh enclaves are in use", expected=f"at most {self.limits.max_fresh}"
-            )
-        self.fresh += 1
-
-    def _pick(self, *, alone: bool) -> Member | None:
-        # The one that was used last is warm, and the others grow old enough to be surplus.
-        best: Member | None = None
-        most = 0
-        for member in self._members:
-            free = member.free()
-            if alone and free < member.lanes:
-                continue
-            # Idle threads of a busy enclave only where no enclave is idle.
-            rank = 2 * member.lanes if free == member.lanes else free
-            if free > 0 and (rank > most or (rank == most and best and member.used > best.used)):
-                best, most = member, rank
-        if best is not None:
-            best.running += 1
-            best.owned = alone
-        return best
-
-    def wait(self, ticket: Ticket) -> None:
-        """
-        Let somebody wait for an enclave.
+        Give a place in an enclave to *ticket*; False: it waits for one, in its turn.
 
         Raises:
             BusyError: Too many wait.
+            EnclaveError: As :meth:`check`.
 
         """
+        self.check()
+        if not self._waiting:
+            member = self._pick(alone=ticket.alone)
+            if member is not None:
+                ticket.member = member
+                member.running += 1
+                member.owned = ticket.alone
+                return True
         if len(self._waiting) >= self.limits.queue:
             self.queue.busy += 1
             raise BusyError(
@@ -342,8 +222,20 @@ class Book:
                 expected=f"at most {self.limits.queue}",
                 advice="Make the pool larger, or call from fewer.",
             )
-        self._waiting.append(ticket)
+        self._waiting[ticket] = None
         self.queue.most_waiting = max(self.queue.most_waiting, len(self._waiting))
+        return False
+
+    def _pick(self, *, alone: bool) -> Member | None:
+        # Idle threads of a busy enclave only where no enclave is idle.
+        best, most = None, 0
+        for member in reversed(self._members):
+            free = member.free()
+            if free == member.lanes:
+                return member
+            if free > most and not alone:
+                best, most = member, free
+        return best
 
     def late(self, ticket: Ticket, now: float) -> CallTimeoutError:
         """Somebody's deadline passed while it waited; return the error."""
@@ -355,42 +247,81 @@ class Book:
         )
 
     def forget(self, ticket: Ticket, now: float) -> None:
-        """Somebody does not wait any more; what was given meanwhile comes back."""
-        if ticket.member is not None:
-            ticket.member.running -= 1
-            ticket.member.owned = False
-            self._settle(ticket.member, now)
-        elif ticket in self._waiting:
-            self._waiting.remove(ticket)
+        """Somebody does not want a place any more, or did not use it."""
+        self._waiting.pop(ticket, None)
+        member = ticket.member
+        if member is not None:
+            ticket.member = None
+            member.running -= 1
+            member.owned = False
+            self._settle(member, now)
 
-    def give(self, member: Member, now: float, *, gave_up: bool = False) -> None:
-        """A call ended. *gave_up*: its caller stopped waiting, and it may go on inside."""
+    def give(
+        self, ticket: Ticket, now: float, *, answered: bool = False, gave_up: bool = False
+    ) -> None:
+        """
+        A call ended, or whatever else had a place.
+
+        Args:
+            ticket: Its ticket.
+            now: The time.
+            answered: The enclave answered, if only by an error of the function.
+            gave_up: The caller stopped waiting, and the call may go on inside.
+
+        """
+        member = ticket.member
+        if member is None:
+            self._waiting.pop(ticket, None)
+            return
+        ticket.member = None
         member.running -= 1
         member.calls += 1
         member.used = now
         member.owned = False
         member.gave_up = member.gave_up or gave_up
         self._calls += 1
-        if not gave_up:
-            member.asked = now
-            if self._failures and self.state == "running":
-                self._failures = 0  # it was started, and it works
+        self._kept.pop(ticket, None)
+        if member in self._members:
+            del self._members[member]
+            self._members[member] = None
+        if answered and not member.lost:
+            self._works(member, now)
         self._settle(member, now)
+
+    def _works(self, member: Member, now: float) -> None:
+        member.asked = now
+        if self._failures and self.state == "running":
+            self._failures = 0
 
     def _settle(self, member: Member, now: float) -> None:
         if member.calls >= member.max_calls or now - member.started >= member.max_age:
             self._leave(member)
-        if member in self._leaving and member.running == 0:
-            self._leaving.remove(member)
+        if member.running == 0 and member in self._leaving:
+            del self._leaving[member]
             self._done.append(member)
         self._hand_out()
 
     def _leave(self, member: Member) -> None:
         if not member.leaving:
             member.leaving = True
-            self._members.remove(member)
-            self._leaving.append(member)
+            del self._members[member]
+            self._leaving[member] = None
             self._recycled += 1
+
+    def keep(self, ticket: Ticket, who: object) -> None:
+        """Note that *who* has a place for longer than one call takes."""
+        self._kept[ticket] = who
+
+    def waits_for_itself(self, who: object) -> bool:
+        """Whether *who* has every place that there will ever be: to wait for one is for ever."""
+        if self._starting or self._target < self.limits.max_size or not self._members:
+            return False
+        mine: dict[Member, int] = {}
+        for ticket, owner in self._kept.items():
+            if owner == who and ticket.member is not None:
+                all_of_it = ticket.member.lanes if ticket.alone else 1
+                mine[ticket.member] = mine.get(ticket.member, 0) + all_of_it
+        return all(mine.get(member, 0) >= member.lanes for member in self._members)
 
     def again(self) -> None:
         """Count a call that is made again."""
@@ -398,12 +329,50 @@ class Book:
 
     def _hand_out(self) -> None:
         while self._waiting:
-            member = self._pick(alone=self._waiting[0].alone)
+            ticket = next(iter(self._waiting))
+            member = self._pick(alone=ticket.alone)
             if member is None:
                 return
-            ticket = self._waiting.popleft()
+            del self._waiting[ticket]
             ticket.member = member
-            ticket.wake()
+            member.running += 1
+            member.owned = ticket.alone
+            _wake(ticket)
+
+    # ---- fresh enclaves -----------------------------------------------------------------------
+
+    def take_fresh(self, token: object) -> None:
+        """
+        Count one more enclave of ``enclave(fresh=True)``, until :meth:`end_fresh`.
+
+        Raises:
+            BusyError: There are too many.
+            EnclaveError: As :meth:`check`.
+
+        """
+        self.check()
+        if len(self._fresh) >= self.limits.max_fresh:
+            self.queue.busy += 1
+            raise BusyError(
+                "too many fresh enclaves are in use", expected=f"at most {self.limits.max_fresh}"
+            )
+        self._fresh[token] = None
+
+    def fresh_started(self, token: object, handle: Any) -> None:
+        """
+        Note the enclave, which ends with the pool if it does not before.
+
+        Raises:
+            EnclaveClosedError: The pool was closed meanwhile.
+
+        """
+        if self.state == "closed":
+            self.check()
+        self._fresh[token] = handle
+
+    def end_fresh(self, token: object) -> None:
+        """It is over."""
+        self._fresh.pop(token, None)
 
     # ---- enclaves -----------------------------------------------------------------------------
 
@@ -418,9 +387,10 @@ class Book:
             member.max_calls = limits.max_calls * (1 + self._jitter() / 10)
         if limits.max_age is not None:
             member.max_age = limits.max_age * (1 + self._jitter() / 10)
+        member.health = limits.health * (0.9 + self._jitter() / 5)
         member.used = member.asked = now
         self._launched += 1
-        self._members.append(member)
+        self._members[member] = None
         self._hand_out()
         return True
 
@@ -440,36 +410,54 @@ class Book:
         if self.state == "failed" and not self._members:
             self._refuse_all(self._given_up)
 
-    def lost(self, member: Member, error: EnclaveError, now: float) -> bool:
-        """An enclave ended unasked; True: it was not known before."""
-        if member.lost:
-            return False
-        if member in self._members:
-            self._members.remove(member)
-        elif member in self._leaving:
-            self._leaving.remove(member)
-        else:
-            return False
-        member.leaving = member.lost = True
-        self._lost += 1
-        # Its calls hear for themselves what became of it, before the handle is closed.
-        (self._leaving if member.running else self._done).append(member)
-        if now - member.started < _SETTLED and not member.calls:
+    def lost(
+        self, member: Member, error: EnclaveError, now: float, *, began: bool | None = False
+    ) -> bool:
+        """
+        An enclave ended unasked.
+
+        Args:
+            member: The enclave.
+            error: Why.
+            now: The time.
+            began: Whether a call had begun, whose doing it may be: the enclave had started well.
+                None: that is not known, and each of its calls will say.
+
+        Returns:
+            Whether the end was not known before.
+
+        """
+        known = member.lost
+        if not known:
+            if member not in self._members and member not in self._leaving:
+                return False
+            self._members.pop(member, None)
+            self._leaving.pop(member, None)
+            member.leaving = member.lost = True
+            self._lost += 1
+            # Its calls hear for themselves what became of it, before the handle is closed.
+            if member.running:
+                self._leaving[member] = None
+            else:
+                self._done.append(member)
+        young = now - member.started < _SETTLED and not member.calls
+        if began is False and young and not member.failed:
+            member.failed = True
             self._fail(error, now)
-        else:
+        elif not known:
             self._last_error = error
             if self.state == "failed" and not self._members:
                 self._refuse_all(self._given_up)
-        return True
+        return not known
 
     def asked(self, member: Member, now: float, *, answered: bool) -> None:
         """Health was asked for; what does not answer is ended."""
         member.owned = False
         if answered:
-            member.asked = now
+            self._works(member, now)
             self._settle(member, now)
         elif member in self._members:
-            self._members.remove(member)
+            del self._members[member]
             member.leaving = True
             self._lost += 1
             self._done.append(member)
@@ -515,7 +503,7 @@ class Book:
                 left = member.stuck + limits.stuck_after - now
                 if member.late() >= member.lanes and left <= 0:
                     self._leave(member)
-                    self._leaving.remove(member)
+                    del self._leaving[member]
                     self._done.append(member)
                 else:
                     plan.seconds = min(plan.seconds, max(0.01, min(left, 0.1)))
@@ -528,15 +516,15 @@ class Book:
                     self._target = max(limits.size, self._target - 1)
                     surplus -= 1
                 self._leave(member)
-                self._leaving.remove(member)
+                del self._leaving[member]
                 self._done.append(member)
-            elif now - member.asked >= limits.health and self.state in ("running", "failed"):
+            elif now - member.asked >= member.health and self.state in ("running", "failed"):
                 member.owned = True
                 plan.ask.append(member)
             else:
                 plan.seconds = min(
                     plan.seconds,
-                    member.asked + limits.health - now,
+                    member.asked + member.health - now,
                     member.started + member.max_age - now,
                     member.used + limits.shrink_after - now if surplus > 0 else math.inf,
                 )
@@ -548,7 +536,7 @@ class Book:
             return
         if self._starting or len(self._members) < self._target:
             return  # one is coming
-        left = self._waiting[0].since + self.limits.grow_after - now
+        left = next(iter(self._waiting)).since + self.limits.grow_after - now
         if left <= 0:
             self._target += 1
             left = self.limits.grow_after
@@ -564,21 +552,23 @@ class Book:
                 lambda: EnclaveClosedError("the pool is draining: it takes no new calls")
             )
 
-    def close(self) -> list[Member]:
-        """End: return every enclave, which the caller ends."""
+    def close(self) -> list[Any]:
+        """End: return the handle of every enclave, fresh ones too, which the caller ends."""
         self.state = "closed"
         self._refuse_all(lambda: EnclaveClosedError("the pool was closed"))
         members = [*self._members, *self._leaving, *self._done]
         for member in members:
             member.leaving = True
-        self._members, self._leaving, self._done = [], [], []
-        return members
+        fresh = [handle for handle in self._fresh.values() if handle is not None]
+        self._members, self._leaving, self._done = {}, {}, []
+        return [*(member.handle for member in members), *fresh]
 
     def _refuse_all(self, error: Callable[[], EnclaveError]) -> None:
         while self._waiting:
-            ticket = self._waiting.popleft()
+            ticket = next(iter(self._waiting))
+            del self._waiting[ticket]
             ticket.error = error()
-            ticket.wake()
+            _wake(ticket)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -588,7 +578,9 @@ class Book:
     @property
     def busy(self) -> bool:
         """Whether a call is under way."""
-        return self.fresh > 0 or any(member.running for member in (*self._members, *self._leaving))
+        return bool(self._fresh) or any(
+            member.running for member in (*self._members, *self._leaving)
+        )
 
     def stats(self) -> PoolStats:
         """Return the figures."""
@@ -598,7 +590,7 @@ class Book:
             enclaves=len(members),
             idle=sum(not member.running for member in self._members),
             starting=self._starting,
-            fresh=self.fresh,
+            fresh=len(self._fresh),
             running=sum(member.running for member in members),
             waiting=len(self._waiting),
             calls=self._calls,
@@ -610,3 +602,9 @@ class Book:
             failures=self._failures,
             last_error="" if self._last_error is None else str(self._last_error),
         )
+
+
+def _wake(ticket: Ticket) -> None:
+    wake = ticket.wake
+    if wake is not None:  # else it was interrupted before it could wait
+        wake()

@@ -26,7 +26,7 @@ from pyenclave.errors import (
 from pyenclave.host._options import NO_OPTIONS, Options
 from pyenclave.host._run import Run
 
-__all__ = ["AsyncStream", "Engine", "in_thread", "running_loop", "spawn"]
+__all__ = ["AsyncStream", "Engine", "answered_lanes", "in_thread", "running_loop", "spawn"]
 
 FRAME_OCALL = 132
 FRAME_ITEM = 133
@@ -140,7 +140,15 @@ class Engine:
             return answer if type(answer) is not AsyncCall else await wait(answer, options)
 
         def streaming(*args: Any, **kwargs: Any) -> AsyncStream:
-            return AsyncStream(self, lambda: begin(args, kwargs), options, call.__name__)
+            def first(stream: AsyncStream) -> Any:
+                held = _held_here(lanes)
+                if held is None:
+                    return begin(args, kwargs)
+                answer = nest(args, kwargs, held)
+                _streams_here().add(stream)
+                return answer
+
+            return AsyncStream(self, first, options, call.__name__)
 
         made: Callable[..., Any] = nesting if self.run.handles else plain
         if call.streams:
@@ -201,7 +209,8 @@ class Engine:
         else:
             ended = call.hold()
             context = contextvars.copy_context()
-            context.run(_answering.set, (self.lanes, call, call.serial))
+            streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+            context.run(_answering.set, (self.lanes, call, call.serial, streams))
             work: asyncio.Future[Any] = self.loop.create_task(
                 _handle(handler, args, kwargs), context=context
             )
@@ -210,6 +219,8 @@ class Engine:
             finally:
                 if not work.done():  # given up, or the enclave is gone
                     work.cancel()
+                for stream in list(streams):
+                    stream.leave()
             if ended.done():
                 work.add_done_callback(_forget)
                 return
@@ -242,18 +253,20 @@ class AsyncStream:
 
     The call begins with the first item that is asked for. It has its lane until it ends: by its
     last item, by an exception, by ``aclose()`` or the end of an ``async with`` block, or when it is
-    dropped. ``timeout`` and ``kill_after`` hold for each item.
+    dropped. ``timeout`` and ``kill_after`` hold for each item. One that the handler of an ocall
+    opened is nested: it has the lane of the call that waits, and ends when the handler returns.
     """
 
     def __init__(
-        self, engine: Engine, begin: Callable[[], Any], options: Options, name: str
+        self, engine: Engine, begin: Callable[[AsyncStream], Any], options: Options, name: str
     ) -> None:
         self._engine = engine
-        self._begin: Callable[[], Any] | None = begin
+        self._begin: Callable[[AsyncStream], Any] | None = begin
         self._options = options
         self._name = name
         self._call: AsyncCall | None = None
         self._closed = False
+        self._left = False
         self._busy = False
 
     def __aiter__(self) -> Self:
@@ -261,6 +274,11 @@ class AsyncStream:
 
     async def __anext__(self) -> Any:
         """Return the next item; raises what the function raised."""
+        if self._left:
+            raise EnclaveStateError(
+                "the stream belongs to a handler that has answered its ocall",
+                advice="Read it within the handler that opened it.",
+            )
         if self._closed or not await self._step(stop=False):
             self._closed = True
             raise StopAsyncIteration
@@ -282,12 +300,12 @@ class AsyncStream:
             call = self._call
             if call is None:
                 begin, self._begin = self._begin, None
-                answer = begin() if begin is not None else None
+                answer = begin(self) if begin is not None else None
                 if type(answer) is not AsyncCall:
                     return False  # it ended before its first item
                 call = self._call = answer
-            else:
-                call.more(stop)
+            elif call.held:
+                call.more(stop)  # else it is over, and what follows raises why
             await self._engine.wait(call, self._options)
         except BaseException:
             self._drop()
@@ -308,6 +326,11 @@ class AsyncStream:
         call = self._call
         if call is not None and call.held and await self._step(stop=True):
             self._drop()
+
+    def leave(self) -> None:
+        """The handler that opened it has returned."""
+        self._left = not self._closed
+        self._drop()
 
     def _drop(self) -> None:
         self._closed = True
@@ -342,7 +365,7 @@ class AsyncStream:
         return f"<stream of {self._name}{', ended' if self._closed else ''}>"
 
 
-_Answering = tuple[AsyncLanes, AsyncCall, int]
+_Answering = tuple[AsyncLanes, AsyncCall, int, "weakref.WeakSet[AsyncStream]"]
 # The ocall that the running handler answers: calls that it makes go over the same lane.
 _answering: contextvars.ContextVar[_Answering | None] = contextvars.ContextVar(
     "pyenclave_answering", default=None
@@ -354,8 +377,20 @@ def _held_here(lanes: AsyncLanes) -> AsyncCall | None:
     found = _answering.get()
     if found is None or found[0] is not lanes:
         return None
-    _, call, serial = found
+    _, call, serial, _ = found
     return call if call.held == FRAME_OCALL and call.serial == serial else None
+
+
+def _streams_here() -> weakref.WeakSet[AsyncStream]:
+    """Return the streams that this task's handler opened."""
+    found = _answering.get()
+    return weakref.WeakSet() if found is None else found[3]
+
+
+def answered_lanes() -> AsyncLanes | None:
+    """Return the lanes of the enclave whose ocall this task's handler answers, while it does."""
+    found = _answering.get()
+    return None if found is None or _held_here(found[0]) is None else found[0]
 
 
 async def _handle(

@@ -11,43 +11,36 @@ import asyncio
 import contextlib
 import math
 import os
-import random
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from pyenclave.calls.signature import Signature
-from pyenclave.calls.stats import registry
 from pyenclave.errors import (
-    CallTimeoutError,
+    BusyError,
     EnclaveClosedError,
     EnclaveError,
     EnclaveLostError,
-    EnclavePoisonedError,
     EnclaveStateError,
 )
-from pyenclave.host import _images
-from pyenclave.host._base import DEFAULT_QUEUE, NoSuchAttributeError
-from pyenclave.host._book import Book, Limits, Member, PoolStats, Ticket
+from pyenclave.host._book import Member, Ticket
+from pyenclave.host._engine import answered_lanes, in_thread
 from pyenclave.host._options import NO_OPTIONS, Options
-from pyenclave.host._reserve import Reserve
-from pyenclave.host._run import read_image
+from pyenclave.host._pool_streams import AsyncPoolStream
+from pyenclave.host._pooled import PROBE, RETRIES, SELF, TROUBLE, PoolArguments, PoolBase, PoolView
 from pyenclave.host.aio import AsyncEnclave, AsyncEnclaveOptions
+
+if TYPE_CHECKING:
+    from pyenclave.calls.signature import Signature
 
 __all__ = ["AsyncEnclavePool"]
 
 _PING_SECONDS = 5.0
 _SLICE = 0.1
 _QUIET = 0.02  # seconds after a hand-out in which none is replaced
-_RETRIES = 3  # of a call whose enclave was lost before it began, each time another one
-_NO_WAIT = 0.99  # of a deadline that is left counts as all of it
-_VIEWS = 16  # sets of options that an enclave keeps functions for
-_PROBE = b"pool"
 
 
-class AsyncEnclavePool:
+class AsyncEnclavePool(PoolBase):
     """
     Enclaves of one image that share the calls of one event loop.
 
@@ -72,6 +65,7 @@ class AsyncEnclavePool:
         require: Protection bits without which none is launched.
         state: The state directory.
         quiet: Do not say that an unsigned image runs as debug.
+        ocalls: Handlers of the image's host functions, as for ``AsyncEnclave``.
         inline: As for ``AsyncEnclave``.
 
     Raises:
@@ -84,60 +78,24 @@ class AsyncEnclavePool:
         self,
         image: str | os.PathLike[str] | bytes | bytearray | memoryview,
         *,
-        size: int = 2,
-        max_size: int | None = None,
-        warm: int = 1,
-        queue: int = 1024,
-        max_calls: int | None = None,
-        max_age: float | None = None,
-        shrink_after: float = 60.0,
-        health: float = 10.0,
-        stuck_after: float = 30.0,
-        give_up: int = 8,
-        max_fresh: int = 32,
-        debug: bool | None = None,
-        require: tuple[str, ...] | list[str] = (),
-        state: str | os.PathLike[str] | None = None,
-        quiet: bool = False,
         inline: bool = True,
+        **options: Unpack[PoolArguments],
     ) -> None:
-        limits = Limits(
-            size=size,
-            max_size=size if max_size is None else max_size,
-            warm=warm,
-            queue=queue,
-            max_calls=max_calls,
-            max_age=max_age,
-            shrink_after=shrink_after,
-            health=health,
-            stuck_after=stuck_after,
-            give_up=give_up,
-            max_fresh=max_fresh,
-        )
-        # The handle checks its arguments; it is never started.
-        AsyncEnclave(image, debug=debug, require=require, state=state, quiet=quiet, inline=inline)
-        self._settings: dict[str, Any] = {
-            "debug": debug,
-            "require": tuple(require),
-            "state": state,
-        }
-        self._source = image
-        self._script: str | os.PathLike[str] | None = None
         self._inline = inline
-        self._quiet = quiet
-        self._data = b""
-        self._threads = 1
-        self._signatures: dict[str, Signature] = {}
-        self._pid = os.getpid()
-        self._book = Book(limits, random.random)  # jitter only: nothing secret depends on it
+        super().__init__(image, **options)
+        self._script: str | os.PathLike[str] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reserve: Reserve | None = None
         self._wake: asyncio.Event | None = None
-        self._released: asyncio.Event | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._closer: asyncio.Task[None] | None = None
         self._watched: dict[Member, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._quiet_until = 0.0
+
+    def _make(self, image: Any, *, quiet: bool) -> AsyncEnclave:
+        return AsyncEnclave(
+            image, quiet=quiet, ocalls=self._ocalls, inline=self._inline, **self._settings
+        )
 
     @classmethod
     def from_file(cls, script: str | os.PathLike[str], **options: Any) -> Self:
@@ -155,6 +113,13 @@ class AsyncEnclavePool:
         self._script = script
         return self
 
+    def _read(self) -> bytes:
+        if self._script is None:
+            return super()._read()
+        from pyenclave.image.build import build_script
+
+        return build_script(os.fsdecode(self._script))
+
     # ---- life ---------------------------------------------------------------------------------
 
     async def start(self) -> Self:
@@ -167,23 +132,15 @@ class AsyncEnclavePool:
             EnclaveStateError: The pool was started before.
 
         """
-        self._check_process()
-        if self._book.state != "new":
-            raise EnclaveStateError("the pool was started already")
+        self._begin()
         self._loop = asyncio.get_running_loop()
-        self._book.state = "running"
-        self._wake, self._released = asyncio.Event(), asyncio.Event()
+        self._wake = asyncio.Event()
         try:
-            image = await asyncio.to_thread(self._prepare)
-            self._threads = image.info.threads
-            self._signatures = {item.name: item for item in image.signatures}
-            self._book.queue.name = image.info.name
-            registry.add_queue(self._book.queue, self)
-            for done in range(self._book.plan(time.monotonic()).launches):
+            for done in range(await in_thread(self._prepare)):
                 try:
                     await self._join(await self._launch(quiet=self._quiet or done > 0))
                 except EnclaveError as error:
-                    self._book.failed(error, time.monotonic())
+                    self._failed(error)
                     raise
             self._keeper = asyncio.create_task(self._keep(), name="pyenclave-pool")
         except BaseException:
@@ -191,36 +148,21 @@ class AsyncEnclavePool:
             raise
         return self
 
-    def _prepare(self) -> _images.Prepared:
-        if self._script is None:
-            self._data = read_image(self._source)
-        else:
-            from pyenclave.image.build import build_script
-
-            self._data = build_script(os.fsdecode(self._script))
-        if self._book.limits.warm:
-            self._reserve = Reserve(self._data, queue=DEFAULT_QUEUE, **self._settings)
-        return _images.prepare(self._data)
-
     async def _launch(self, *, quiet: bool = True) -> AsyncEnclave:
-        handle = AsyncEnclave(self._data, quiet=quiet, inline=self._inline, **self._settings)
-        handle._reserve = self._reserve  # noqa: SLF001 - of the same package
+        handle: AsyncEnclave = self._new(quiet=quiet)
         return await handle.start()
 
     async def _join(self, handle: AsyncEnclave) -> None:
-        engine, _ = handle._functions()  # noqa: SLF001 - of the same package
-        lanes = engine.lanes
-        now = time.monotonic()
-        member = Member(handle=handle, lanes=self._threads, late=lambda: lanes.busy, started=now)
-        if not self._book.joined(member, now):
+        member = self._joined(handle, handle._functions()[0].lanes)  # noqa: SLF001 - same package
+        if member is None:
             await handle.close()
             return
-        fd = os.dup(handle._running().pidfd)  # noqa: SLF001
-        self._watched[member] = fd
+        fd = self._watched[member] = os.dup(handle._running().pidfd)  # noqa: SLF001
         self._this_loop().add_reader(fd, self._ended, member)
 
     def _ended(self, member: Member) -> None:
-        self._lose(member, EnclaveLostError("the enclave's process ended"))
+        error = EnclaveLostError("the enclave's process ended")
+        self._lose(member, error, began=None if member.running else False)
 
     def _unwatch(self, member: Member) -> None:
         fd = self._watched.pop(member, -1)
@@ -228,6 +170,10 @@ class AsyncEnclavePool:
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.remove_reader(fd)
             os.close(fd)
+
+    def _lose(self, member: Member, error: EnclaveError, *, began: bool | None = False) -> None:
+        self._unwatch(member)
+        super()._lose(member, error, began=began)
 
     async def drain(self, timeout: float | None = None) -> bool:
         """
@@ -247,12 +193,12 @@ class AsyncEnclavePool:
             left = min(_SLICE, deadline - time.monotonic())
             if left <= 0:
                 return False
-            await _wait(self._released, left)
+            await asyncio.sleep(min(left, 0.01))
         return True
 
     async def close(self, timeout: float = 0.0) -> None:
         """
-        End the pool and its enclaves. May be called twice.
+        End the pool and its enclaves. May be called twice; goes on if the caller is cancelled.
 
         Args:
             timeout: Seconds for calls under way, as :meth:`drain`; what still runs then is ended
@@ -263,64 +209,45 @@ class AsyncEnclavePool:
             return  # the parent's enclaves are not the child's to end
         if timeout > 0:
             await self.drain(timeout)
-        members = self._book.close()
+        closer = self._closer
+        if closer is None or closer.get_loop() is not asyncio.get_running_loop():
+            closer = self._closer = asyncio.create_task(self._close())
+        await asyncio.shield(closer)
+
+    async def _close(self) -> None:
+        handles = self._book.close()
         self._poke()
-        for member in members:
+        for member in list(self._watched):
             self._unwatch(member)
-        await asyncio.gather(*(member.handle.close() for member in members))
         keeper, self._keeper = self._keeper, None
-        # Another loop's task cannot be awaited here; it ends when that loop runs, if ever.
-        mine = self._loop is asyncio.get_running_loop()
-        if keeper is not None and mine and keeper is not asyncio.current_task():
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
+        # Another loop's task cannot be ended here; it ends when that loop runs, if ever.
+        if keeper is not None and self._loop is asyncio.get_running_loop():
+            keeper.cancel()  # what it launches is closed when it is there
+            await asyncio.wait({keeper})
+        results = await asyncio.gather(*(one.close() for one in handles), return_exceptions=True)
         if self._reserve is not None:
-            await asyncio.to_thread(self._reserve.close)
+            await in_thread(self._reserve.close)
+        if self._term is not None:
+            self._term.forget()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
-    def restart(self) -> None:
-        """Try to start enclaves again after the pool gave up."""
-        self._check_process()
-        self._book.restart()
-        self._poke()
+    @property
+    def _over(self) -> bool:
+        return super()._over or self._loop is None or self._loop.is_closed()
 
-    def close_on_sigterm(self, timeout: float = 10.0) -> None:
-        """
-        Drain and close this pool when the process gets SIGTERM, then do what was done before.
+    def _told_to_end(self) -> None:
+        super()._told_to_end()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: self._spawn(self._end()))
 
-        As :meth:`EnclavePool.close_on_sigterm`. A server that has its own shutdown closes the
-        pool there instead.
-
-        Args:
-            timeout: Seconds for calls under way.
-
-        Raises:
-            EnclaveStateError: The loop does not run in the main thread, or the pool not at all.
-
-        """
-        self._check_process()
-        self._book.check()
-        before = signal.getsignal(signal.SIGTERM)
-        loop = self._this_loop()
-
-        async def end() -> None:
-            await self.close(timeout)
-            loop.remove_signal_handler(signal.SIGTERM)
-            signal.signal(signal.SIGTERM, before)
-            if before is signal.SIG_DFL:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        def handle() -> None:
-            self._book.drain()
-            self._spawn(end())
-            if callable(before):
-                before(signal.SIGTERM, None)
-
+    async def _end(self) -> None:
         try:
-            loop.add_signal_handler(signal.SIGTERM, handle)
-        except (RuntimeError, ValueError) as error:
-            raise EnclaveStateError(
-                f"handlers of signals are set in the main thread: {error}"
-            ) from None
+            await self.close(self._patience)
+        finally:
+            if self._term is not None:
+                self._term.done()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(work)
@@ -341,13 +268,6 @@ class AsyncEnclavePool:
     ) -> None:
         await self.close()
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise EnclaveStateError(
-                "this pool belongs to the process that made it, not to a forked child",
-                advice="Make the pool after forking, in each worker.",
-            )
-
     def _this_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
@@ -363,9 +283,15 @@ class AsyncEnclavePool:
 
     # ---- use ----------------------------------------------------------------------------------
 
-    async def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def call(
+        self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
         """
-        Call a trusted function in one of the enclaves.
+        Call a trusted function in one of the enclaves: ``await pool.call("double", 21)``.
+
+        A function that streams gives an ``AsyncPoolStream``, for ``async for``, which has its
+        thread of an enclave from its first item to its end. In a handler of an ocall, a call goes
+        to the enclave that asks.
 
         Args:
             function: As for ``AsyncEnclave.call``, like the rest.
@@ -373,7 +299,7 @@ class AsyncEnclavePool:
             kwargs: Keyword arguments.
 
         Raises:
-            BusyError: Too many calls wait.
+            BusyError: Too many calls wait; or this task itself has every enclave.
             EnclaveClosedError: The pool is draining, closed or not started.
             EnclaveLostError: The enclave ended while the call may have run inside, or before it
                 began in every enclave that was tried.
@@ -381,7 +307,8 @@ class AsyncEnclavePool:
             EnclaveError: As ``AsyncEnclave.call``.
 
         """
-        return await self._call(function, args, kwargs, NO_OPTIONS)
+        made: Coroutine[Any, Any, Any] = self._call(function, args, kwargs, NO_OPTIONS)
+        return made
 
     def options(
         self,
@@ -405,6 +332,31 @@ class AsyncEnclavePool:
         options = Options(timeout=timeout, kill_after=kill_after, correlation=correlation)
         return AsyncPoolOptions(self, options)
 
+    async def map(
+        self,
+        function: str | Callable[..., Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> AsyncIterator[Any]:
+        """
+        Call a function for each item, as ``AsyncEnclave.map``, in one enclave alone.
+
+        Args:
+            function: As for ``AsyncEnclave.map``, like the rest.
+            items: One positional argument each.
+            errors: ``raise`` an item's error in its place, or ``return`` it as its result.
+
+        Raises:
+            EnclaveError: As :meth:`enclave`, when the first result is asked for; batches are
+                never sent again.
+
+        """
+        async with self.enclave() as one:
+            async for result in one.map(function, items, errors=errors):
+                yield result
+
     @contextlib.asynccontextmanager
     async def enclave(
         self, *, fresh: bool = False, timeout: float | None = None
@@ -418,55 +370,64 @@ class AsyncEnclavePool:
             timeout: Seconds to wait for one of the pool.
 
         Raises:
-            BusyError: Too many wait, or too many fresh enclaves are in use.
+            BusyError: Too many wait, or too many fresh enclaves are in use; or this task itself
+                has every enclave.
             CallTimeoutError: None came free in time.
             EnclaveError: As :meth:`call`.
 
         """
         self._check_process()
         if fresh:
-            self._book.take_fresh()
+            token = object()
             try:
+                self._book.take_fresh(token)
                 self._quiet_until = time.monotonic() + _QUIET
                 async with await self._launch() as one:
+                    self._book.fresh_started(token, one)
                     yield one
             finally:
-                self._book.fresh -= 1
-                self._notify()
+                self._book.end_fresh(token)
+                self._poke()
             return
         deadline = None if timeout is None else time.monotonic() + timeout
-        member = await self._acquire(deadline, alone=True)
-        handle: AsyncEnclave = member.handle
-        gave_up = True
+        ticket = Ticket(alone=True)
         try:
-            yield handle
-            gave_up = False
+            member = await self._acquire(ticket, deadline)
+            self._book.keep(ticket, asyncio.current_task())
+            yield member.handle
         finally:
-            self._release(member, gave_up=gave_up)
-
-    @property
-    def stats(self) -> PoolStats:
-        """What the pool is doing, and what was counted; also after it was closed."""
-        return self._book.stats()
-
-    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        return _attribute(self, name, NO_OPTIONS)
-
-    def __dir__(self) -> list[str]:
-        return sorted([*super().__dir__(), *self._signatures])
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a pool of enclaves cannot be pickled or copied")
-
-    def __repr__(self) -> str:
-        stats = self._book.stats()
-        return (
-            f"<AsyncEnclavePool, {stats.state}, {stats.enclaves} enclaves, {stats.running} calls>"
-        )
+            # A stream may be open yet, or a call go on inside: its threads are asked.
+            self._give(ticket, gave_up=True)
 
     # ---- calls --------------------------------------------------------------------------------
 
-    async def _call(
+    def _function(self, name: str, signature: Signature, options: Options) -> Any:
+        if signature.streams:
+            return super()._function(name, signature, options)
+
+        async def function(*args: Any, **kwargs: Any) -> Any:
+            return await self._await_call(name, args, kwargs, options)
+
+        return function
+
+    def _call(
+        self,
+        function: str | Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> Any:
+        name = function if isinstance(function, str) else getattr(function, "__qualname__", "")
+        signature = self._signatures.get(name)
+        if signature is None or not signature.streams:
+            return self._await_call(function, args, kwargs, options)
+        self._check_process()
+        outer = self._nested_in()
+        if outer is not None:
+            return self._with_options(outer.handle, options).call(function, *args, **kwargs)
+        return AsyncPoolStream(self, function, args, kwargs, options)
+
+    async def _await_call(
         self,
         function: str | Callable[..., Any],
         args: tuple[Any, ...],
@@ -474,78 +435,59 @@ class AsyncEnclavePool:
         options: Options,
     ) -> Any:
         self._check_process()
-        begun = time.monotonic()
-        deadline = None if options.timeout is None else begun + options.timeout
-        for left in range(_RETRIES, -1, -1):
-            member = await self._acquire(deadline)
-            gave_up = False
+        deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        if self._handles and (outer := self._nested_in()) is not None:
+            return await self._view(outer, options, deadline).call(function, *args, **kwargs)
+        for left in range(RETRIES, -1, -1):
+            ticket = Ticket()
             try:
-                return await _view(member, options, deadline).call(function, *args, **kwargs)
-            except EnclaveLostError as error:
-                self._lose(member, error)
-                # None or True: nobody knows that it did not begin.
-                if error.started is not False or left == 0:
+                member = await self._acquire(ticket, deadline)
+                view = self._view(member, options, deadline)
+                value = await view.call(function, *args, **kwargs)
+                self._end_call(ticket, None)
+                return value
+            except BaseException as error:
+                if not self._end_call(ticket, error, last=left == 0):
                     raise
-                self._book.again()
-            except EnclavePoisonedError as error:
-                self._lose(member, error)
-                raise
-            except (CallTimeoutError, asyncio.CancelledError):
-                gave_up = True
-                raise
-            finally:
-                self._release(member, gave_up=gave_up)
         raise AssertionError("unreachable")
 
-    async def _acquire(self, deadline: float | None, *, alone: bool = False) -> Member:
+    def _nested_in(self) -> Member | None:
+        """Return the enclave whose ocall this task's handler answers, if it is of this pool."""
+        lanes = answered_lanes()
+        if lanes is not None:
+            for member in self._book.members:
+                if member.handle._functions()[0].lanes is lanes:  # noqa: SLF001 - same package
+                    return member
+        return None
+
+    def _with_options(
+        self, handle: AsyncEnclave, options: Options
+    ) -> AsyncEnclave | AsyncEnclaveOptions:
+        return handle if options is NO_OPTIONS else AsyncEnclaveOptions(handle, options)
+
+    async def _acquire(self, ticket: Ticket, deadline: float | None) -> Member:
+        """Wait until *ticket* has an enclave; whatever happens, the caller gives it back."""
         loop = self._this_loop()
         while True:
-            now = time.monotonic()
-            member = self._book.take(now, alone=alone)
+            if not self._book.take(ticket):
+                if deadline is None and self._book.waits_for_itself(asyncio.current_task()):
+                    raise BusyError(SELF, advice="End one first, or make the pool larger.")
+                gate: asyncio.Future[None] = loop.create_future()
+                ticket.wake = lambda gate=gate: None if gate.done() else gate.set_result(None)
+                ticket.since = time.monotonic()
+                self._poke()
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                await asyncio.wait((gate,), timeout=left)
+            if ticket.error is not None:
+                raise ticket.error
+            member = ticket.member
             if member is None:
-                member = await self._await(loop, deadline, now, alone=alone)
+                raise self._book.late(ticket, time.monotonic())
             if not member.handle.closed:
                 return member
             self._lose(member, EnclaveClosedError("the enclave was closed"))
-            self._release(member)
-
-    async def _await(
-        self, loop: asyncio.AbstractEventLoop, deadline: float | None, now: float, *, alone: bool
-    ) -> Member:
-        gate: asyncio.Future[None] = loop.create_future()
-        ticket = Ticket(
-            wake=lambda: None if gate.done() else gate.set_result(None), since=now, alone=alone
-        )
-        self._book.wait(ticket)
-        self._poke()
-        try:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            await asyncio.wait((gate,), timeout=left)
-        except BaseException:
             self._book.forget(ticket, time.monotonic())
-            raise
-        if ticket.error is not None:
-            raise ticket.error
-        if ticket.member is None:
-            raise self._book.late(ticket, time.monotonic())
-        return ticket.member
-
-    def _release(self, member: Member, *, gave_up: bool = False) -> None:
-        self._book.give(member, time.monotonic(), gave_up=gave_up)
-        if self._released is not None and self._book.state == "draining":
-            self._released.set()
-        if member.leaving or gave_up:
             self._poke()
-
-    def _notify(self) -> None:
-        if self._released is not None:
-            self._released.set()
-        self._poke()
-
-    def _lose(self, member: Member, error: EnclaveError) -> None:
-        self._unwatch(member)
-        self._book.lost(member, error, time.monotonic())
-        self._poke()
 
     # ---- keeping ------------------------------------------------------------------------------
 
@@ -554,12 +496,13 @@ class AsyncEnclavePool:
             plan = self._book.plan(time.monotonic())
             for member in plan.end:
                 self._unwatch(member)
-                await member.handle.close()
+                with contextlib.suppress(*TROUBLE):
+                    await member.handle.close()
             for _ in range(plan.launches):
                 try:
                     await self._join(await self._launch())
-                except EnclaveError as error:
-                    self._book.failed(error, time.monotonic())
+                except TROUBLE as error:
+                    self._failed(error)
             for member in plan.ask:
                 self._spawn(self._ask(member))
             seconds = min(plan.seconds, await self._fill())
@@ -568,10 +511,12 @@ class AsyncEnclavePool:
 
     async def _ask(self, member: Member) -> None:
         answered = False
-        with contextlib.suppress(EnclaveError):
-            answered = await member.handle.ping(_PROBE, timeout=_PING_SECONDS) == _PROBE
-        self._book.asked(member, time.monotonic(), answered=answered)
-        self._poke()
+        try:
+            with contextlib.suppress(*TROUBLE):
+                answered = await member.handle.ping(PROBE, timeout=_PING_SECONDS) == PROBE
+        finally:
+            self._book.asked(member, time.monotonic(), answered=answered)
+            self._poke()
 
     async def _fill(self) -> float:
         reserve = self._reserve
@@ -582,72 +527,22 @@ class AsyncEnclavePool:
             return left
         if reserve.open < self._book.limits.warm:
             # What fails here fails again, and is told, when an enclave is launched.
-            with contextlib.suppress(EnclaveError, OSError):
-                await asyncio.to_thread(reserve.fill, self._book.limits.warm)
+            with contextlib.suppress(*TROUBLE):
+                await in_thread(lambda: reserve.fill(self._book.limits.warm))
         return math.inf
 
 
-class AsyncPoolOptions:
+class AsyncPoolOptions(PoolView):
     """A pool with settings for its calls; made by ``AsyncEnclavePool.options``."""
 
-    def __init__(self, pool: AsyncEnclavePool, options: Options) -> None:
-        self._pool = pool
-        self._options = options
-
-    async def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def call(
+        self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
         """As :meth:`AsyncEnclavePool.call`, and CallTimeoutError when the deadline passes."""
-        return await self._pool._call(function, args, kwargs, self._options)  # noqa: SLF001
-
-    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        return _attribute(self._pool, name, self._options)
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a pool of enclaves cannot be pickled or copied")
-
-
-def _view(
-    member: Member, options: Options, deadline: float | None
-) -> AsyncEnclave | AsyncEnclaveOptions:
-    """Return what a call that begins now is made through."""
-    handle: AsyncEnclave = member.handle
-    if options is NO_OPTIONS:
-        return handle
-    left = math.inf if deadline is None else deadline - time.monotonic()
-    if left <= 0:
-        raise CallTimeoutError("the deadline passed before the call could begin")
-    if options.timeout is not None and left < _NO_WAIT * options.timeout:
-        # It waited for an enclave, and has less than the whole time.
-        return handle.options(timeout=left, kill_after=options.kill_after)
-    view: AsyncEnclaveOptions | None = member.views.get(options)
-    if view is None:
-        view = handle.options(timeout=options.timeout, kill_after=options.kill_after)
-        if len(member.views) < _VIEWS:
-            member.views[options] = view
-    return view
-
-
-def _attribute(
-    pool: AsyncEnclavePool, name: str, options: Options
-) -> Callable[..., Coroutine[Any, Any, Any]]:
-    if name.startswith("_"):
-        raise AttributeError(name)
-    if pool._book.state == "new":  # noqa: SLF001 - of this module
-        raise EnclaveClosedError(
-            "the pool is not started", advice="Use it in an `async with` block, or await start()."
+        made: Coroutine[Any, Any, Any] = self._pool._call(  # noqa: SLF001 - same package
+            function, args, kwargs, self._options
         )
-    signature = pool._signatures.get(name)  # noqa: SLF001
-    if signature is None:
-        raise NoSuchAttributeError(
-            f"the enclaves have no function {name!r}",
-            advice=f"They have: {', '.join(pool._signatures) or 'none'}.",  # noqa: SLF001
-        )
-
-    async def function(*args: Any, **kwargs: Any) -> Any:
-        return await pool._call(name, args, kwargs, options)  # noqa: SLF001
-
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = str(signature)
-    return function
+        return made
 
 
 async def _wait(event: asyncio.Event | None, seconds: float) -> None:

@@ -8,52 +8,41 @@ worker; a call whose enclave was lost before it began is made again, one that ma
 from __future__ import annotations
 
 import contextlib
-import functools
+import logging
 import math
 import os
-import random
 import select
-import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType, TracebackType
-from typing import Any, Literal, NoReturn, Self
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Literal, Self
 
-from pyenclave.calls.signature import Signature
-from pyenclave.calls.stats import registry
-from pyenclave.errors import (
-    CallTimeoutError,
-    EnclaveClosedError,
-    EnclaveError,
-    EnclaveLostError,
-    EnclavePoisonedError,
-    EnclaveStateError,
-    LaunchError,
-)
-from pyenclave.host import _images
-from pyenclave.host._base import DEFAULT_QUEUE, NoSuchAttributeError, find
-from pyenclave.host._book import Book, Limits, Member, PoolStats, Ticket
-from pyenclave.host._ocalls import Handlers
+from pyenclave._core import HostStream
+from pyenclave.errors import BusyError, EnclaveError, LaunchError
+from pyenclave.host._base import find
+from pyenclave.host._book import Member, Ticket
+from pyenclave.host._engine import spawn
+from pyenclave.host._limits import PoolStats
 from pyenclave.host._options import NO_OPTIONS, Options
-from pyenclave.host._reserve import Reserve
-from pyenclave.host._run import read_image
+from pyenclave.host._pool_streams import PoolStream
+from pyenclave.host._pooled import PROBE, RETRIES, SELF, TROUBLE, PoolBase, PoolView
 from pyenclave.host.enclave import Enclave
-from pyenclave.host.handle import Functions
 
 __all__ = ["EnclavePool", "PoolStats"]
 
-_PING_SECONDS = 5.0
-_SLICE = 0.1
+_PING_SECONDS = (0.05, 5.0)  # while all else waits, and in a thread of its own
+_LOOK = 1.0  # seconds: who was to wake a waiting call may have been interrupted
+_SLICE = 0.01
 _QUIET = 0.02  # seconds after a hand-out in which none is replaced
-_RETRIES = 3  # of a call whose enclave was lost before it began, each time another one
-_NO_WAIT = 0.99  # of a deadline that is left counts as all of it
-_VIEWS = 16  # sets of options that an enclave keeps functions for
-_PROBE = b"pool"
+_log = logging.getLogger("pyenclave")
+# In whose place of which pool this thread's handler of an ocall runs.
+_inside: ContextVar[tuple[PoolBase, Ticket] | None] = ContextVar("pyenclave_inside", default=None)
 
 
-class EnclavePool:
+class EnclavePool(PoolBase):
     """
     Enclaves of one image that share the calls of this process's threads.
 
@@ -86,61 +75,8 @@ class EnclavePool:
 
     """
 
-    def __init__(
-        self,
-        image: str | os.PathLike[str] | bytes | bytearray | memoryview,
-        *,
-        size: int = 2,
-        max_size: int | None = None,
-        warm: int = 1,
-        queue: int = 1024,
-        max_calls: int | None = None,
-        max_age: float | None = None,
-        shrink_after: float = 60.0,
-        health: float = 10.0,
-        stuck_after: float = 30.0,
-        give_up: int = 8,
-        max_fresh: int = 32,
-        debug: bool | None = None,
-        require: tuple[str, ...] | list[str] = (),
-        state: str | os.PathLike[str] | None = None,
-        quiet: bool = False,
-        ocalls: Handlers | None = None,
-    ) -> None:
-        limits = Limits(
-            size=size,
-            max_size=size if max_size is None else max_size,
-            warm=warm,
-            queue=queue,
-            max_calls=max_calls,
-            max_age=max_age,
-            shrink_after=shrink_after,
-            health=health,
-            stuck_after=stuck_after,
-            give_up=give_up,
-            max_fresh=max_fresh,
-        )
-        # The handle checks its arguments; it is never started.
-        Enclave(image, debug=debug, require=require, state=state, quiet=quiet, ocalls=ocalls)
-        self._source = image
-        self._data = b""
-        self._signatures: dict[str, Signature] = {}
-        self._threads = 1
-        self._settings: dict[str, Any] = {
-            "debug": debug,
-            "require": tuple(require),
-            "state": state,
-        }
-        self._quiet = quiet
-        self._ocalls = ocalls
-        self._pid = os.getpid()
-        # Jitter only: nothing secret depends on it.
-        self._book = Book(limits, random.random)
-        self._lock = threading.Condition()
-        self._reserve: Reserve | None = None
-        self._wake: _Wake | None = None
-        self._quiet_until = 0.0
-        self._term: _Term | None = None
+    def _make(self, image: Any, *, quiet: bool) -> Enclave:
+        return Enclave(image, quiet=quiet, ocalls=self._ocalls, **self._settings)
 
     @classmethod
     def from_file(cls, script: str | os.PathLike[str], **options: Any) -> Self:
@@ -161,6 +97,9 @@ class EnclavePool:
 
     # ---- life ---------------------------------------------------------------------------------
 
+    _wake: _Wake | None = None
+    _quiet_until = 0.0
+
     def start(self) -> Self:
         """
         Launch the enclaves; returns when all of them run.
@@ -171,28 +110,13 @@ class EnclavePool:
             EnclaveStateError: The pool was started before.
 
         """
-        self._check_process()
-        with self._lock:
-            if self._book.state != "new":
-                raise EnclaveStateError("the pool was started already")
-            self._book.state = "running"
+        self._begin()
         try:
-            self._data = read_image(self._source)
-            image = _images.prepare(self._data)
-            self._threads = image.info.threads
-            self._signatures = {item.name: item for item in image.signatures}
-            self._book.queue.name = image.info.name
-            registry.add_queue(self._book.queue, self)
-            if self._book.limits.warm:
-                self._reserve = Reserve(self._data, queue=DEFAULT_QUEUE, **self._settings)
-            with self._lock:
-                count = self._book.plan(time.monotonic()).launches
-            for done in range(count):
+            for done in range(self._prepare()):
                 try:
                     self._join(self._launch(quiet=self._quiet or done > 0))
                 except EnclaveError as error:
-                    with self._lock:
-                        self._book.failed(error, time.monotonic())
+                    self._failed(error)
                     raise
             self._start_keeper()
         except BaseException:
@@ -201,18 +125,11 @@ class EnclavePool:
         return self
 
     def _launch(self, *, quiet: bool = True) -> Enclave:
-        handle = Enclave(self._data, quiet=quiet, ocalls=self._ocalls, **self._settings)
-        handle._reserve = self._reserve  # noqa: SLF001 - of the same package
+        handle: Enclave = self._new(quiet=quiet)
         return handle.start()
 
     def _join(self, handle: Enclave) -> None:
-        run = handle._running()  # noqa: SLF001 - of the same package
-        lanes = run.lanes
-        now = time.monotonic()
-        member = Member(handle=handle, lanes=self._threads, late=lambda: lanes.busy, started=now)
-        with self._lock:
-            wanted = self._book.joined(member, now)
-        if not wanted:
+        if self._joined(handle, handle._running().lanes) is None:  # noqa: SLF001 - same package
             handle.close()
 
     def _start_keeper(self) -> None:
@@ -242,15 +159,18 @@ class EnclavePool:
 
         """
         self._check_process()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         with self._lock:
             self._book.drain()
-            while self._book.busy and self._book.state == "draining":
-                left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
-                if left <= 0:
-                    return False
-                self._lock.wait(left)
-        return True
+        while True:
+            with self._lock:
+                self._give_late()
+                if not self._book.busy or self._book.state != "draining":
+                    return True
+            left = min(_SLICE, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            time.sleep(left)
 
     def close(self, timeout: float = 0.0) -> None:
         """
@@ -266,49 +186,15 @@ class EnclavePool:
         if timeout > 0:
             self.drain(timeout)
         with self._lock:
-            members = self._book.close()
-            self._lock.notify_all()
+            handles = self._book.close()
         self._poke()
-        for member in members:
-            member.handle.close()
-        if self._reserve is not None:
-            self._reserve.close()
-        if self._term is not None:
-            self._term.forget()
-
-    def restart(self) -> None:
-        """Try to start enclaves again after the pool gave up."""
-        self._check_process()
-        with self._lock:
-            self._book.restart()
-        self._poke()
-
-    def close_on_sigterm(self, timeout: float = 10.0) -> None:
-        """
-        Drain and close this pool when the process gets SIGTERM, then do what was done before.
-
-        New calls are refused at once, and those under way have *timeout* seconds. A handler that
-        was set before runs at once as well (a server's own, that ends its work in its way); where
-        the signal would have ended the process, it does so once the pool is closed.
-
-        Args:
-            timeout: Seconds for calls under way.
-
-        Raises:
-            EnclaveStateError: The caller is not the main thread, which alone may set handlers, or
-                the pool is not started.
-
-        """
-        self._check_process()
-        if threading.current_thread() is not threading.main_thread():
-            raise EnclaveStateError(
-                "handlers of signals are set in the main thread",
-                advice="Call it where the program starts, or close() from a handler of yours.",
-            )
-        with self._lock:
-            self._book.check()
-        if self._term is None:
-            self._term = _Term(self, timeout)
+        with contextlib.ExitStack() as stack:  # all of them, whatever one of them raises
+            if self._term is not None:
+                stack.callback(self._term.forget)
+            if self._reserve is not None:
+                stack.callback(self._reserve.close)
+            for handle in reversed(handles):
+                stack.callback(handle.close)
 
     def __enter__(self) -> Self:
         if self._book.state == "new":
@@ -324,13 +210,6 @@ class EnclavePool:
     ) -> None:
         self.close()
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise EnclaveStateError(
-                "this pool belongs to the process that made it, not to a forked child",
-                advice="Make the pool after forking, in each worker.",
-            )
-
     def _poke(self) -> None:
         if self._wake is not None:
             self._wake.notify()
@@ -341,13 +220,16 @@ class EnclavePool:
         """
         Call a trusted function in one of the enclaves.
 
+        A function that streams gives a :class:`PoolStream`, which has its thread of an enclave
+        until it ends. In a handler of an ocall, a call goes to the enclave that asks.
+
         Args:
             function: As for ``Enclave.call``, like the rest.
             args: Positional arguments.
             kwargs: Keyword arguments.
 
         Raises:
-            BusyError: Too many calls wait.
+            BusyError: Too many calls wait; or this thread itself has every enclave.
             EnclaveClosedError: The pool is draining, closed or not started.
             EnclaveLostError: The enclave ended while the call may have run inside, or before it
                 began in every enclave that was tried.
@@ -415,7 +297,8 @@ class EnclavePool:
             timeout: Seconds to wait for one of the pool.
 
         Raises:
-            BusyError: Too many wait, or too many fresh enclaves are in use.
+            BusyError: Too many wait, or too many fresh enclaves are in use; or this thread itself
+                has every enclave.
             CallTimeoutError: None came free in time.
             EnclaveError: As :meth:`call`.
 
@@ -426,51 +309,38 @@ class EnclavePool:
                 yield one
             return
         deadline = None if timeout is None else time.monotonic() + timeout
-        member = self._acquire(deadline, alone=True)
-        handle: Enclave = member.handle
+        ticket = Ticket(alone=True)
         try:
-            yield handle
+            member = self._acquire(ticket, deadline)
+            with self._lock:
+                self._book.keep(ticket, threading.get_ident())
+            yield member.handle
+            # A stream may be open yet, or a call go on inside: its threads are asked.
+            self._give(ticket, gave_up=True)
         except BaseException:
-            self._release(member, gave_up=True)
+            self._give(ticket, gave_up=True)  # also where the line above was interrupted
             raise
-        self._release(member)
 
     @contextlib.contextmanager
     def _fresh(self) -> Iterator[Enclave]:
-        with self._lock:
-            self._book.check()
-            self._book.take_fresh()
+        token = object()
         try:
-            self._quiet_until = time.monotonic() + _QUIET
-            handle = self._launch()
-            try:
-                yield handle
-            finally:
-                handle.close()
-        finally:
             with self._lock:
-                self._book.fresh -= 1
-                self._lock.notify_all()
-            self._poke()
+                self._book.take_fresh(token)
+            self._quiet_until = time.monotonic() + _QUIET
+            with self._launch() as handle:
+                with self._lock:
+                    self._book.fresh_started(token, handle)
+                yield handle
+            self._end_fresh(token)
+        except BaseException:
+            self._end_fresh(token)  # also where the line above was interrupted
+            raise
 
-    @property
-    def stats(self) -> PoolStats:
-        """What the pool is doing, and what was counted; also after it was closed."""
+    def _end_fresh(self, token: object) -> None:
         with self._lock:
-            return self._book.stats()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return _attribute(self, name, NO_OPTIONS)
-
-    def __dir__(self) -> list[str]:
-        return sorted([*super().__dir__(), *self._signatures])
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a pool of enclaves cannot be pickled or copied")
-
-    def __repr__(self) -> str:
-        stats = self._book.stats()
-        return f"<EnclavePool, {stats.state}, {stats.enclaves} enclaves, {stats.running} calls>"
+            self._book.end_fresh(token)
+        self._poke()
 
     # ---- calls --------------------------------------------------------------------------------
 
@@ -483,96 +353,91 @@ class EnclavePool:
     ) -> Any:
         if os.getpid() != self._pid:
             self._check_process()
-        begun = time.monotonic()
-        deadline = None if options.timeout is None else begun + options.timeout
-        for left in range(_RETRIES, -1, -1):
-            member = self._acquire(deadline)
-            gave_up = False
+        deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        if self._handles and (outer := self._nested_in()) is not None:
+            return find(self._view(outer, options, deadline), function)(*args, **kwargs)
+        for left in range(RETRIES, -1, -1):
+            ticket = Ticket()
             try:
-                functions = _functions(member, options, deadline)
-                return find(functions, function)(*args, **kwargs)
-            except EnclaveLostError as error:
-                self._lose(member, error)
-                # None or True: nobody knows that it did not begin.
-                if error.started is not False or left == 0:
+                member = self._acquire(ticket, deadline)
+                if options is NO_OPTIONS:
+                    functions = member.handle._running().functions  # noqa: SLF001 - same package
+                else:
+                    functions = self._view(member, options, deadline)
+                value = self._run(ticket, find(functions, function), *args, **kwargs)
+                if isinstance(value, HostStream):
+                    return PoolStream(self, ticket, value)
+                self._end_call(ticket, None)
+                return value
+            except BaseException as error:
+                if not self._end_call(ticket, error, last=left == 0):
                     raise
-                with self._lock:
-                    self._book.again()
-            except EnclavePoisonedError as error:
-                self._lose(member, error)
-                raise
-            except (CallTimeoutError, KeyboardInterrupt, SystemExit):
-                gave_up = True
-                raise
-            finally:
-                self._release(member, gave_up=gave_up)
         raise AssertionError("unreachable")
 
-    def _acquire(self, deadline: float | None, *, alone: bool = False) -> Member:
-        """Return an enclave with a thread for the caller, waiting for one."""
+    def _nested_in(self) -> Member | None:
+        """Return the enclave whose ocall this thread's handler answers, if it is of this pool."""
+        found = _inside.get()
+        return found[1].member if found is not None and found[0] is self else None
+
+    def _run(self, ticket: Ticket, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._handles:
+            return function(*args, **kwargs)
+        token = _inside.set((self, ticket))
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _inside.reset(token)
+
+    def _with_options(self, handle: Enclave, options: Options) -> Any:
+        functions = handle._running().functions  # noqa: SLF001 - of the same package
+        return functions if options is NO_OPTIONS else functions.with_options(options)
+
+    def _acquire(self, ticket: Ticket, deadline: float | None) -> Member:
+        """Wait until *ticket* has an enclave; whatever happens, the caller gives it back."""
         while True:
+            gate = None
             with self._lock:
-                now = time.monotonic()
-                member = self._book.take(now, alone=alone)
-                ticket = None
-                if member is None:
+                if not self._book.take(ticket):
+                    if deadline is None and self._book.waits_for_itself(threading.get_ident()):
+                        raise BusyError(SELF, advice="End one first, or make the pool larger.")
                     gate = threading.Lock()
                     gate.acquire()
-                    ticket = Ticket(wake=gate.release, since=now, alone=alone)
-                    self._book.wait(ticket)
-            if ticket is not None:
+                    ticket.wake, ticket.since = gate.release, time.monotonic()
+            if gate is not None:
                 self._poke()
-                member = self._await(ticket, gate, deadline)
+                self._await(ticket, gate, deadline)
+            member = ticket.member
             if member is None:
-                continue
+                raise AssertionError("it waited for nothing")
             # One that was killed since is found here, before anything is sent to it.
             try:
                 member.handle._running().guard()  # noqa: SLF001 - of the same package
             except EnclaveError as error:
                 self._lose(member, error)
-                self._release(member)
+                with self._lock:
+                    self._book.forget(ticket, time.monotonic())
+                self._poke()
                 continue
-            except BaseException:
-                self._release(member)
-                raise
             return member
 
-    def _await(self, ticket: Ticket, gate: threading.Lock, deadline: float | None) -> Member | None:
-        try:
-            while True:
-                left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
-                if left <= 0 or gate.acquire(timeout=left):
-                    break
-        except BaseException:
+    def _await(self, ticket: Ticket, gate: threading.Lock, deadline: float | None) -> None:
+        while ticket.waits:
+            left = _LOOK if deadline is None else min(_LOOK, deadline - time.monotonic())
+            if left > 0:
+                gate.acquire(timeout=left)
+                continue
             with self._lock:
-                self._book.forget(ticket, time.monotonic())
-            raise
-        with self._lock:
-            if ticket.error is not None:
-                raise ticket.error
-            if ticket.member is None:
-                raise self._book.late(ticket, time.monotonic())
-            return ticket.member
-
-    def _release(self, member: Member, *, gave_up: bool = False) -> None:
-        with self._lock:
-            self._book.give(member, time.monotonic(), gave_up=gave_up)
-            draining = self._book.state == "draining"
-            if draining:
-                self._lock.notify_all()
-        if member.leaving or gave_up:
-            self._poke()
-
-    def _lose(self, member: Member, error: EnclaveError) -> None:
-        with self._lock:
-            self._book.lost(member, error, time.monotonic())
-        self._poke()
+                if ticket.waits:
+                    raise self._book.late(ticket, time.monotonic())
+        if ticket.error is not None:
+            raise ticket.error
 
     # ---- keeping ------------------------------------------------------------------------------
 
     def _step(self) -> tuple[float, list[int]] | None:
         """Do what is to be done; return how long nothing is, and which workers to watch."""
         with self._lock:
+            self._give_late()
             if self._book.state == "closed":
                 return None
             plan = self._book.plan(time.monotonic())
@@ -581,11 +446,11 @@ class EnclavePool:
         for _ in range(plan.launches):
             try:
                 self._join(self._launch())
-            except EnclaveError as error:
-                with self._lock:
-                    self._book.failed(error, time.monotonic())
+            except TROUBLE as error:
+                self._failed(error)
         for member in plan.ask:
-            self._ask(member)
+            if not self._answers(member, _PING_SECONDS[0]):
+                spawn(lambda member=member: self._ask(member))  # type: ignore[misc]
         seconds = self._fill()
         if plan.end or plan.launches or plan.ask:
             return 0.0, []
@@ -595,12 +460,21 @@ class EnclavePool:
                 for member in self._book.members
             ]
 
-    def _ask(self, member: Member) -> None:
-        answered = False
-        with contextlib.suppress(EnclaveError):
-            answered = member.handle.ping(_PROBE, timeout=_PING_SECONDS) == _PROBE
+    def _answers(self, member: Member, seconds: float) -> bool:
+        """Ask for a sign of life, and write down if there was one."""
+        try:
+            answered: bool = member.handle.ping(PROBE, timeout=seconds) == PROBE
+        except TROUBLE:
+            return False
         with self._lock:
             self._book.asked(member, time.monotonic(), answered=answered)
+        return True
+
+    def _ask(self, member: Member) -> None:
+        if not self._answers(member, _PING_SECONDS[1]):
+            with self._lock:
+                self._book.asked(member, time.monotonic(), answered=False)
+        self._poke()
 
     def _fill(self) -> float:
         """Have warm workers replaced; return how long to wait with that, in seconds."""
@@ -612,7 +486,7 @@ class EnclavePool:
         if left > 0:
             return left
         # What fails here fails again, and is told, when an enclave is launched.
-        with contextlib.suppress(EnclaveError, OSError):
+        with contextlib.suppress(*TROUBLE):
             reserve.fill(self._book.limits.warm)
         return math.inf
 
@@ -628,69 +502,28 @@ class EnclavePool:
             try:
                 member.handle._running().guard()  # noqa: SLF001
             except EnclaveError as error:
-                self._lose(member, error)
+                self._lose(member, error, began=None if member.running else False)
+
+    def _work(self, ended: set[int]) -> tuple[float, list[int]] | None:
+        """One turn of the pool's thread."""
+        term = self._term
+        if term is not None and term.begun:
+            try:
+                self.close(self._patience)
+            finally:
+                term.done()
+            return None
+        if ended:
+            self._watch(ended)
+        return self._step()
 
 
-class PoolOptions:
+class PoolOptions(PoolView):
     """A pool with settings for its calls; made by ``EnclavePool.options``."""
-
-    def __init__(self, pool: EnclavePool, options: Options) -> None:
-        self._pool = pool
-        self._options = options
 
     def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`EnclavePool.call`, and CallTimeoutError when the deadline passes."""
         return self._pool._call(function, args, kwargs, self._options)  # noqa: SLF001
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return _attribute(self._pool, name, self._options)
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a pool of enclaves cannot be pickled or copied")
-
-
-class _Term:
-    """What SIGTERM does for one pool."""
-
-    def __init__(self, pool: EnclavePool, timeout: float) -> None:
-        self._pool = weakref.ref(pool)
-        self._timeout = timeout
-        self._begun = False
-        self._mine = self._handle  # one object, so that it can be recognised
-        self._before = signal.signal(signal.SIGTERM, self._mine)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        # Python runs this between two steps of the main thread, which may hold any lock: so it
-        # takes none, and a thread that was started before does the work.
-        pool = self._pool()
-        before = self._before
-        if pool is not None and not self._begun:
-            self._begun = True
-            pool._poke()  # noqa: SLF001 - of this module
-        elif before is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        if callable(before):
-            before(number, frame)
-
-    def work(self, pool: EnclavePool) -> bool:
-        """Do it, in the pool's thread, if the signal came; whether it did."""
-        if not self._begun:
-            return False
-        pool.close(self._timeout)
-        if self._before is signal.SIG_DFL:
-            os.kill(os.getpid(), signal.SIGTERM)  # comes to the handler again, and ends us
-        return True
-
-    def forget(self) -> None:
-        """Give the signal back, where that is still possible."""
-        if (
-            not self._begun
-            and threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGTERM) is self._mine
-        ):
-            signal.signal(signal.SIGTERM, self._before)
 
 
 class _Wake:
@@ -725,56 +558,16 @@ class _Wake:
 def _keep(pool: weakref.ref[EnclavePool], wake: _Wake) -> None:
     """Keep a pool's enclaves up, in a thread of its own, as long as the pool is there."""
     ended: set[int] = set()
+    found: tuple[float, list[int]] | None
     while True:
         this = pool()
-        if this is None or (this._term is not None and this._term.work(this)):  # noqa: SLF001
-            return
-        if ended:
-            this._watch(ended)  # noqa: SLF001 - of this module
-        found = this._step()  # noqa: SLF001
+        try:
+            found = None if this is None else this._work(ended)  # noqa: SLF001 - of this module
+        except TROUBLE as error:
+            # Whatever it was, the enclaves must go on being kept.
+            _log.error("a pool of enclaves has trouble: %s", type(error).__name__)
+            found = _LOOK, []
         del this
         if found is None:
             return
         ended = wake.wait(*found)
-
-
-def _functions(member: Member, options: Options, deadline: float | None) -> Functions:
-    """Return the functions of an enclave for a call that begins now."""
-    functions: Functions = member.handle._running().functions  # noqa: SLF001 - same package
-    if options is NO_OPTIONS:
-        return functions
-    left = math.inf if deadline is None else deadline - time.monotonic()
-    if left <= 0:
-        raise CallTimeoutError("the deadline passed before the call could begin")
-    if options.timeout is not None and left < _NO_WAIT * options.timeout:
-        # It waited for an enclave, and has less than the whole time.
-        return functions.with_options(Options(timeout=left, kill_after=options.kill_after))
-    view: Functions | None = member.views.get(options)
-    if view is None:
-        view = functions.with_options(options)
-        if len(member.views) < _VIEWS:
-            member.views[options] = view
-    return view
-
-
-def _attribute(pool: EnclavePool, name: str, options: Options) -> Callable[..., Any]:
-    if name.startswith("_"):
-        raise AttributeError(name)
-    if pool._book.state == "new":  # noqa: SLF001 - of this module
-        raise EnclaveClosedError(
-            "the pool is not started", advice="Use it in a `with` block, or call start()."
-        )
-    signature = pool._signatures.get(name)  # noqa: SLF001
-    if signature is None:
-        raise NoSuchAttributeError(
-            f"the enclaves have no function {name!r}",
-            advice=f"They have: {', '.join(pool._signatures) or 'none'}.",  # noqa: SLF001
-        )
-
-    @functools.wraps(_attribute, assigned=())
-    def function(*args: Any, **kwargs: Any) -> Any:
-        return pool._call(name, args, kwargs, options)  # noqa: SLF001
-
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = str(signature)
-    return function

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyenclave.errors import (
+    BusyError,
     CallError,
     CallTimeoutError,
     EcallError,
@@ -327,6 +328,75 @@ def test_a_stream_s_function_may_ask_the_host(make):
         async with make(fetch) as enclave:
             names = ["a", "bb", "ccc"]
             assert [item async for item in enclave.fetched(names)] == [1, 2, 3]
+
+    asyncio.run(main())
+
+
+def test_a_handler_reads_a_stream_on_the_lane_of_the_call_that_asks(make):
+    """With one thread of the enclave there is no other lane: it would wait for itself."""
+
+    async def main():
+        left = []
+
+        async def fetch(name):
+            if name == "all":
+                return sum([item async for item in enclave.count(5)])
+            if name == "some":
+                async with enclave.count(10**9) as stream:
+                    return await anext(stream) + await anext(stream)
+            stream = enclave.count(10**9)
+            first = await anext(stream)
+            if name == "kept":
+                left.append(stream)
+            if name == "busy":
+                with pytest.raises(BusyError, match="another nested call"):
+                    await enclave.secret(1)
+                await stream.aclose()
+                return first + await enclave.secret(1)
+            if name == "raised":
+                left.append(stream)
+                raise KeyError
+            return first
+
+        async with make(fetch) as enclave:
+            for name, expected in (("all", 10), ("some", 1), ("dropped", 0), ("busy", 101)):
+                assert await asyncio.wait_for(enclave.ask(name), 10) == expected + 1, name
+            assert await asyncio.wait_for(enclave.ask("kept"), 10) == 1
+            assert "KeyError" in await asyncio.wait_for(enclave.caught("raised"), 10)
+            for stream in left:
+                with pytest.raises(EnclaveStateError, match="has answered its ocall"):
+                    await anext(stream)
+                await stream.aclose()
+            assert [item async for item in enclave.fetched(["all", "kept"])] == [10, 0]
+            assert await enclave.double(4) == 8
+            await idle(enclave)
+
+    asyncio.run(main())
+
+
+def test_a_call_that_is_given_up_ends_the_streams_of_its_handler(make):
+    async def main():
+        opened = asyncio.Event()
+        ended = []
+
+        async def fetch(name):
+            stream = enclave.count(10**9)
+            await anext(stream)
+            opened.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append(name)
+
+        async with make(fetch) as enclave:
+            task = asyncio.create_task(enclave.ask("x"))
+            await asyncio.wait_for(opened.wait(), 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await enclave.options(timeout=5).double(4) == 8
+            assert ended == ["x"]
+            await idle(enclave)
 
     asyncio.run(main())
 

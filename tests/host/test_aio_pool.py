@@ -123,7 +123,7 @@ def test_calls_go_through_by_name_by_attribute_and_by_options(run) -> None:
 
 def test_the_metrics_know_what_waited_for_the_pool_and_was_refused(run, monkeypatch) -> None:
     registry = Registry()
-    monkeypatch.setattr("pyenclave.host.aio_pool.registry", registry)
+    monkeypatch.setattr("pyenclave.host._pooled.registry", registry)
 
     async def test(pool) -> None:
         async with pool.enclave(), pool.enclave():
@@ -363,3 +363,68 @@ asyncio.run(main())
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "got 0.5\n"
         assert process.wait(10) == -signal.SIGTERM
+
+
+def test_sigterm_drains_two_pools_and_runs_the_loops_own_handler(
+    image, state, shared, tmp_path
+) -> None:
+    path = tmp_path / "image.pye"
+    path.write_bytes(image)
+    script = f"""
+import asyncio, signal
+from pyenclave import AsyncEnclavePool
+def make():
+    return AsyncEnclavePool({str(path)!r}, state={str(state)!r}, quiet=True, size=1)
+async def main():
+    told = []
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.append, "told")
+    async with make() as one, make() as two:
+        one.close_on_sigterm(timeout=5)
+        two.close_on_sigterm(timeout=5)
+        calls = [asyncio.create_task(one.sleep(0.3)), asyncio.create_task(two.sleep(0.6))]
+        while not (one.stats.running and two.stats.running):
+            await asyncio.sleep(0.01)
+        print("ready", flush=True)
+        print(await asyncio.gather(*calls), told, flush=True)
+        while not one.stats.state == two.stats.state == "closed":
+            await asyncio.sleep(0.01)
+asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "[0.3, 0.6] ['told']\n"
+        assert process.wait(10) == 0  # the loop's handler decides what follows
+
+
+def test_a_close_that_is_cancelled_goes_on(image, state, shared) -> None:
+    async def body() -> None:
+        pool = await AsyncEnclavePool(image, state=state, quiet=True, size=2).start()
+        before = pids(pool)
+        closing = asyncio.create_task(pool.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before))
+        await pool.close()
+        assert pool.stats.state == "closed"
+        assert pool._watched == {}
+
+    asyncio.run(body())
+
+
+def test_a_call_keeps_its_correlation(run) -> None:
+    async def test(pool) -> None:
+        running = asyncio.create_task(pool.sleep(0.3))
+        assert await until(lambda: pool.stats.running == 1)
+        for _ in range(2):  # one that waits, and one that does not
+            with pytest.raises(EcallError) as caught:
+                await pool.options(timeout=5, correlation="request-7").fail()
+            assert caught.value.id == "request-7"
+        assert await running == 0.3
+
+    run(test, size=1)

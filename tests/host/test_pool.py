@@ -142,7 +142,7 @@ def test_each_enclave_has_its_own_identity_key_and_state(make) -> None:
 def test_the_metrics_know_what_waited_for_the_pool_and_was_refused(make, monkeypatch) -> None:
     """Else a dashboard is quiet while every caller gets 503."""
     registry = Registry()
-    monkeypatch.setattr("pyenclave.host.pool.registry", registry)
+    monkeypatch.setattr("pyenclave.host._pooled.registry", registry)
     pool = make(size=1, queue=1)
     with ThreadPoolExecutor(1) as threads:
         with pool.enclave():
@@ -574,3 +574,166 @@ def test_handlers_are_set_in_the_main_thread_only(make) -> None:
     assert signal.getsignal(signal.SIGTERM) is not before
     pool.close()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class _Interrupter:
+    """Raises KeyboardInterrupt where Python looks for signals, at the n-th such place."""
+
+    FILES = ("pool.py", "_pooled.py", "_book.py")
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame, event, arg) -> None:
+        # The interpreter looks after a call of C code and at the start of a function.
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(self.FILES):
+            self.left -= 1
+            if self.left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+
+def interrupted(work) -> int:
+    """Interrupt *work* at each place in turn until there is none left; return how often."""
+    number = 0
+    while True:
+        number += 1
+        interrupter = _Interrupter(number)
+        try:
+            sys.setprofile(interrupter)
+            work()
+        except KeyboardInterrupt:
+            continue
+        finally:
+            sys.setprofile(None)
+        if interrupter.left > 0:
+            return number
+
+
+@pytest.mark.parametrize("what", ["call", "options", "enclave", "fresh", "wait"])
+def test_ctrl_c_at_any_moment_leaves_no_place_taken(make, what: str) -> None:
+    pool = make(size=1, warm=1)
+
+    def alone() -> None:
+        with pool.enclave(timeout=1) as one:
+            one.add(1, 1)
+
+    def fresh() -> None:
+        with contextlib.suppress(BusyError), pool.enclave(fresh=True) as one:
+            one.add(1, 1)
+
+    def wait() -> None:
+        with contextlib.suppress(CallTimeoutError):
+            pool.options(timeout=0.01).add(1, 1)
+
+    work = {
+        "call": lambda: pool.add(1, 1),
+        "options": lambda: pool.options(timeout=5).add(1, 1),
+        "enclave": alone,
+        "fresh": fresh,
+        "wait": wait,
+    }[what]
+    work()
+    with pool.enclave() if what == "wait" else contextlib.nullcontext():
+        assert interrupted(work) > 10
+    assert wait_for(lambda: pool.stats.running == pool.stats.waiting == pool.stats.fresh == 0)
+    assert pool.options(timeout=10).add(2, 2) == 4
+
+
+def test_a_call_that_waited_for_its_enclave_keeps_its_correlation(make) -> None:
+    pool = make(size=1)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(pool.sleep, 0.3)
+        assert wait_for(lambda: pool.stats.running == 1)
+        with pytest.raises(EcallError) as caught:
+            pool.options(timeout=5, correlation="request-7").fail()
+        assert running.result() == 0.3
+    assert caught.value.id == "request-7"
+
+
+def test_an_argument_that_does_not_fit_is_no_sign_of_life(make) -> None:
+    """Else whoever sends such calls could keep a pool from asking its enclaves."""
+    pool = make(size=1)
+    (member,) = pool._book.members
+    before = member.asked
+    with pytest.raises(ArgumentError):
+        pool.add("x", 1)
+    assert member.asked == before
+    with pytest.raises(EcallError):
+        pool.fail()
+    assert member.asked > before
+
+
+def test_one_that_does_not_answer_is_replaced_and_holds_up_nothing(make) -> None:
+    pool = make(size=2, health=0.2)
+    stopped, other = pids(pool)
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        time.sleep(0.5)
+        os.kill(other, signal.SIGKILL)  # while the first is being asked
+        assert wait_for(lambda: pool.stats.launched == 3, 3)
+        assert pool.options(timeout=5).add(1, 1) == 2
+        assert wait_for(lambda: stopped not in pids(pool), 10)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)
+    assert wait_for(lambda: pool.stats.enclaves == 2)
+
+
+def test_a_pool_that_was_not_started_may_be_started_by_a_forked_child(image, state, shared) -> None:
+    pool = EnclavePool(image, state=state, quiet=True, size=1)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with pool:
+                code = 0 if pool.add(1, 1) == 2 else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+TERMS = """
+import os, signal, sys, threading, time
+from pyenclave import EnclavePool
+options = dict(state={state!r}, quiet=True, size=1)
+with EnclavePool({image!r}, **options) as one, EnclavePool({image!r}, **options) as two:
+    {order}[0].close_on_sigterm(timeout=5)
+    {order}[1].close_on_sigterm(timeout=5)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, b"up")  # before, Python forgets the signals that come
+        time.sleep(60)
+        os._exit(7)
+    os.read(read, 2)
+    os.kill(child, signal.SIGTERM)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
+    def call(pool, seconds):
+        print(pool.sleep(seconds), flush=True)
+    threading.Thread(target=call, args=(one, 0.3)).start()
+    threading.Thread(target=call, args=(two, 0.7)).start()
+    while not (one.stats.running and two.stats.running):
+        time.sleep(0.01)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("order", ["(one, two)", "(two, one)"])
+def test_sigterm_ends_the_process_when_the_last_pool_is_drained(
+    image, state, shared, tmp_path, order: str
+) -> None:
+    """And at once a forked child, which has the handler but nothing that drains."""
+    path = tmp_path / "image.pye"
+    path.write_bytes(image)
+    script = TERMS.format(image=str(path), state=str(state), order=order)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{int(signal.SIGTERM)}\n"
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "0.3\n0.7\n"
+        assert process.wait(10) == -signal.SIGTERM
