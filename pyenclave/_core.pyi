@@ -444,6 +444,8 @@ class WorkerLane:
         describe: Callable[[BaseException, str], bytes],
         idle: Callable[[], bool],
         ocalls: tuple[tuple[Any, ...], ...] = (),
+        *,
+        patience: int = 100,
     ) -> None: ...
     def ocall(self, number: int, values: tuple[Any, ...]) -> Any: ...
 

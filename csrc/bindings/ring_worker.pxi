@@ -66,6 +66,9 @@ FUNCTION_PRIVATE = PRIVATE
 FUNCTION_STREAMS = STREAMS
 
 cdef enum:
+    QUIET_LOOKS = 20        # slices without a call before they grow
+
+cdef enum:
     EVENT_LOOK = 1          # a slice of waiting is over
     EVENT_MESSAGE = 2       # a message for Python code, header in `header`
     EVENT_STATUS = 3        # a native function answered `native_status`
@@ -106,6 +109,8 @@ cdef class WorkerLane:
     cdef bint running       # trusted code of a call runs in this thread: it may call the host
     cdef bint ending        # idle() wants to end
     cdef bint too_long      # the message that next_message announced is beyond the limit
+    cdef uint32_t patience  # milliseconds of the longest wait for a call
+    cdef uint32_t quiet     # waits that ended without one, in a row
 
     def __cinit__(self):
         self.held = False
@@ -167,17 +172,33 @@ cdef class WorkerLane:
             self.out_data = <uint8_t *>self.out_memory.buf
         return 0
 
+    cdef uint32_t slice(self) noexcept nogil:
+        """
+        How long to wait for the next call before looking around, in milliseconds.
+
+        After two seconds without one the waits double up to `patience`. A call ends any of them.
+        """
+        cdef uint32_t wait = SLICE_MS
+        cdef uint32_t looks = QUIET_LOOKS
+        while looks < self.quiet and wait < self.patience:
+            wait *= 2
+            looks += 1
+        return wait if wait < self.patience else self.patience
+
     cdef int run(self, void **natives, uint32_t num) noexcept nogil:
         """Serve native functions and echoes until there is something for Python."""
         cdef pye_status status
         cdef uint32_t index
         cdef size_t length
         while True:
-            status = pye_lane_wait(self.lane, &self.header, SLICE_MS)
+            status = pye_lane_wait(self.lane, &self.header, self.slice())
+            if status == PYE_E_TIMEOUT:
+                if self.quiet < 2 * QUIET_LOOKS:
+                    self.quiet += 1
+                return EVENT_LOOK
+            self.quiet = 0
             if status == PYE_E_LIMIT:
                 return EVENT_LIMIT
-            if status == PYE_E_TIMEOUT:
-                return EVENT_LOOK
             if status != PYE_OK:
                 return EVENT_BROKEN
             if self.header.total > self.in_size:
@@ -273,9 +294,10 @@ cdef class WorkerLane:
                                self.describe(error, "request"))
 
     def serve(self, FunctionTable table not None, attest, describe, idle,
-              tuple ocalls not None=()) -> None:
+              tuple ocalls not None=(), *, uint32_t patience=SLICE_MS) -> None:
         """
-        Serve until ``idle()``, called at least every 100 ms of waiting, returns False.
+        Serve until ``idle()`` returns False, which is called every 100 ms of waiting; after two
+        seconds without a call less and less often, at least every `patience` milliseconds.
 
         ``attest(nonce)`` returns evidence; ``describe(exception, stage)`` the bytes of an error
         frame, where stage is "request" (the call was not made), "native" or "function".
@@ -293,6 +315,8 @@ cdef class WorkerLane:
         self.attest = attest
         self.describe = describe
         self.idle = idle
+        self.patience = patience if patience > SLICE_MS else SLICE_MS
+        self.quiet = 0
         for i in range(num):
             if natives[i] != NULL:
                 self.make_room()

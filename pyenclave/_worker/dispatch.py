@@ -286,6 +286,7 @@ def serve(
     idle: Callable[[], bool],
     poisoned: Callable[[EnclavePoisonedError], object] | None = None,
     opened: _core.WorkerLane | None = None,
+    patience: float = 0.1,
 ) -> None:
     """
     Serve one lane until ``idle()`` returns False.
@@ -294,9 +295,11 @@ def serve(
         ring_fd: The size-sealed memory of the ring.
         table: What can be called.
         lane: Number of the lane; each has one thread.
-        idle: Called at least every 100 ms of waiting.
+        idle: Called every 100 ms of waiting, and less often after two seconds without a call.
         poisoned: Ends the process at once when the host breaks the protocol within a call.
         opened: The lane, if it was opened before.
+        patience: Seconds between two calls of *idle* in a lane that nobody uses; a call is served
+            at once however long that is.
 
     Raises:
         EnclavePoisonedError: The host broke the protocol, or trusted code found a broken MAC.
@@ -313,4 +316,11 @@ def serve(
             return idle()
 
     _state.set_link(_Link(worker, table, poisoned))
-    worker.serve(table.functions, table.attest, table.describe, alone, table.ocalls)
+    worker.serve(
+        table.functions,
+        table.attest,
+        table.describe,
+        alone,
+        table.ocalls,
+        patience=max(1, int(patience * 1000)),
+    )

@@ -51,6 +51,9 @@ __all__ = ["Prepared", "Start", "Worker", "run"]
 _SPIN = 0.002  # seconds to look for an identity that was announced
 _SOON = 1.0
 _WAIT = 5.0  # seconds of one look whether the platform sent an identity
+# Seconds between two looks of a lane that nobody uses. No end waits for them: the kernel kills a
+# worker whose zygote ends, and that ends with the platform, which kills workers itself.
+_PATIENCE = 2.0
 _TEXT = 8 * 1024  # bytes of the longest message that is told to the platform
 
 
@@ -278,6 +281,7 @@ class Worker:
             idle=self.idle,
             poisoned=self.poisoned,
             opened=self._lane_0 if lane == 0 else None,
+            patience=_PATIENCE,
         )
 
     def idle(self) -> bool:
