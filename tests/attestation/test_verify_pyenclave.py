@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from negatives_pyenclave import CASES, STRUCTURAL, judged, padded_binding
 
-from pyenclave.attestation import AppraisalPolicy
+from pyenclave.attestation import AppraisalPolicy, cache, ecdsa
 from pyenclave.attestation.checks import PASSED
 from pyenclave.attestation.verify_pyenclave import CHECKS
+from pyenclave.formats.dcap import Quote
 
 
 def name(case: Any) -> str:
@@ -174,3 +175,47 @@ def test_att_26_product_is_equal_and_security_version_has_a_floor(issuer):
     for version, accepted in ((0, False), (2, False), (3, True), (4, True), (65535, True)):
         result = issuer.appraise(issuer.evidence(body={"isv_svn": version}))
         assert result.accepted is accepted
+
+
+@pytest.fixture(params=["native", "library"])
+def verifier(request, monkeypatch):
+    monkeypatch.setenv(ecdsa.SWITCH, "library" if request.param == "library" else "")
+    ecdsa.forget()
+    yield request.param
+    monkeypatch.undo()
+    ecdsa.forget()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_core_and_library_judge_each_signature_alike(verifier, known, issuer):
+    """Also when the chain is known already, from evidence of the same platform."""
+    cache.clear()
+    assert not known or issuer.appraise(issuer.evidence()).accepted
+    for field in ("signature", "qe_report_signature"):
+        good = getattr(Quote.from_bytes(issuer.parts().quote), field)
+        for place in (0, 31, 32, 63):
+            bad = bytearray(good)
+            bad[place] ^= 1
+            result = issuer.appraise(issuer.evidence(quote={field: bytes(bad)}))
+            assert result.refused_by == (
+                "quote.signature" if field == "signature" else "qe.signature",
+            )
+    record = bytearray(issuer.parts().record)
+    record[-1] ^= 1
+    result = issuer.appraise(issuer.evidence(record_bytes=bytes(record)))
+    assert result.refused_by == ("record.signature",)
+    assert issuer.appraise(issuer.evidence()).accepted
+
+
+def test_a_known_chain_is_judged_by_other_roots_and_times_anew(issuer):
+    evidence = issuer.evidence()
+    assert issuer.appraise(evidence).accepted
+    stranger = issuer.chain(root={"key": issuer.key("stranger"), "signer": issuer.key("stranger")})
+    assert issuer.appraise(evidence, roots=[stranger[-1]]).refused_by == ("chain.root",)
+    late = issuer.appraise(evidence, at=issuer.END.replace(year=issuer.END.year + 1))
+    assert "chain.validity" in late.refused_by
+    # What was worked out for these certificates is not told of others, one byte off.
+    for place in ("leaf", "intermediate", "root"):
+        forged = issuer.chain(**{place: {"signer": issuer.key("forger")}})
+        assert not issuer.appraise(issuer.evidence(chain=forged)).genuine
+    assert issuer.appraise(evidence).accepted
