@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 from cryptography import x509
@@ -23,6 +24,7 @@ PCR0 = b"\x11" * 48
 PLACES = ("leaf", "instance", "region", "root")
 
 
+@cache
 def key_of(name: str, curve: ec.EllipticCurve | None = None) -> ec.EllipticCurvePrivateKey:
     secret = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
     return ec.derive_private_key(secret >> 8, curve or ec.SECP384R1())
@@ -104,13 +106,15 @@ class Issuer:
 
 
 ISSUER = Issuer()
+ROOT = ISSUER.root()
+POLICY = AppraisalPolicy(pcrs={0: PCR0})
 
 
 def judge(data: bytes, **changes: Any) -> AttestationResult:
     options: dict[str, Any] = {
-        "policy": AppraisalPolicy(pcrs={0: PCR0}),
+        "policy": POLICY,
         "nonce": NONCE,
-        "roots": [ISSUER.root()],
+        "roots": [ROOT],
         "at": AT,
     }
     return appraise(data, **(options | changes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 from cryptography import x509
@@ -27,6 +28,7 @@ _OID_DEVICE_INFO = x509.ObjectIdentifier("1.3.6.1.4.1.412.274.1")
 _SHA384 = "2.16.840.1.101.3.4.2.2"
 
 
+@cache
 def key_of(name: str, curve: ec.EllipticCurve | None = None) -> ec.EllipticCurvePrivateKey:
     secret = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
     return ec.derive_private_key(secret >> 8, curve or ec.SECP384R1())
@@ -138,15 +140,19 @@ def sign(data: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
     return r.to_bytes(48, "big") + s.to_bytes(48, "big")
 
 
+CHAIN, ROOT = chain(), root()
+POLICY = AppraisalPolicy(gpu_measurements={1: DIGEST})
+
+
 def judge(data: bytes, **changes: Any) -> AttestationResult:
     """Appraise *data*; options: those of `appraise`, ``chain`` and ``crl``."""
-    endorsements = {"cert-chain.pem": changes.pop("chain", None) or chain()}
+    endorsements = {"cert-chain.pem": changes.pop("chain", None) or CHAIN}
     if "crl" in changes:
         endorsements["crl.der"] = changes.pop("crl")
     options: dict[str, Any] = {
-        "policy": AppraisalPolicy(gpu_measurements={1: DIGEST}),
+        "policy": POLICY,
         "nonce": NONCE,
-        "roots": [root()],
+        "roots": [ROOT],
         "endorsements": endorsements,
         "at": AT,
     }

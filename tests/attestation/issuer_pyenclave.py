@@ -200,7 +200,8 @@ class Issuer:
         return AppraisalPolicy(**(values | options))
 
     def appraise(self, evidence: bytes, **options: Any) -> AttestationResult:
-        options.setdefault("policy", self.policy())
+        if "policy" not in options:
+            options["policy"] = self.policy()
         options.setdefault("roots", [self.root])
         options.setdefault("at", self.AT)
         if options.get("freshness") != "not_checked":

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 from pyenclave.attestation import AppraisalPolicy, AttestationResult, appraise
 from pyenclave.formats import cbor, ratls
@@ -63,13 +64,18 @@ def made(*extensions: tuple[str, bytes] | tuple[str, bool, bytes], **changes: An
     return certificate(**(values | changes))
 
 
+@cache
+def collateral(tee: Literal["sgx", "tdx"]) -> dict[str, bytes]:
+    return PLATFORM.endorsements(tee)
+
+
 def judge(data: bytes, **changes: Any) -> AttestationResult:
     options: dict[str, Any] = {
         "policy": AppraisalPolicy(mrenclave=MRENCLAVE),
         "nonce": NONCE,
         "at": NOW,
         "roots": [PLATFORM.root],
-        "endorsements": PLATFORM.endorsements("tdx" if changes.pop("td", False) else "sgx"),
+        "endorsements": collateral("tdx" if changes.pop("td", False) else "sgx"),
     }
     return appraise(data, **(options | changes))
 

@@ -47,9 +47,11 @@ def test_one_flipped_bit_of_every_byte_is_refused(issuer, evidence):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_flipped_bit_is_refused(issuer, evidence):
+def test_the_other_seven_bits_of_every_byte_are_refused(issuer, evidence):
     survivors = []
     for position in range(len(evidence) * 8):
+        if position % 8 == position // 8 % 8:
+            continue  # that one is above
         changed = bytearray(evidence)
         changed[position // 8] ^= 1 << position % 8
         if not refused_or_malformed(issuer, bytes(changed)):
