@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(item for item in sys.path if item))
     monkeypatch.setenv("PYENCLAVE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("NO_COLOR", "1")
+    if not any(item.name == "pyenclave" for item in entry_points(group="pytest11")):
+        # A reader has it installed, and pytest finds the plugin by itself.
+        monkeypatch.setenv("PYTEST_PLUGINS", "pyenclave.testing.plugin")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
