@@ -30,6 +30,7 @@ MAX_SPARES: Final = 4
 # A launch that was just asked for, and the calls after it, have the processor to themselves: so
 # long nothing is forked, in seconds, while there is a spare left and while there is none.
 _QUIET: Final = (0.02, 0.005)
+_LOOK: Final = 1.0  # seconds between two looks for workers that ended
 _RETRY: Final = 1.0  # seconds, after a fork that failed or a spare that ended unasked
 _BEGIN_SECONDS: Final = 10.0  # for a spare that is just forked and a machine that is busy
 _LARGEST_IMAGE: Final = 64 << 20  # bytes; a larger one is not held on to
@@ -106,6 +107,8 @@ class Spares:
         zygote: The zygote's pidfd; stays the caller's, open until :meth:`close` has returned.
         ended: Called once, in a thread of this object, when the zygote ends by itself; it must
             call :meth:`close`.
+        look: Gives back what belonged to workers that ended; whether there are workers. Called
+            about every second while there are.
         name: For the thread that keeps them up.
 
     """
@@ -116,11 +119,13 @@ class Spares:
         *,
         zygote: int,
         ended: Callable[[], None],
+        look: Callable[[], bool] = lambda: False,
         name: str,
     ) -> None:
         self._fork = fork
         self._zygote = zygote
         self._ended = ended
+        self._look = look
         self._name = name
         self._lock = threading.Lock()
         self._wake = -1  # an eventfd while there is a thread to wake
@@ -209,6 +214,8 @@ class Spares:
                 return None
             watched = {spare.pidfd: spare for spare in self._waiting}
             seconds = self._patience()
+        if seconds is None and self._look():
+            seconds = _LOOK
         # Who takes a spare may close its pidfd meanwhile; so only those that still wait count.
         poll = select.poll()
         for fd in (self._wake, self._zygote, *watched):

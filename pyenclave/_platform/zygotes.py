@@ -14,6 +14,7 @@ import hashlib
 import os
 import queue
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -85,13 +86,18 @@ class Zygote:
         self._ended = False
         self._mutex = threading.Lock()
         self._spawning = 0
-        self._workers: list[int] = []  # pidfds of our own, of workers that may have ended
+        self._workers: set[int] = set()  # pidfds of our own, of workers that may have ended
+        self._ends = select.epoll()  # which of them did; asking each would take longer and longer
         self.debug = debug
         self.pid = process.pid
         self.pidfd = os.pidfd_open(process.pid)
         self.seconds = (0.0, 0.0)
         self._spares = Spares(
-            self._fork, zygote=self.pidfd, ended=self.close, name=f"spares-{process.pid}"
+            self._fork,
+            zygote=self.pidfd,
+            ended=self.close,
+            look=lambda: not self.idle(),
+            name=f"spares-{process.pid}",
         )
 
     @property
@@ -112,9 +118,12 @@ class Zygote:
             return not self._workers and not self._spawning
 
     def _prune(self) -> None:
-        ended = [pidfd for pidfd in self._workers if readable(pidfd, 0)]
-        self._workers = [pidfd for pidfd in self._workers if pidfd not in ended]
-        close_all(ended)
+        if not self._ended:
+            ended = [pidfd for pidfd, _ in self._ends.poll(0)]
+            self._workers.difference_update(ended)
+            for pidfd in ended:  # by name: the same process is open under other numbers
+                self._ends.unregister(pidfd)
+                os.close(pidfd)
 
     def spawn(
         self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool, image: bytes = b""
@@ -147,20 +156,26 @@ class Zygote:
         try:
             spare = self._begin([image_fd, ring_fd, channel_fd], image)
             try:
-                own = fcntl.fcntl(spare.pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
+                self._watch_end(spare.pidfd)
             except OSError as error:
                 os.close(spare.pidfd)  # it ends with its channel
                 raise LaunchError(f"cannot keep a worker: {error.strerror}") from None
-            with self._mutex:
-                self._prune()
-                self._workers.append(own)
-                if self._ended:  # and the worker with it, which its channel will say
-                    close_all(self._workers)
-                    self._workers = []
         finally:
             with self._mutex:
                 self._spawning -= 1
         return Spawned(pid=spare.pid, pidfd=spare.pidfd, namespaces=spare.namespaces)
+
+    def _watch_end(self, pidfd: int) -> None:
+        own = fcntl.fcntl(pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
+        with self._mutex:
+            self._prune()
+            try:
+                if not self._ended:  # else the worker has as well, which its channel will say
+                    self._ends.register(own, select.EPOLLIN)
+                    self._workers.add(own)
+            finally:
+                if own not in self._workers:
+                    os.close(own)
 
     def _begin(self, fds: list[int], image: bytes) -> Spare:
         """Return a process that has what it needs to become a worker."""
@@ -258,8 +273,9 @@ class Zygote:
             self._sock.close()
         with self._mutex:
             os.close(self.pidfd)
-            close_all(self._workers)
-            self._workers = []
+            self._ends.close()
+            close_all(list(self._workers))
+            self._workers.clear()
 
 
 class Zygotes:

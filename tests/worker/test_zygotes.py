@@ -573,6 +573,26 @@ def test_a_zygote_reaps_its_workers(launching, base) -> None:
         assert not [pid for pid in children(zygote.pid) if state(pid) == "Z"]
 
 
+def test_what_ended_workers_held_is_given_back_while_others_run(launching, base) -> None:
+    """Without another launch; numbers of descriptors that are used again mean nobody else."""
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=False)
+        data = launching.make(base, "")
+        with launching.Launched(zygotes, data, debug=False) as stays:
+            stays.first()
+            for _ in range(2):
+                gone = [launching.Launched(zygotes, data, debug=False) for _ in range(3)]
+                assert len(zygote._workers) == 4
+                for worker in gone[1:]:
+                    worker.close()
+                assert wait_for(lambda: len(zygote._workers) == 2)
+                assert not launching.ended(gone[0].spawned.pidfd, 0)
+                gone[0].close()
+                assert wait_for(lambda: len(zygote._workers) == 1)
+            assert not zygote.idle()
+        assert wait_for(zygote.idle)
+
+
 PLATFORM = """
 import importlib.util, os, sys, time
 from pathlib import Path
