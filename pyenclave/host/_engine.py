@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pyenclave._core import AsyncCall, AsyncFunction, AsyncLanes, HostCall
 from pyenclave.errors import (
@@ -139,8 +139,8 @@ class Engine:
             answer = begin(args, kwargs) if held is None else nest(args, kwargs, held)
             return answer if type(answer) is not AsyncCall else await wait(answer, options)
 
-        def streaming(*args: Any, **kwargs: Any) -> AsyncStream:
-            def first(stream: AsyncStream) -> Any:
+        def streaming(*args: Any, **kwargs: Any) -> AsyncStream[Any]:
+            def first(stream: AsyncStream[Any]) -> Any:
                 held = _held_here(lanes)
                 if held is None:
                     return begin(args, kwargs)
@@ -209,7 +209,7 @@ class Engine:
         else:
             ended = call.hold()
             context = contextvars.copy_context()
-            streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+            streams: weakref.WeakSet[AsyncStream[Any]] = weakref.WeakSet()
             context.run(_answering.set, (self.lanes, call, call.serial, streams))
             work: asyncio.Future[Any] = self.loop.create_task(
                 _handle(handler, args, kwargs), context=context
@@ -247,7 +247,7 @@ class Engine:
             spawn(self.run.close)
 
 
-class AsyncStream:
+class AsyncStream(Generic[_T]):
     """
     What a streaming function gives, item by item: ``async for item in enclave.f(...)``.
 
@@ -258,10 +258,10 @@ class AsyncStream:
     """
 
     def __init__(
-        self, engine: Engine, begin: Callable[[AsyncStream], Any], options: Options, name: str
+        self, engine: Engine, begin: Callable[[AsyncStream[Any]], Any], options: Options, name: str
     ) -> None:
         self._engine = engine
-        self._begin: Callable[[AsyncStream], Any] | None = begin
+        self._begin: Callable[[AsyncStream[Any]], Any] | None = begin
         self._options = options
         self._name = name
         self._call: AsyncCall | None = None
@@ -272,7 +272,7 @@ class AsyncStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> _T:
         """Return the next item; raises what the function raised."""
         if self._left:
             raise EnclaveStateError(
@@ -286,10 +286,11 @@ class AsyncStream:
         if call is None:
             raise StopAsyncIteration
         try:
-            return call.item()
+            item: _T = call.item()
         except BaseException:
             self._drop()
             raise
+        return item
 
     async def _step(self, *, stop: bool) -> bool:
         """Ask for an item or the end; whether an item came."""
@@ -365,7 +366,7 @@ class AsyncStream:
         return f"<stream of {self._name}{', ended' if self._closed else ''}>"
 
 
-_Answering = tuple[AsyncLanes, AsyncCall, int, "weakref.WeakSet[AsyncStream]"]
+_Answering = tuple[AsyncLanes, AsyncCall, int, "weakref.WeakSet[AsyncStream[Any]]"]
 # The ocall that the running handler answers: calls that it makes go over the same lane.
 _answering: contextvars.ContextVar[_Answering | None] = contextvars.ContextVar(
     "pyenclave_answering", default=None
@@ -381,7 +382,7 @@ def _held_here(lanes: AsyncLanes) -> AsyncCall | None:
     return call if call.held == FRAME_OCALL and call.serial == serial else None
 
 
-def _streams_here() -> weakref.WeakSet[AsyncStream]:
+def _streams_here() -> weakref.WeakSet[AsyncStream[Any]]:
     """Return the streams that this task's handler opened."""
     found = _answering.get()
     return weakref.WeakSet() if found is None else found[3]

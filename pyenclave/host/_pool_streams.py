@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pyenclave._core import HostStream
 from pyenclave.errors import EnclaveError, EnclaveStateError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pyenclave.host.pool import EnclavePool
 
 __all__ = ["AsyncPoolStream", "PoolStream"]
+
+_T = TypeVar("_T")
 
 
 class PoolStream(Iterator[Any]):
@@ -98,7 +100,7 @@ class PoolStream(Iterator[Any]):
         return f"<pool's {self._stream!r}>"
 
 
-class AsyncPoolStream(AsyncIterator[Any]):
+class AsyncPoolStream(AsyncIterator[_T]):
     """
     What a streaming function of a pool gives, item by item: as an ``AsyncStream`` of an enclave.
 
@@ -116,20 +118,20 @@ class AsyncPoolStream(AsyncIterator[Any]):
         options: Options,
     ) -> None:
         self._pool = pool
-        self._begin: Callable[[Any], AsyncStream] = lambda view: view.call(
+        self._begin: Callable[[Any], AsyncStream[_T]] = lambda view: view.call(
             function, *args, **kwargs
         )
         self._options = options
         self._name = function if isinstance(function, str) else function.__qualname__
         self._ticket = Ticket()
-        self._stream: AsyncStream | None = None
+        self._stream: AsyncStream[_T] | None = None
         self._busy = False
         self._closed = False
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> _T:
         """Return the next item; raises what the function raised."""
         self._check_idle()
         if self._closed:
@@ -145,7 +147,7 @@ class AsyncPoolStream(AsyncIterator[Any]):
         finally:
             self._busy = False
 
-    async def _first(self) -> Any:
+    async def _first(self) -> _T:
         """Get a place, and the first item."""
         pool, options = self._pool, self._options
         deadline = None if options.timeout is None else time.monotonic() + options.timeout

@@ -11,9 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import (
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from pyenclave._core import AsyncCall
 from pyenclave.errors import (
@@ -30,7 +37,7 @@ from pyenclave.host._base import (
     find,
     nonce_of,
 )
-from pyenclave.host._engine import Engine, in_thread, running_loop
+from pyenclave.host._engine import AsyncStream, Engine, in_thread, running_loop
 from pyenclave.host._map import check_errors
 from pyenclave.host._ocalls import Handlers
 from pyenclave.host._options import NO_OPTIONS, Options
@@ -38,6 +45,9 @@ from pyenclave.host._run import Run
 from pyenclave.host.handle import Evidence, Functions
 
 __all__ = ["AsyncEnclave"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class AsyncEnclave(Handle):
@@ -203,15 +213,26 @@ class AsyncEnclave(Handle):
             raise EnclaveClosedError("the enclave is not started")
         return self._engine, self._made
 
+    @overload
+    def call(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, function: Callable[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncStream[T]: ...
+
+    @overload
     def call(
-        self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Coroutine[Any, Any, Any]:
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """
         Call a trusted function: ``await enclave.call("double", 21)``.
 
         Args:
             function: Its name, or the host's own function of that name; then classes of its
-                module are used for what comes back.
+                module are used for what comes back, and type checkers know the call's types.
             args: Positional arguments. What they point to (arrays) must not change before the
                 call is over.
             kwargs: Keyword arguments; ``out=`` is an array that takes an array result.
@@ -225,8 +246,7 @@ class AsyncEnclave(Handle):
             EnclavePoisonedError: The protocol was broken; the enclave is gone for ever.
 
         """
-        made: Coroutine[Any, Any, Any] = find(self._functions()[1], function)(*args, **kwargs)
-        return made
+        return find(self._functions()[1], function)(*args, **kwargs)
 
     def options(
         self,
@@ -343,12 +363,22 @@ class AsyncEnclaveOptions:
             )
         return self._made
 
+    @overload
+    def call(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, function: Callable[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncStream[T]: ...
+
+    @overload
     def call(
-        self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Coroutine[Any, Any, Any]:
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`AsyncEnclave.call`, and CallTimeoutError when the deadline passes."""
-        made: Coroutine[Any, Any, Any] = find(self._find(), function)(*args, **kwargs)
-        return made
+        return find(self._find(), function)(*args, **kwargs)
 
     def map(
         self,

@@ -12,9 +12,9 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from pyenclave.errors import (
     BusyError,
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from pyenclave.calls.signature import Signature
 
 __all__ = ["AsyncEnclavePool"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PING_SECONDS = 5.0
 _SLICE = 0.1
@@ -283,9 +286,20 @@ class AsyncEnclavePool(PoolBase):
 
     # ---- use ----------------------------------------------------------------------------------
 
+    @overload
+    def call(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, function: Callable[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncPoolStream[T]: ...
+
+    @overload
     def call(
-        self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Coroutine[Any, Any, Any]:
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """
         Call a trusted function in one of the enclaves: ``await pool.call("double", 21)``.
 
@@ -307,8 +321,7 @@ class AsyncEnclavePool(PoolBase):
             EnclaveError: As ``AsyncEnclave.call``.
 
         """
-        made: Coroutine[Any, Any, Any] = self._call(function, args, kwargs, NO_OPTIONS)
-        return made
+        return self._call(function, args, kwargs, NO_OPTIONS)
 
     def options(
         self,
@@ -535,14 +548,22 @@ class AsyncEnclavePool(PoolBase):
 class AsyncPoolOptions(PoolView):
     """A pool with settings for its calls; made by ``AsyncEnclavePool.options``."""
 
+    @overload
+    def call(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, function: Callable[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncPoolStream[T]: ...
+
+    @overload
     def call(
-        self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Coroutine[Any, Any, Any]:
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`AsyncEnclavePool.call`, and CallTimeoutError when the deadline passes."""
-        made: Coroutine[Any, Any, Any] = self._pool._call(  # noqa: SLF001 - same package
-            function, args, kwargs, self._options
-        )
-        return made
+        return self._pool._call(function, args, kwargs, self._options)  # noqa: SLF001
 
 
 async def _wait(event: asyncio.Event | None, seconds: float) -> None:

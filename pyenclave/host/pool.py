@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from pyenclave._core import HostStream
 from pyenclave.errors import BusyError, EnclaveError, LaunchError
@@ -32,6 +32,9 @@ from pyenclave.host._pooled import PROBE, RETRIES, SELF, TROUBLE, PoolBase, Pool
 from pyenclave.host.enclave import Enclave
 
 __all__ = ["EnclavePool", "PoolStats"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PING_SECONDS = (0.05, 5.0)  # while all else waits, and in a thread of its own
 _LOOK = 1.0  # seconds: who was to wake a waiting call may have been interrupted
@@ -215,6 +218,17 @@ class EnclavePool(PoolBase):
             self._wake.notify()
 
     # ---- use ----------------------------------------------------------------------------------
+
+    @overload
+    def call(
+        self, function: Callable[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Iterator[T]: ...
+
+    @overload
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    @overload
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
 
     def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """
@@ -520,6 +534,17 @@ class EnclavePool(PoolBase):
 
 class PoolOptions(PoolView):
     """A pool with settings for its calls; made by ``EnclavePool.options``."""
+
+    @overload
+    def call(
+        self, function: Callable[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Iterator[T]: ...
+
+    @overload
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    @overload
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
 
     def call(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`EnclavePool.call`, and CallTimeoutError when the deadline passes."""
