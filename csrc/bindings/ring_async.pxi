@@ -29,8 +29,11 @@ cdef enum:
     LONGEST_US = 50         # for a call in all
     USUAL_US = 20           # functions that take longer are left to the watcher: a switch is cheaper
     LEAST_US = 3
+    HOT_US = 12             # for a call that waited: the worker answered just now, so it is awake
     PROBE = 64              # of the calls that are not looked for, every so many-th is
     TURN_US = 1000          # then the loop gets its turn
+
+cdef double POLL_S = 0.005  # between two looks where nothing can be watched
 
 
 @cython.final
@@ -146,6 +149,12 @@ cdef class AsyncCall:
         self.cause = error
         self.lanes.go_on(self, m, kind, index)
 
+    cdef void forget(self) noexcept:
+        """Wipe what was read and will not be asked for."""
+        if self.owner is not None:
+            pye_wipe(self.data, <size_t>self.header.total)
+            self.owner = None
+
     def item(self):
         """Return the item of the stream that came."""
         cdef HostCall c = self.function.call
@@ -175,6 +184,8 @@ cdef class AsyncCall:
         return self.vacated
 
     cdef int need(self, uint16_t kind) except -1:
+        if self.error is not None:
+            self.take()  # the enclave ended since: that is what to say
         if self.stage != HELD or self.header.kind != kind:
             raise _errors.EnclaveStateError("the call does not wait for the host")
         self.lanes.check()
@@ -264,8 +275,8 @@ cdef class AsyncFunction:
 
     cdef void learn(self, uint64_t given, uint64_t left) noexcept:
         """A call was looked for: was it worth it?"""
-        if given == 0:
-            return
+        if given == 0 or left == given:
+            return  # the first look found it: how long it took is not known
         if left != 0 and given - left <= USUAL_US * PYE_LANE_TICKS:
             self.patience = self.lanes.longest
         else:
@@ -319,6 +330,8 @@ cdef class AsyncLanes:
     cdef uint64_t turn             # since when the loop had no turn, as far as is known; ns
     cdef uint64_t last
     cdef bint pumping
+    cdef bint has_thread
+    cdef bint coming               # the loop was asked to call ``ready``
     cdef object __weakref__
 
     def __cinit__(self):
@@ -332,6 +345,7 @@ cdef class AsyncLanes:
         self.queue_limit = queue_limit
         self.loop = loop
         self.get_loop = get_loop
+        self.has_thread = hasattr(loop, "_thread_id")
         self.attach = attach
         self.broken = broken
         self.queue = _OrderedDict()
@@ -386,6 +400,7 @@ cdef class AsyncLanes:
             if call.stage != DROPPED:
                 call.error = make(self.may_have_begun(call))
                 self.count_end(call.error)
+                call.forget()
                 self.end(call)
             call.stage = DONE
             self.vacate(call)
@@ -407,6 +422,12 @@ cdef class AsyncLanes:
 
     cdef int check(self) except -1:
         self.host.check()
+        if self.has_thread:
+            # asyncio's own loops know their thread while they run. get_running_loop() asks for the
+            # process's id each time, a system call that costs a tenth of a short call.
+            owner = self.loop._thread_id
+            if owner is not None and <unsigned long>owner == PyThread_get_thread_ident():
+                return 0
         try:
             loop = self.get_loop()
         except RuntimeError:
@@ -483,6 +504,7 @@ cdef class AsyncLanes:
         cdef int stage = QUEUED
         cdef uint32_t level = 0
         cdef bint turn_over = False
+        cdef bint asleep = False
         if parent is not None:
             try:
                 lane = self.nested_lane(parent)
@@ -506,7 +528,8 @@ cdef class AsyncLanes:
                 stage = WAITING
                 self.old_message(m)
                 m = NULL
-                if pye_lane_look(self.host.lanes[lane], &ticks):
+                asleep = pye_lane_peer_asleep(self.host.lanes[lane]) != 0
+                if not asleep and pye_lane_look(self.host.lanes[lane], &ticks):
                     status = pye_lane_wait(self.host.lanes[lane], &header, 0)
                     if (status == PYE_OK and header.kind == PYE_FRAME_RESULT
                             and header.length == header.total and parent is None and out is None
@@ -544,8 +567,14 @@ cdef class AsyncLanes:
             call.stage = stage
         call.ticks = ticks
         call.given = given
+        if asleep:  # it wakes up while the loop goes on; then its answer is looked for
+            call.future = self.loop.create_future()
+            self.soon()
+            return call
         finished = self.step(call)
         if call.error is not None:
+            if not finished:
+                self.soon()  # its lane is free only when the worker has done with it
             return call.take()
         if finished:
             if call.stage == DONE and not turn_over and self.has_turn():
@@ -555,7 +584,7 @@ cdef class AsyncLanes:
             call.future.set_result(None)
             return call
         call.future = self.loop.create_future()
-        self.wait()
+        self.soon()
         return call
 
     cdef bint has_turn(self) noexcept:
@@ -647,10 +676,10 @@ cdef class AsyncLanes:
         if self.step(call):
             self.finish(call)
             if self.queue:
-                self.loop.call_soon(self.ready)
+                self.soon()
         else:
             self.settle(call)
-            self.wait()
+            self.soon()
         return 0
 
     cdef int settle(self, AsyncCall call) except -1:
@@ -706,8 +735,11 @@ cdef class AsyncLanes:
                         call.serial += 1
                     else:
                         call.begun = True
-                        self.answered(call)
                         call.stage = DONE
+                        try:
+                            self.answered(call)
+                        except Exception as error:  # of a logging filter, say: the caller's to see
+                            call.error = error
                         self.give_back(call)
                     return True
             if call.stage == DROPPED:
@@ -774,6 +806,7 @@ cdef class AsyncLanes:
         if call.header.kind == PYE_FRAME_ERROR:
             call.error = self.host.failure(
                 call.lane, call.first_kind, call.first_index, call.owner, call.cause)
+            call.owner = None
         elif call.batched is not None:
             call.batched.count(call.batch, call.owner, call.lane)
         call.cause = None
@@ -848,7 +881,10 @@ cdef class AsyncLanes:
 
     cdef int drop(self, AsyncCall call) except? -2:
         cdef Message *m
+        if not self.host.ours():
+            call.stage = DONE  # in a forked child: the lane is the parent's call's
         if call.stage == DONE or call.stage == DROPPED:
+            call.forget()
             return -1
         m = call.message
         call.message = NULL
@@ -860,16 +896,15 @@ cdef class AsyncLanes:
             call.stage = DONE
             return -1
         self.end_nested(call)
-        call.begun = call.stage >= WAITING
+        call.begun = call.started
         call.stage = DROPPED
         call.out = None
-        call.owner = None
+        call.forget()
         self.disarm(call)
-        if self.step(call):
-            self.pump()
-            return -1
-        self.wait()
-        return call.lane
+        finished = self.step(call)
+        if not self.loop.is_closed():  # else nobody waits any more
+            self.soon()
+        return -1 if finished else call.lane
 
     cdef int end_nested(self, AsyncCall call) except -1:
         """Calls nested in one that is given up have nothing to wait for."""
@@ -892,14 +927,10 @@ cdef class AsyncLanes:
         cdef uint32_t seen
         cdef bint again = False
         cdef bint kick = False
-        cdef pye_watch *watch = NULL
-        if self.event_fd < 0:
-            self.event_fd = self.attach()
-        if self.watch == NULL:
-            status = pye_watch_new(&watch, self.host.num, self.event_fd)
-            if status != PYE_OK:
-                fail(status, "watcher")
-            self.watch = watch
+        if not self.has_watch():
+            # No descriptor or thread is to be had now. A call must not wait for ever because of it.
+            self.loop.call_later(POLL_S, self.ready)
+            return 0
         for i in range(self.host.num):
             call = <AsyncCall>self.calls[i]
             if call is None or call.armed or call.stage == HELD:
@@ -912,26 +943,62 @@ cdef class AsyncLanes:
             kick = True
         if kick:
             pye_watch_kick(self.watch)
-        if again and not self.pumping:
+        if again:
+            self.soon()
+        return 0
+
+    cdef bint has_watch(self) except? False:
+        cdef pye_watch *watch = NULL
+        if self.event_fd < 0:
+            try:
+                self.event_fd = self.attach()
+            except OSError:
+                return False
+        if self.watch == NULL:
+            if pye_watch_new(&watch, self.host.num, self.event_fd) != PYE_OK:
+                return False
+            self.watch = watch
+        return True
+
+    cdef int soon(self) except -1:
+        """
+        Have every lane looked at when the loop had its turn, and watched if nothing came by then.
+
+        A worker that is woken needs longer than the loop does for what else is ready; so in a busy
+        program answers are mostly there, and the watcher is not troubled.
+        """
+        if not self.coming:
             self.loop.call_soon(self.ready)
+            self.coming = True
         return 0
 
     def ready(self) -> None:
         """Look at every lane: one of them has something, or the loop's turn is over."""
-        if self.active or self.queue:
-            self.pump()
+        self.coming = False
+        if (self.active or self.queue) and self.host.ours():
+            self.turn = self.last = pye_clock_ns()
+            try:
+                self.pump()
+            except BaseException:
+                self.loop.call_later(POLL_S, self.ready)  # who waits does so still
+                raise
+
+    @property
+    def ours(self) -> bool:
+        """Whether this is the process that started the enclave, and not a forked child."""
+        return self.host.ours()
 
     cdef int pump(self) except -1:
         cdef AsyncCall call
         cdef uint32_t i
         cdef int lane
-        cdef double start
+        cdef uint64_t start
         cdef bint moved = True
         if self.pumping:
             return 0
         self.pumping = True
         try:
-            start = <double>_monotonic()
+            start = pye_clock_ns()
             while moved:
                 moved = False
                 for i in range(self.host.num):
@@ -953,13 +1020,15 @@ cdef class AsyncLanes:
                     call = <AsyncCall>self.queue.popitem(last=False)[0]
                     self.host.waiting = <int>len(self.queue)
                     self.put(call, lane)
+                    if call.ticks < HOT_US * PYE_LANE_TICKS and self.longest != 0:
+                        call.ticks = call.given = HOT_US * PYE_LANE_TICKS
                     if self.step(call):
                         self.finish(call)
                         moved = True
                     else:
                         self.settle(call)
-                    if <double>_monotonic() - start > TURN_US * 1e-6:
-                        self.loop.call_soon(self.ready)
+                    if pye_clock_ns() - start > TURN_US * 1000:
+                        self.soon()
                         moved = False
                         break
         finally:

@@ -47,7 +47,7 @@ class Use:
 
 
 def use_of(pid: int) -> Use | None:
-    """Return what a process uses, or None if it is gone."""
+    """Return what a process uses, or None if it is gone or may not be looked at (hidepid)."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -60,7 +60,7 @@ def use_of(pid: int) -> Use | None:
                         break
         except PermissionError:
             pass  # as it should be: nobody of this user may look into a worker
-    except (FileNotFoundError, ProcessLookupError, IndexError, ValueError):
+    except (FileNotFoundError, PermissionError, ProcessLookupError, IndexError, ValueError):
         return None
     return Use(
         when=time.monotonic(),
@@ -71,22 +71,21 @@ def use_of(pid: int) -> Use | None:
     )
 
 
-def _look(client: PlatformClient) -> list[tuple[EnclaveInfo, Use]]:
-    found = ((info, use_of(info.pid)) for info in client.list())
-    return [(info, use) for info, use in found if use is not None]
+def _look(client: PlatformClient) -> list[tuple[EnclaveInfo, Use | None]]:
+    return [(info, use_of(info.pid)) for info in client.list()]
 
 
-def _row(info: EnclaveInfo, use: Use, before: Use | None) -> dict[str, Any]:
+def _row(info: EnclaveInfo, use: Use | None, before: Use | None) -> dict[str, Any]:
     share = None
-    if before is not None and use.when > before.when:
+    if use is not None and before is not None and use.when > before.when:
         share = round((use.cpu - before.cpu) / (use.when - before.when) * 100, 1)
     return {
         **processes.row(info),
         "cpu_percent": share,
-        "cpu_seconds": round(use.cpu, 2),
-        "threads": use.threads,
-        "memory": use.memory,
-        "memory_kind": use.kind,
+        "cpu_seconds": None if use is None else round(use.cpu, 2),
+        "threads": None if use is None else use.threads,
+        "memory": None if use is None else use.memory,
+        "memory_kind": None if use is None else use.kind,
     }
 
 
@@ -102,9 +101,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 row["host_pid"],
                 "debug" if row["debug"] else "production",
                 "" if row["cpu_percent"] is None else f"{row['cpu_percent']:.1f} %",
-                f"{row['cpu_seconds']:.2f} s",
-                row["threads"],
-                f"{row['memory'] / 2**20:.1f} MiB {row['memory_kind']}",
+                "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.2f} s",
+                "" if row["threads"] is None else row["threads"],
+                ""
+                if row["memory"] is None
+                else f"{row['memory'] / 2**20:.1f} MiB {row['memory_kind']}",
                 f"{row['seconds']} s",
             )
             for row in rows

@@ -170,8 +170,11 @@ class _Source:
             raise error
 
     async def aclose(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
+        self.ended = True
+        reading, self._next = self._next, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait({reading})  # a generator that still runs cannot be closed
         close = getattr(self._items, "aclose", None)
         if close is not None:
             await close()

@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -64,19 +65,28 @@ class Engine:
             os.close(events)
             raise
         ready, ended = weakref.WeakMethod(self.ready), weakref.WeakMethod(self.worker_ended)
-        self._retire = weakref.finalize(self, _retire, loop, (events, death), os.getpid())
-        loop.add_reader(events, _call_weakly, ready)
-        loop.add_reader(death, _call_weakly, ended)
+        retire = weakref.finalize(self, _retire, loop, (events, death), os.getpid())
+        try:
+            loop.add_reader(events, _call_weakly, ready)
+            loop.add_reader(death, _call_weakly, ended)
+        except BaseException:
+            retire()
+            raise
+        self._retire = retire
         self._events, self._death = events, death
         return events
 
     def ready(self) -> None:
+        if not self.lanes.ours:
+            return  # a forked child that runs the parent's loop: the event is the parent's to take
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._events)
         self.lanes.ready()
 
     def worker_ended(self) -> None:
         """The worker's process ended. Why, the platform knows; asking takes time."""
+        if not self.lanes.ours:
+            return
         self.loop.remove_reader(self._death)
         spawn(self._learn_why)
 
@@ -86,8 +96,9 @@ class Engine:
             self.run.guard()
         except EnclaveError as why:
             error = why
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self.loop.call_soon_threadsafe(self._fail_all, error)
+        finally:  # whatever asking led to: who waits must hear of the end
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self.loop.call_soon_threadsafe(self._fail_all, error)
 
     def _fail_all(self, error: EnclaveError) -> None:
         def make(started: bool) -> EnclaveError:
@@ -128,7 +139,8 @@ class Engine:
     def function(self, call: HostCall, options: Options) -> Callable[..., Any]:
         """Return a trusted function as a coroutine function, or one that returns a stream."""
         target = AsyncFunction(self.lanes, call)
-        begin, nest, wait, lanes = target.begin, target.nest, self.wait, self.lanes
+        begin, nest, lanes = target.begin, target.nest, self.lanes
+        wait = self._follow if options.timeout is None else self.wait
 
         async def plain(*args: Any, **kwargs: Any) -> Any:
             answer = begin(args, kwargs)
@@ -195,7 +207,7 @@ class Engine:
                     return answer
                 await self._answer(call)
         finally:
-            if waits and not call.done:
+            if waits:
                 self.give_up(call, options)
 
     async def _answer(self, call: AsyncCall) -> None:
@@ -224,7 +236,10 @@ class Engine:
             if ended.done():
                 work.add_done_callback(_forget)
                 return
-            value, error = work.result()
+            if work.cancelled():  # by itself; the call's own caller was not cancelled
+                error = CancelledError("the handler was cancelled")
+            else:
+                value, error = work.result()
         while (vacant := call.vacant()) is not None:
             await vacant
         if call.held:

@@ -165,6 +165,28 @@ def test_top_shows_what_an_enclave_uses(
         assert listed["host_pid"] == os.getpid()
 
 
+def test_top_names_an_enclave_that_nobody_may_look_at(
+    state: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where /proc is mounted with hidepid, a hardened worker's files are not this user's."""
+
+    def hidden(path: str, *rest: Any, **more: Any) -> Any:
+        if path.startswith("/proc/"):
+            raise PermissionError(1, "Operation not permitted", path)
+        return open(path, *rest, **more)
+
+    script = tmp_path / "idle.py"
+    script.write_text("import pyenclave\n@pyenclave.ecall\ndef nothing() -> None: pass\n")
+    with Enclave.from_file(script, quiet=True) as enclave:
+        monkeypatch.setattr("pyenclave.cli.top.open", hidden, raising=False)
+        (row,) = json.loads(run(capsys, "top", "--json"))["enclaves"]
+        assert (row["pid"], row["memory"], row["cpu_percent"]) == (enclave.info.pid, None, None)
+        assert str(enclave.info.pid) in run(capsys, "top", "--once")
+
+
 def check_row(row: dict[str, Any], enclave: Enclave) -> None:
     assert (row["name"], row["pid"]) == ("idle", enclave.info.pid)
     assert 0 <= row["cpu_percent"] < 200
