@@ -356,7 +356,7 @@ cdef class BatchCall:
                     if length > self.lanes.limit - 256:
                         raise _errors.ArgumentError(
                             "an item is too long", expected=f"at most {self.lanes.limit - 256} bytes",
-                            found=length, advice="Raise the image's message_limit.")
+                            found=length, advice="Raise [memory] message in enclave.toml.")
                 except _errors.ArgumentError as error:
                     m.length = before
                     batch.errors[places] = error
@@ -795,7 +795,7 @@ cdef int batch_python(WorkerLane lane, tuple entry, Message *m, const uint8_t *d
     start = pye_batch_start(PYE_BATCH_TABLE, reader.count)
     if start > lane.limit // 4:
         raise _errors.ArgumentError("the batch has too many items for its answer",
-                                    advice="Raise the image's message_limit.")
+                                    advice="Raise [memory] message in enclave.toml.")
     if arguments.arrays:
         owner = memoryview(owner)
     if reader.budget_ms:
@@ -832,7 +832,7 @@ cdef int batch_python(WorkerLane lane, tuple entry, Message *m, const uint8_t *d
                 raise _errors.ArgumentError(
                     "the result is too long in a batch", found=size,
                     expected=f"at most {lane.limit - NATIVE_ALIGN - before} bytes",
-                    advice="Call the function singly, or raise the image's message_limit.")
+                    advice="Call the function singly, or raise [memory] message in enclave.toml.")
             tag = PYE_BATCH_ITEM
         except _errors.EnclavePoisonedError:
             raise

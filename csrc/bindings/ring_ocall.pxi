@@ -68,7 +68,7 @@ cdef class OcallTable:
             raise _errors.ArgumentError(
                 f"what the host function {name} returned is too long",
                 expected=f"at most {self.limit} bytes", found=m.total,
-                advice="Raise the image's message_limit.")
+                advice="Raise [memory] message in enclave.toml.")
         return 0
 
 

@@ -289,7 +289,7 @@ cdef class WorkerLane:
         """Answer a call that is longer than the limit; its header is in `header`."""
         error = _errors.ArgumentError(
             "the message is too long", expected=f"at most {self.limit} bytes",
-            found=self.header.total, advice="Raise the image's message_limit.")
+            found=self.header.total, advice="Raise [memory] message in enclave.toml.")
         return self.send_bytes(<uint16_t>PYE_FRAME_ERROR, self.header.index,
                                self.describe(error, "request"))
 
@@ -508,7 +508,7 @@ cdef class WorkerLane:
         if m.total > self.limit:
             raise _errors.ArgumentError(
                 f"{what} is too long", expected=f"at most {self.limit} bytes", found=m.total,
-                advice="Raise the image's message_limit.")
+                advice="Raise [memory] message in enclave.toml.")
         return 0
 
     # ---- what goes on within a call --------------------------------------------------------
@@ -588,7 +588,7 @@ cdef class WorkerLane:
                 raise _errors.ArgumentError(
                     f"the arguments of {name} are too long",
                     expected=f"at most {self.limit} bytes", found=m.total,
-                    advice="Raise the image's message_limit.")
+                    advice="Raise [memory] message in enclave.toml.")
             # What runs from here on in this thread, a finalizer for instance, is not the function.
             self.running = False
             self.send(<uint16_t>PYE_FRAME_OCALL, <uint16_t>number, m.segments, m.num_segments)

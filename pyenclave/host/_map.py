@@ -438,7 +438,7 @@ def _rows(call: BatchCall, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
             "the items are too long",
             expected=f"at most {call.most_item} bytes",
             found=size,
-            advice="Raise the image's message_limit.",
+            advice="Raise [memory] message in enclave.toml.",
         )
     if size == 0 or len(array) == 0:
         return np.empty((len(array), size), np.uint8)
