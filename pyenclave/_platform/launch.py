@@ -12,32 +12,38 @@ import contextlib
 import hashlib
 import mmap
 import os
-import re
 import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Literal, Protocol, TypeVar, cast
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
 from pyenclave import _native
 from pyenclave._platform.ahead import Ahead
 from pyenclave._platform.debuglog import DebugLog
+from pyenclave._platform.drafts import (
+    Draft,
+    Drafts,
+    Found,
+    Judged,
+    Package,
+    Wish,
+    hold,
+    merge,
+)
 from pyenclave._platform.held import HeldImages
-from pyenclave._platform.keys import attributes, cpu_svn
 from pyenclave._platform.policy import LaunchPolicy, load_policy
 from pyenclave._platform.probe import (
-    OUTSIDE,
     check_memfd,
     has_ended,
     probe_again,
     probe_worker,
-    refuse_unless_held,
 )
-from pyenclave._platform.root import PLATFORM_SVN, PlatformRoot
+from pyenclave._platform.root import PlatformRoot
 from pyenclave._platform.service import Attendant, Enclave, Facts, kill_and_wait
 from pyenclave._platform.state import State
 from pyenclave._platform.wire import raise_failure
@@ -53,10 +59,8 @@ from pyenclave.errors import (
     LaunchRefusedError,
 )
 from pyenclave.formats import messages
-from pyenclave.formats.image import MAX_IMAGE, Image, ImageInfo
-from pyenclave.formats.record import ProtectionBit, ProtectionRecord
-from pyenclave.formats.sgx import ReportBody
-from pyenclave.measurement.image import SignedIdentity, verify_image
+from pyenclave.formats.image import MAX_IMAGE, Image
+from pyenclave.measurement.image import verify_image
 
 __all__ = [
     "Candidate",
@@ -76,11 +80,7 @@ _MAX_GRACE: Final = 5.0  # seconds of on_stop functions: whoever closes waits fo
 _MAX_KEY: Final = 4096  # bytes of a runtime public key
 _SLICE: Final = 0.1
 _CACHED_IMAGES: Final = 16
-_BIT_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
-_MAX_INSIDE: Final = 32
-_BEST_MEMORY: Final = "memfd_secret"
 _Message = TypeVar("_Message", bound=msgspec.Struct)
-_Found = tuple[dict[str, bool], messages.Closed]  # what was tried outside and inside
 
 
 class SpawnedWorker(Protocol):
@@ -121,80 +121,8 @@ class ZygoteFactory(Protocol):
         """End all zygotes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judged:
-    """What is kept of an image whose bytes were once parsed and verified."""
-
-    info: ImageInfo
-    lock_bytes: bytes
-    identity: SignedIdentity
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """
-    What a host asked for, judged: every enclave that is started of it is the same kind.
-
-    Attributes:
-        judged: The image.
-        digest: SHA-256 of the image's bytes.
-        size: Their number.
-        debug: Whether it starts as debug.
-        require: Protection bits that the host demands.
-        allow_ephemeral: The host accepts sealing under a root that lives in memory only.
-
-    """
-
-    judged: _Judged
-    digest: bytes
-    size: int
-    debug: bool
-    require: tuple[str, ...]
-    allow_ephemeral: bool
-
-
 class WorkerGoneError(LaunchError):
     """A warm worker ended before it was an enclave: another one can take its place."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Package:
-    """
-    What an identity will be, if policy and walls are the same when it is given.
-
-    Attributes:
-        policy: The policy that admitted it; the very same object while the file is the same.
-        outside: The bits that were tried from outside, all True or False.
-        closed: What was tried inside, to the byte: True equals 1 and is written otherwise.
-        identity: The message, without seed.
-        facts: What the platform notes, without process and time.
-
-    """
-
-    policy: LaunchPolicy
-    outside: dict[str, bool]
-    closed: bytes
-    identity: messages.Identity
-    facts: Facts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
-    """
-    The name of an enclave, and what was made for it ahead and may never be used.
-
-    Attributes:
-        enclave_id: The name.
-        signed: A record as it is expected to be.
-        signature: The signature over it.
-        package: What follows from it, if it is expected to be admitted.
-
-    """
-
-    enclave_id: bytes
-    signed: bytes
-    signature: bytes
-    package: _Package | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -221,11 +149,11 @@ class Candidate:
     worker: SpawnedWorker
     channel: Channel
     attendant: Attendant
-    draft: _Draft
+    draft: Draft
     outside: dict[str, bool]
     closed: messages.Closed
     ready: messages.Ready | None = None
-    package: _Package | None = None
+    package: Package | None = None
     status: int = -1
     log: DebugLog | None = None
 
@@ -258,13 +186,13 @@ class Launcher:
     """
 
     def __init__(self, root: PlatformRoot, zygotes: ZygoteFactory, state: State) -> None:
-        self._root = root
+        self._drafts = Drafts(root)
         self._zygotes = zygotes
         self._state = state
         self._mutex = threading.Lock()
-        self._images: OrderedDict[bytes, _Judged] = OrderedDict()
-        self._found: dict[tuple[bool, bool], _Found] = {}  # at the last launch, by debug and jit
-        self._ahead: Ahead[_Draft] = Ahead()
+        self._images: OrderedDict[bytes, Judged] = OrderedDict()
+        self._found: dict[tuple[bool, bool], Found] = {}  # at the last launch, by debug and jit
+        self._ahead: Ahead[Draft] = Ahead()
 
     def _listen(self, channel: Channel, name: str) -> DebugLog:
         """Give a debug worker a pipe for its output, before it is there, and keep what comes."""
@@ -398,9 +326,9 @@ class Launcher:
             candidate.ready = _await_ready(candidate, wanted)
             policy = self._admit(wish)
             outside, closed = candidate.outside, candidate.closed
-            bits = _refuse_unless_held(wish, outside, closed, policy)
-            candidate.draft = self._draft(wish, bits)
-            candidate.package = self._package(wish, candidate.draft, outside, closed, policy)
+            bits = hold(wish, outside, closed, policy)
+            candidate.draft = self._drafts.draft(wish, bits)
+            candidate.package = self._drafts.package(wish, candidate.draft, outside, closed, policy)
             candidate.status = _open_status(candidate.worker)
         except BaseException:
             candidate.end()
@@ -434,7 +362,7 @@ class Launcher:
             raise
         return _enclave(candidate, facts, host_pid)
 
-    def _judge_image(self, image_fd: int, size: int, held: HeldImages) -> tuple[_Judged, bytes]:
+    def _judge_image(self, image_fd: int, size: int, held: HeldImages) -> tuple[Judged, bytes]:
         # Write-sealed: the bytes hashed here are the bytes that the worker maps. So an image seen
         # before needs one hash and no second look, and the very same memory file not even that.
         digest = held.find(image_fd)
@@ -538,44 +466,6 @@ class Launcher:
             log=log,
         )
 
-    def _package(
-        self,
-        wish: Wish,
-        draft: _Draft,
-        outside: dict[str, bool],
-        closed: messages.Closed,
-        policy: LaunchPolicy,
-    ) -> _Package:
-        """Judge and sign what holds, and write down what follows from it."""
-        judged = wish.judged
-        bits = _refuse_unless_held(wish, outside, closed, policy)
-        record = self._sign_record(wish, draft, bits)
-        body = _body(judged.identity, record, debug=wish.debug)
-        return _Package(
-            policy=policy,
-            outside=outside,
-            closed=messages.encode(closed),
-            identity=messages.Identity(
-                enclave_id=draft.enclave_id,
-                body=body.to_bytes(),
-                debug=wish.debug,
-                level=self._root.level,
-                record=record,
-                seed=bytes(32),
-            ),
-            facts=Facts(
-                enclave_id=draft.enclave_id,
-                name=judged.info.name,
-                pid=0,
-                debug=wish.debug,
-                body=body,
-                record=record,
-                runtime_public_key=b"",
-                may_seal=not self._root.ephemeral or wish.allow_ephemeral or policy.allow_ephemeral,
-                started=0.0,
-            ),
-        )
-
     def _identify(self, candidate: Candidate, outside: dict[str, bool]) -> Facts:
         """Judge and sign what holds, and send the worker what it is."""
         wish, closed = candidate.wish, candidate.closed
@@ -587,7 +477,7 @@ class Launcher:
             or package.outside != outside
             or package.closed != messages.encode(closed)
         ):
-            package = self._package(wish, candidate.draft, outside, closed, policy)
+            package = self._drafts.package(wish, candidate.draft, outside, closed, policy)
             self._found[wish.debug, wish.judged.info.jit] = outside, closed
         identity = msgspec.structs.replace(package.identity, seed=secrets.token_bytes(32))
         try:
@@ -598,18 +488,7 @@ class Launcher:
             candidate.log.name_after(package.facts.enclave_id)
         return package.facts
 
-    def _draft(self, wish: Wish, bits: dict[str, ProtectionBit]) -> _Draft:
-        """
-        Name an enclave, and sign its record ahead as it will be if *bits* hold.
-
-        A draft leaves this process only if what is found before the identity is sent is the same
-        to the last byte.
-        """
-        enclave_id = secrets.token_bytes(16)
-        signed = self._record(wish, bits, enclave_id)
-        return _Draft(enclave_id=enclave_id, signed=signed, signature=self._root.sign(signed))
-
-    def _draft_ahead(self, wish: Wish) -> _Draft:
+    def _draft_ahead(self, wish: Wish) -> Draft:
         """
         Return a draft of what follows if the same is found as at the last launch.
 
@@ -620,12 +499,14 @@ class Launcher:
         kind = wish.digest, wish.debug, wish.require, wish.allow_ephemeral, id(found)
         return self._ahead.draft(kind, lambda: self._expect_found(wish, found))
 
-    def _expect_found(self, wish: Wish, found: _Found | None) -> _Draft:
+    def _expect_found(self, wish: Wish, found: Found | None) -> Draft:
         if found is None:  # nothing is known yet
-            return _Draft(enclave_id=secrets.token_bytes(16), signed=b"", signature=b"")
-        draft = self._draft(wish, _merge(*found))
+            return Draft(enclave_id=secrets.token_bytes(16), signed=b"", signature=b"")
+        draft = self._drafts.draft(wish, merge(*found))
         with contextlib.suppress(LaunchError):  # it is refused, or not, when it was tried
-            return replace(draft, package=self._package(wish, draft, *found, self._admit(wish)))
+            return replace(
+                draft, package=self._drafts.package(wish, draft, *found, self._admit(wish))
+            )
         return draft
 
     def refill(self) -> None:
@@ -636,38 +517,10 @@ class Launcher:
         """End the threads that wait for launches."""
         self._ahead.close()
 
-    def _sign_record(self, wish: Wish, draft: _Draft, bits: dict[str, ProtectionBit]) -> bytes:
-        signed = self._record(wish, bits, draft.enclave_id)
-        # The bytes are compared, not the bits: True equals 1, and is written otherwise.
-        return signed + (draft.signature if signed == draft.signed else self._root.sign(signed))
 
-    def _record(self, wish: Wish, bits: dict[str, ProtectionBit], enclave_id: bytes) -> bytes:
-        record = ProtectionRecord(
-            level=cast(Literal["embedded", "service"], self._root.level),
-            tee="none",
-            platform_svn=PLATFORM_SVN,
-            ephemeral=self._root.ephemeral,
-            debug=wish.debug,
-            jit=wish.judged.info.jit,
-            enclave_id=enclave_id.hex(),
-            bits=bits,
-        )
-        record.check()
-        return record.signed_bytes()
-
-
-def _refuse_unless_held(
-    wish: Wish, outside: dict[str, bool], closed: messages.Closed, policy: LaunchPolicy
-) -> dict[str, ProtectionBit]:
-    bits = _merge(outside, closed)
-    held = {name: bit.value for name, bit in bits.items()}
-    refuse_unless_held(held, wish.require + policy.require, debug=wish.debug)
-    return bits
-
-
-def _parse_and_verify(data: mmap.mmap) -> _Judged:
+def _parse_and_verify(data: mmap.mmap) -> Judged:
     image = Image.parse(data)
-    return _Judged(info=image.info, lock_bytes=image.lock_bytes, identity=verify_image(image))
+    return Judged(info=image.info, lock_bytes=image.lock_bytes, identity=verify_image(image))
 
 
 def check_ring(fd: int, wish: Wish) -> None:
@@ -724,7 +577,7 @@ def _enclave(candidate: Candidate, facts: Facts, host_pid: int) -> Enclave:
     )
 
 
-def _choose_debug(wanted: bool | None, judged: _Judged) -> bool:
+def _choose_debug(wanted: bool | None, judged: Judged) -> bool:
     signed = judged.identity.signed
     debug = not signed if wanted is None else wanted
     if not signed and not debug:
@@ -740,36 +593,6 @@ def _choose_debug(wanted: bool | None, judged: _Judged) -> bool:
             found="debug = false",
         )
     return debug
-
-
-def _merge(outside: dict[str, bool], closed: messages.Closed) -> dict[str, ProtectionBit]:
-    if len(closed.inside) > _MAX_INSIDE:
-        raise LaunchError("the worker reports too many protection bits")
-    bits: dict[str, ProtectionBit] = {}
-    for name, value in closed.inside.items():
-        if not _BIT_NAME.match(name) or not 0 <= value < 1 << 31:
-            raise LaunchError("the worker reports an impossible protection bit", found=name[:64])
-        bits[name] = ProtectionBit(value=value, by="inside")
-    kind = closed.secret_memory
-    bits["secretmem"] = ProtectionBit(value=kind == _BEST_MEMORY, by="inside")
-    for name in OUTSIDE:
-        # The worker's word can only take away: a filter that this process was started under looks
-        # from outside like the worker's own.
-        held = outside[name] and bool(closed.inside.get(name, True))
-        bits[name] = ProtectionBit(value=held, by="outside")
-    return bits
-
-
-def _body(identity: SignedIdentity, record: bytes, *, debug: bool) -> ReportBody:
-    return ReportBody(
-        cpu_svn=cpu_svn(),
-        attributes=attributes(debug=debug),
-        mrenclave=identity.mrenclave,
-        mrsigner=identity.mrsigner,
-        config_id=hashlib.sha256(record).digest() + bytes(32),
-        isv_prod_id=identity.product_id,
-        isv_svn=identity.security_version,
-    )
 
 
 def _expect(

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from pyenclave._platform.ahead import MOST
 from pyenclave._platform.client import PlatformClient
-from pyenclave._platform.launch import Launcher
+from pyenclave._platform.drafts import Drafts
 from pyenclave._platform.root import PlatformRoot
 from pyenclave.calls import ring as ring_module
 from pyenclave.errors import (
@@ -210,7 +210,7 @@ def test_a_production_worker_without_walls_is_refused_and_killed(
 def test_each_record_is_signed_over_what_was_found_at_its_own_launch() -> None:
     """A record is signed ahead as the last one was; another finding is never given out so."""
     root = PlatformRoot(bytearray(range(32)), level="embedded", ephemeral=True)
-    launcher = Launcher(root, SimpleNamespace(), SimpleNamespace())
+    made = Drafts(root)
     wishes = [
         SimpleNamespace(judged=SimpleNamespace(info=SimpleNamespace(jit=False)), debug=debug)
         for debug in (False, True)
@@ -229,9 +229,9 @@ def test_each_record_is_signed_over_what_was_found_at_its_own_launch() -> None:
     drafts = []
     for number, bits in enumerate(findings):
         expected = findings[number - 1] if number else {}
-        drafts.append(launcher._draft(wishes[number == 7], expected))
+        drafts.append(made.draft(wishes[number == 7], expected))
         enclave_id = drafts[-1].enclave_id
-        data = launcher._sign_record(wishes[0], drafts[-1], bits)
+        data = made.sign_record(wishes[0], drafts[-1], bits)
         record = ProtectionRecord.from_bytes(data)
         assert {name: (bit.value, bit.by) for name, bit in record.bits.items()} == {
             name: (bit.value, bit.by) for name, bit in bits.items()
