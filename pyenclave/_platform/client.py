@@ -33,7 +33,7 @@ from pyenclave.errors import (
     PlatformUnavailableError,
 )
 from pyenclave.formats import messages
-from pyenclave.formats.lock import START_FLAGS, Roots
+from pyenclave.formats.lock import Roots
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -58,6 +58,9 @@ _BOOTSTRAP: Final = (
     "from pyenclave._platform.server import main\n"
     "main(sys.argv[1])\n"
 )
+# Isolated like a zygote, but nobody measures the platform: cached bytecode is as good as the sources
+# beside it, and compiling those would be most of its start.
+_FLAGS: Final = ("-I", "-S", "-X", "utf8")
 _ENVIRONMENT: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
 # A sanitizer build cannot load without its runtime; no other build lets these through.
 _SANITIZER_ENVIRONMENT: Final = ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS")
@@ -496,7 +499,8 @@ def _greet(channel: Channel, timeout: float) -> messages.HelloReply:
 
 def _spawn(state: State, endpoint: Endpoint, config: Start, channel_fd: int) -> None:
     told = msgspec.json.encode(msgspec.structs.replace(config, channel=channel_fd)).decode()
-    command = [sys.executable, *START_FLAGS, "-c", _BOOTSTRAP, told, *config.roots.path]
+    flags = (*_FLAGS, *(["-B"] if sys.dont_write_bytecode else []))
+    command = [sys.executable, *flags, "-c", _BOOTSTRAP, told, *config.roots.path]
     names = _ENVIRONMENT + (_SANITIZER_ENVIRONMENT if _is_sanitizer_build() else ())
     environment = {name: os.environ[name] for name in names if name in os.environ}
     log = _open_log(state, endpoint)

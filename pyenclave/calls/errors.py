@@ -8,12 +8,13 @@ comes from this package and is about the signature.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from pyenclave._core import msgpack_check
-from pyenclave.calls.types import hooks
 from pyenclave.errors import (
     ArgumentError,
     CallError,
@@ -44,8 +45,15 @@ class ErrorFrame(
     fields: bytes = b""  # a MessagePack map, of a public error
 
 
-_fields_hooks = hooks(dict[str, Any])
 _decoder = msgspec.msgpack.Decoder(ErrorFrame, strict=True)
+
+
+@functools.cache
+def _fields_hooks() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+    # Needs NumPy, which the platform, who has no such fields, starts much sooner without.
+    from pyenclave.calls.types import hooks
+
+    return hooks(dict[str, Any])
 
 
 def cut(text: str, most: int = MAX_TEXT) -> str:
@@ -113,7 +121,7 @@ def _fields_of(error: BaseException) -> bytes:
     if not callable(declared):
         return b""
     try:
-        data = _fields_hooks[0](declared())
+        data = _fields_hooks()[0](declared())
     except Exception:  # of trusted code, and it must not hide what was raised
         return b""
     return data if len(data) <= MAX_FIELDS else b""
@@ -123,7 +131,7 @@ def _read_fields(data: bytes) -> dict[str, Any]:
     if not data or len(data) > MAX_FIELDS or not msgpack_check(data):
         return {}
     try:
-        found: dict[str, Any] = _fields_hooks[1](data)
+        found: dict[str, Any] = _fields_hooks()[1](data)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError):
         return {}
     return found
