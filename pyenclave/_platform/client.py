@@ -55,11 +55,11 @@ _BOOTSTRAP: Final = (
     "import os, sys\n"
     "if os.fork(): os._exit(0)\n"
     "sys.path[:] = sys.argv[2:]\n"
-    "from pyenclave._platform.server import main\n"
+    "from pyenclave._platform.main import main\n"
     "main(sys.argv[1])\n"
 )
-# Isolated like a zygote, but nobody measures the platform: cached bytecode is as good as the sources
-# beside it, and compiling those would be most of its start.
+# Isolated like a zygote, but nobody measures the platform: cached bytecode is as good as the
+# sources beside it, and compiling those would be most of its start.
 _FLAGS: Final = ("-I", "-S", "-X", "utf8")
 _ENVIRONMENT: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
 # A sanitizer build cannot load without its runtime; no other build lets these through.
@@ -77,6 +77,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     executable: str
     runtime: str
     roots: Roots
+    # What the first launch will need, if that is known: a lock's digest, and whether as debug.
+    expect: bytes = b""
+    debug: bool = False
 
 
 class PlatformClient:
@@ -100,7 +103,11 @@ class PlatformClient:
 
     @classmethod
     def connect(
-        cls, state_dir: str | os.PathLike[str] | None = None, *, start: bool = True
+        cls,
+        state_dir: str | os.PathLike[str] | None = None,
+        *,
+        start: bool = True,
+        expect: tuple[bytes, bool] | None = None,
     ) -> Self:
         """
         Connect to the platform of this user, starting it if it does not run.
@@ -108,6 +115,8 @@ class PlatformClient:
         Args:
             state_dir: The state directory; None for ``PYENCLAVE_STATE`` or the default.
             start: Start a platform if none runs.
+            expect: The digest of the lock that will be launched, and whether as debug, so that a
+                platform that is started can begin with it at once.
 
         Raises:
             PlatformUnavailableError: There is none and it was not to be or could not be started,
@@ -135,6 +144,8 @@ class PlatformClient:
                     executable=sys.executable,
                     runtime=runtime,
                     roots=roots,
+                    expect=expect[0] if expect else b"",
+                    debug=bool(expect and expect[1]),
                 )
                 return cls._start(state, endpoint, config)
 

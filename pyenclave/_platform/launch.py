@@ -114,6 +114,9 @@ class ZygoteFactory(Protocol):
     def get(self, lock_bytes: bytes, *, debug: bool) -> WorkerFactory:
         """Return the zygote of a lock list, starting it if need be."""
 
+    def begin(self, lock_bytes: bytes, *, debug: bool) -> None:
+        """Begin to start the zygote of a lock; returns at once, and never fails."""
+
     def ready(self, lock_bytes: bytes, *, debug: bool) -> bool:
         """Whether ``get`` and then ``spawn`` return at once, as far as is known."""
 

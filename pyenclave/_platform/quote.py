@@ -9,6 +9,7 @@ quote for one of Intel's hardware.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from typing import Final
 
@@ -48,8 +49,11 @@ class Quoter:
             report_data=binding + bytes(32),
         )
         self._qe_signature = root.sign_qe_report(self._qe_report.to_bytes())
-        self._chain = root.chain.to_pem()
         self._user_data = root.derive("qe-id", 16) + bytes(4)
+
+    @functools.cached_property
+    def _chain(self) -> bytes:
+        return self._root.chain.to_pem()
 
     def quote(self, body: ReportBody, data: bytes) -> bytes:
         """

@@ -10,16 +10,18 @@ same certificates for ever, so a relying party that enrolled the fingerprint kee
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.x509.oid import NameOID
 
 from pyenclave._core import SecretMemory, hkdf_expand, hmac_sha256
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 __all__ = ["PLATFORM_SVN", "Chain", "PlatformRoot", "raw_public_key", "raw_signature"]
 
@@ -46,6 +48,8 @@ class Chain:
 
     def to_pem(self) -> bytes:
         """Return leaf, intermediate and root as PEM (DCAP certification data type 5)."""
+        from cryptography.hazmat.primitives import serialization
+
         return b"".join(
             certificate.public_bytes(serialization.Encoding.PEM)
             for certificate in (self.leaf, self.intermediate, self.root)
@@ -78,7 +82,11 @@ class PlatformRoot:
             secret[index] = 0
         self.attestation_key = self._private_key("attestation")
         self._leaf_key = self._private_key("pck")
-        self.chain = self._make_chain()
+
+    @functools.cached_property
+    def chain(self) -> Chain:
+        """The certificates. Made when they are first asked for: a launch needs none."""
+        return self._make_chain()
 
     def derive(self, purpose: str, length: int) -> bytes:
         """Return *length* bytes for *purpose*, bound to the level."""
@@ -137,6 +145,8 @@ class PlatformRoot:
         issuer_key: ec.EllipticCurvePrivateKey,
         path_length: int | None,
     ) -> x509.Certificate:
+        from cryptography import x509
+
         authority = path_length is not None
         serial = int.from_bytes(self.derive(f"serial/{path_length}", 15), "big") | 1 << 118
         builder = (
@@ -176,6 +186,9 @@ def _prefixed(data: bytes) -> bytes:
 
 
 def _name(common_name: str) -> x509.Name:
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "pyenclave"),

@@ -13,10 +13,14 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from pyenclave._platform.codecache import binding_of
 from pyenclave.errors import ImageError, RuntimeLockError
 from pyenclave.formats.lock import Lock, Roots, this_python
+
+if TYPE_CHECKING:
+    from pyenclave._platform.codecache import CodeCache
 
 __all__ = ["BOOT", "Kit", "sealed_memfd", "verify_runtime"]
 
@@ -98,7 +102,13 @@ class Kit:
 
 
 def verify_runtime(
-    lock_bytes: bytes, roots: Roots, executable: str, *, debug: bool, platform: int
+    lock_bytes: bytes,
+    roots: Roots,
+    executable: str,
+    *,
+    debug: bool,
+    platform: int,
+    codes: CodeCache | None = None,
 ) -> Kit:
     """
     Check this machine's bootstrap files against a lock and make the kit of its zygote.
@@ -109,6 +119,7 @@ def verify_runtime(
         executable: The interpreter to start; symbolic links are followed.
         debug: Whether the zygote serves debug enclaves.
         platform: Pid of the process that will be the zygote's parent.
+        codes: Where compiled code is kept; None: nowhere.
 
     Returns:
         The kit; the caller closes it.
@@ -155,7 +166,9 @@ def verify_runtime(
             "the interpreter is not among the lock's bootstrap files",
             files=(f"{interpreter}: not in the lock",),
         )
-    return _kit(lock, lock_bytes, roots, interpreter, contents, debug=debug, platform=platform)
+    return _kit(
+        lock, lock_bytes, roots, interpreter, contents, debug=debug, platform=platform, codes=codes
+    )
 
 
 def _kit(
@@ -167,9 +180,11 @@ def _kit(
     *,
     debug: bool,
     platform: int,
+    codes: CodeCache | None,
 ) -> Kit:
     table = _table(lock, roots, debug=debug, platform=platform)
     fds: list[int] = []
+    code = wanted = -1
     try:
         fds.extend(
             sealed_memfd(f"pyenclave-{what}", data)
@@ -185,6 +200,11 @@ def _kit(
             if name in contents:
                 fds.append(sealed_memfd("pyenclave-object", contents[name]))
                 early.append(f"{name}={fds[-1]}")
+        if codes is not None:
+            binding = binding_of(table.partition(b"\n")[2], debug=debug)
+            code = codes.load(hashlib.sha256(lock_bytes).digest(), debug=debug, binding=binding)
+            wanted = codes.expect(lock_bytes, debug=debug, binding=binding)
+            fds.extend(fd for fd in (code, wanted) if fd >= 0)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -193,7 +213,7 @@ def _kit(
     return Kit(
         executable=interpreter,
         boot=fds[0],
-        arguments=(*map(str, fds[1:4]), *early),
+        arguments=(str(wanted), *map(str, fds[1:4]), str(code), *early),
         fds=tuple(fds),
         sanitized=any(need.startswith("libasan.") for need in needs),
     )

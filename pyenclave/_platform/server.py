@@ -1,5 +1,5 @@
 """
-The platform process.
+The platform at work: hosts, and what they ask for.
 
 One thread accepts; each host and each worker has a thread of its own, so that a slow or hostile
 one holds up nobody else. Everything that grows has a limit. The process ends soon after its last
@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
-import signal
 import socket
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -22,19 +19,15 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from pyenclave._platform.client import Start
-from pyenclave._platform.counters import CounterStore, MemoryFiles
-from pyenclave._platform.endpoint import Endpoint, peer_pid, peer_uid
-from pyenclave._platform.hardening import harden_platform
+from pyenclave._platform.diagnostics import log
+from pyenclave._platform.endpoint import peer_pid, peer_uid
 from pyenclave._platform.held import HeldImages
 from pyenclave._platform.launch import (
     Candidate,
     Launcher,
     Wish,
     WorkerGoneError,
-    ZygoteFactory,
 )
 from pyenclave._platform.policy import LaunchPolicy, load_policy
 from pyenclave._platform.reserves import Reserves
@@ -53,9 +46,8 @@ from pyenclave.errors import (
     PlatformUnavailableError,
 )
 from pyenclave.formats import messages
-from pyenclave.formats.lock import Roots
 
-__all__ = ["Server", "main", "make_zygotes"]
+__all__ = ["Server"]
 
 MAX_HOSTS: Final = 512  # a server of many cores has several workers for each
 MAX_ENDED: Final = 256  # per host: enclaves whose end is remembered
@@ -64,8 +56,6 @@ _IDLE_GRACE: Final = 0.4  # seconds without a host until the platform ends
 _HELLO_TIMEOUT: Final = 5.0
 _SEND_TIMEOUT: Final = 5.0
 _SLICE: Final = 0.25
-_LOCK_TIMEOUT: Final = 5.0  # for a predecessor that is ending
-_OPEN_FILES: Final = 16384
 _ROWS: Final = 128  # of a listing, in one message
 _REQUESTS: Final = (
     messages.Launch,
@@ -84,13 +74,6 @@ _REQUESTS: Final = (
 
 # An answer: the message, its descriptors, and what is done once it was sent.
 _Answer = tuple[messages.Message, tuple[int, ...], Callable[[], None] | None]
-
-
-def make_zygotes(roots: Roots, executable: str) -> ZygoteFactory:
-    """Return the zygotes of this platform; called in the main thread."""
-    from pyenclave._platform.zygotes import Zygotes
-
-    return Zygotes(roots, executable=executable)
 
 
 class _Host:
@@ -263,7 +246,7 @@ class Server:
             pass  # it does not speak, or does not read
         except Exception as error:
             # A flaw of ours must not look like the host's end to the others.
-            _log(f"host {host.pid}: {type(error).__name__}: {error}")
+            log(f"host {host.pid}: {type(error).__name__}: {error}")
         finally:
             self._forget(host)
 
@@ -320,7 +303,7 @@ class Server:
             return self._answer_simple(host, message), (), None
         except Exception as error:
             if not isinstance(error, EnclaveError):
-                _log(f"{type(message).__name__}: {type(error).__name__}: {error}")
+                log(f"{type(message).__name__}: {type(error).__name__}: {error}")
             return failure_of(error), (), None
 
     def _answer_simple(self, host: _Host, message: messages.Message) -> messages.Message:
@@ -357,6 +340,8 @@ class Server:
                 enclave.end("it was killed on request")
                 return messages.Ok()
             case messages.Root():
+                from cryptography.hazmat.primitives.serialization import Encoding
+
                 return messages.RootReply(
                     certificate=self._root.chain.root.public_bytes(Encoding.DER),
                     ephemeral=self._root.ephemeral,
@@ -521,114 +506,3 @@ def _reserves_of(host: _Host) -> Reserves:
     if host.reserves is None:
         raise ArgumentError("this host has no such reserve")
     return host.reserves
-
-
-def main(told: str) -> None:
-    """
-    Be the platform process; does not return.
-
-    Args:
-        told: A :class:`~pyenclave._platform.client.Start` as JSON.
-
-    """
-    status = 1
-    try:
-        harden_platform()
-        start = msgspec.json.decode(told, type=Start, strict=True)
-        first = Channel.from_fd(start.channel)
-        os.set_inheritable(start.channel, False)
-        try:
-            _raise_limit()
-            _run(start, first)
-            status = 0
-        except EnclaveError as error:
-            _refuse(first, error)
-    except Exception as error:
-        _log(f"{type(error).__name__}: {error}")
-    finally:
-        # Threads that wait for hosts must not hold up the end.
-        os._exit(status)
-
-
-def _run(start: Start, first: Channel) -> None:
-    with contextlib.ExitStack() as stack:
-        state = stack.enter_context(State.open(start.state))
-        endpoint = Endpoint(state, start.runtime)
-        lock = None
-        if state.writable:
-            lock = state.take_lock(endpoint.lock_name, timeout=_LOCK_TIMEOUT)
-            state.sweep()
-        secret, ephemeral = state.load_root()
-        root = PlatformRoot(secret, level="embedded", ephemeral=ephemeral)
-        stack.callback(root.close)
-        if not ephemeral and state.writable:
-            _publish(state, root)
-        files = state if not ephemeral else MemoryFiles()
-        services = Services(root, CounterStore(files, root.derive("counters", 32), os.urandom))
-        zygotes = make_zygotes(start.roots, start.executable)
-        stack.callback(_close_soon, zygotes)
-        launcher = Launcher(root, zygotes, state)
-        stack.callback(launcher.close)
-        server = Server(root, services, launcher, state)
-        stack.callback(server.close)
-        _handle_signals(server.stop)
-        listener = endpoint.listen()
-        try:
-            server.run(listener, first)
-        finally:
-            # First nobody can come any more, then what is there ends. The lock goes early: a
-            # successor need not wait for our zygotes.
-            if listener is not None:
-                listener.close()
-                endpoint.forget()
-            if lock is not None:
-                os.close(lock)
-
-
-def _close_soon(zygotes: ZygoteFactory) -> None:
-    # One that is just starting would hold up the end. It dies with this process in any case.
-    thread = threading.Thread(target=zygotes.close, daemon=True)
-    thread.start()
-    thread.join(_SLICE)
-
-
-def _publish(state: State, root: PlatformRoot) -> None:
-    pem = root.chain.root.public_bytes(Encoding.PEM)
-    try:
-        if state.read_file("platform-root.pem", limit=16 * 1024) != pem:
-            state.replace_file("platform-root.pem", pem)
-    except OSError as error:
-        _log(f"platform-root.pem cannot be written: {error.strerror}")
-
-
-def _handle_signals(stop: Callable[[], None]) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: stop())
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _raise_limit() -> None:
-    # Each enclave and host needs a few descriptors; the soft limit is often 1024.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _refuse(first: Channel, error: EnclaveError) -> None:
-    """Tell the host that started us why there will be no platform."""
-    _log(str(error))
-    with contextlib.suppress(EnclaveError, TimeoutError):
-        _, fds = first.receive(_HELLO_TIMEOUT)
-        close_all(fds)
-        first.send(failure_of(error), timeout=_SEND_TIMEOUT)
-
-
-def _log(text: str) -> None:
-    # Control characters out: a log line is one line.
-    clean = "".join(c if c.isprintable() else "?" for c in text[:1000])
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"{stamp} [{os.getpid()}] {clean}\n")
-        sys.stderr.flush()

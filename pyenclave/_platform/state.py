@@ -30,7 +30,7 @@ _MAGIC: Final = b"PYEROOT\x01"
 _ROOT_FILE: Final = "root"
 _MAX_FILE: Final = 4 * 1024 * 1024
 # Names of files on their way to their place, and how long one may take at most.
-_ASIDE: Final = re.compile(r"\.[a-z.-]+-(?:[0-9a-f]{16}|[0-9]+-[0-9a-f]{8})")
+_ASIDE: Final = re.compile(r"\.[a-z0-9.-]+-(?:[0-9a-f]{16}|[0-9]+-[0-9a-f]{8})")
 _ASIDE_SECONDS: Final = 60.0
 # What the kernel says when a directory cannot be written, as opposed to being in disorder.
 _UNWRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})

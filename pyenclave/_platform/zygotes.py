@@ -33,6 +33,8 @@ from pyenclave.formats.lock import START_ENVIRONMENT, START_FLAGS, Roots
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyenclave._platform.codecache import CodeCache
+
 __all__ = ["Spawned", "Zygote", "Zygotes"]
 
 # Nothing can ever lie below a device, so Python finds no bytecode there.
@@ -285,12 +287,20 @@ class Zygotes:
     Args:
         roots: Where this machine keeps what a lock names.
         executable: The interpreter of the zygotes.
+        codes: Where their compiled code is kept; None: nowhere.
 
     """
 
-    def __init__(self, roots: Roots, *, executable: str = sys.executable) -> None:
+    def __init__(
+        self,
+        roots: Roots,
+        *,
+        executable: str = sys.executable,
+        codes: CodeCache | None = None,
+    ) -> None:
         self._roots = roots
         self._executable = executable
+        self._codes = codes
         self._lock = threading.Lock()
         self._running: dict[tuple[bytes, bool], Future[Zygote]] = {}
         self._closed = False
@@ -316,6 +326,11 @@ class Zygotes:
             self._last = (lock_bytes, digest)
         return digest
 
+    def begin(self, lock_bytes: bytes, *, debug: bool) -> None:
+        """Begin to start the zygote of a lock, which somebody will ask for; errors are for them."""
+        with contextlib.suppress(EnclaveError):
+            self._find(lock_bytes, debug=debug)
+
     def get(self, lock_bytes: bytes, *, debug: bool) -> Zygote:
         """
         Return the zygote of a lock; started if there is none.
@@ -334,6 +349,9 @@ class Zygotes:
             BusyError: There are MAX_ZYGOTES, and each has workers.
 
         """
+        return self._find(lock_bytes, debug=debug).result()
+
+    def _find(self, lock_bytes: bytes, *, debug: bool) -> Future[Zygote]:
         with self._lock:
             key = (self._digest(lock_bytes), debug)
             if self._closed:
@@ -350,7 +368,7 @@ class Zygotes:
                 self._make_room()
                 future = self._running[key] = Future()
                 self._work.put(lambda: self._start(key, lock_bytes))
-        return future.result()
+        return future
 
     def _make_room(self) -> None:
         """End the oldest zygote without workers if there are as many as there may be."""
@@ -401,7 +419,12 @@ class Zygotes:
         future = self._running[key]
         try:
             zygote = _start(
-                lock_bytes, self._roots, self._executable, debug=key[1], began=self._began
+                lock_bytes,
+                self._roots,
+                self._executable,
+                debug=key[1],
+                codes=self._codes,
+                began=self._began,
             )
         except BaseException as error:
             future.set_exception(error)
@@ -415,9 +438,12 @@ def _start(
     executable: str,
     *,
     debug: bool,
+    codes: CodeCache | None,
     began: Callable[[subprocess.Popen[bytes] | None], None],
 ) -> Zygote:
-    kit = verify_runtime(lock_bytes, roots, executable, debug=debug, platform=os.getpid())
+    kit = verify_runtime(
+        lock_bytes, roots, executable, debug=debug, platform=os.getpid(), codes=codes
+    )
     with kit:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         flags = (*START_FLAGS, "-X", f"pycache_prefix={_NO_BYTECODE}", "-c", _BOOT)

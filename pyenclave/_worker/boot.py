@@ -32,7 +32,8 @@ def boot(arguments: list[str]) -> None:
     Load the importer and go on in it.
 
     Args:
-        arguments: Numbers of descriptors: control socket, table, lock, importer's source; then
+        arguments: Numbers of descriptors: control socket, socket for compiled code (-1: none is
+            wanted), table, lock, importer's source, compiled code (-1: there is none); then
             ``NAME=FD`` for each extension that the platform hands over.
 
     """
@@ -45,9 +46,9 @@ def boot(arguments: list[str]) -> None:
         for finder in sys.meta_path
         if getattr(finder, "__name__", "") in ("BuiltinImporter", "FrozenImporter")
     ]
-    control, table, lock, source = (int(number) for number in arguments[:4])
+    control, wanted, table, lock, source, code = (int(number) for number in arguments[:6])
     early: dict[str, int] = {}
-    for argument in arguments[4:]:
+    for argument in arguments[6:]:
         name, _, number = argument.partition("=")
         early[name] = int(number)
         module = _imp.create_dynamic(ModuleSpec(name, None, origin=f"/proc/self/fd/{number}"))
@@ -58,7 +59,7 @@ def boot(arguments: list[str]) -> None:
     sys.modules[name] = importer
     exec(compile(_whole(source), "pyenclave/_worker/importer.py", "exec"), importer.__dict__)  # noqa: S102 - verified by the platform
     sys.argv[1:] = []
-    importer.start(control, _whole(table), _whole(lock), early)
+    importer.start(control, _whole(table), _whole(lock), early, (code, wanted))
 
 
 if __name__ == "__main__":

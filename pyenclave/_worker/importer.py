@@ -13,6 +13,7 @@ itself: it takes over as soon as it can be imported. Threads: imports hold Pytho
 
 import _imp
 import fcntl
+import marshal
 import posix
 import sys
 import time
@@ -69,7 +70,7 @@ class Mismatch(Exception):  # noqa: N818 - not seen by users, who get RuntimeLoc
 class Entry:
     """One line of the table: a module, a library or a bootstrap file."""
 
-    __slots__ = ("code", "kind", "name", "needs", "path", "place", "sha256")
+    __slots__ = ("code", "compiled", "kind", "name", "needs", "path", "place", "sha256")
 
     def __init__(self, kind: str, name: str, path: str, sha256: str, needs: str) -> None:
         self.kind = kind
@@ -81,6 +82,8 @@ class Entry:
         self.place = (0, 0)
         # Of a source that the zygote compiled ahead for its workers.
         self.code: CodeType | None = None
+        # (offset, size) of its compiled code in the memfd of sources; size 0: it has none.
+        self.compiled: tuple[int, int] | None = None
 
 
 class Locked:
@@ -93,7 +96,9 @@ class Locked:
         bootstrap: What was mapped or imported before this code ran, by path.
         data: Files that modules read while they are imported, by path.
         preload: Names that the zygote imports before it forks.
-        sources: Descriptor of the write-sealed memfd with every verified source.
+        sources: Descriptor of the write-sealed memfd with every verified source, and with the
+            compiled code that the platform handed over.
+        keep_code: Whether code compiled for an import is kept, to be handed to the platform.
         sealed: (device, inode) of every memfd that was sealed here or by the platform.
         files: (device, inode) of every bootstrap file, after its hash was checked.
         paths: Every locked path.
@@ -114,6 +119,7 @@ class Locked:
         self.data: dict[str, Entry] = {}
         self.preload: list[str] = []
         self.sources = -1
+        self.keep_code = False
         self.sealed: set[tuple[int, int]] = set()
         self.files: dict[tuple[int, int], str] = {}
         self.lock = lock
@@ -164,12 +170,13 @@ class Locked:
         if wrong:
             raise Mismatch(wrong)
 
-    def read_sources(self, early: dict[str, int]) -> None:
+    def read_sources(self, early: dict[str, int], code: int = -1) -> None:
         """
         Read, hash and seal every source, and account for what the platform handed over.
 
         Args:
             early: Extensions that boot loaded, by name: the descriptor of the memfd.
+            code: Descriptor of compiled code whose MAC the platform checked; -1: there is none.
 
         Raises:
             Mismatch: With a line for each file that is missing or changed.
@@ -199,8 +206,42 @@ class Locked:
             for entry in self._objects():
                 _check(entry, _read(entry.path)[0], wrong)
             raise Mismatch(wrong)
+        if code >= 0:
+            try:
+                self._add_code(memfd, offset, code)
+            except (OSError, ValueError):
+                pass  # sources are compiled, as they are without it
+            finally:
+                posix.close(code)
         self.sources = self._take(memfd)
         self._seal(self.sources)
+
+    def _add_code(self, memfd: int, offset: int, fd: int) -> None:
+        """
+        Put compiled code behind the sources, and note which source each piece was compiled from.
+
+        Only code of the very source that this process verified counts. The layout is in
+        docs/formats/state.md; whoever wrote it had the platform's root key or was a zygote of this
+        lock, in the same mode.
+        """
+        head = _pread(fd, 48)
+        lock_size, table_size = (int.from_bytes(head[at : at + 4], "little") for at in (40, 44))
+        begin = 48 + lock_size + table_size
+        size = posix.fstat(fd).st_size - 32 - begin
+        if size < 0 or _pread(fd, lock_size, 48) != self.lock:
+            return
+        table = _pread(fd, table_size, 48 + lock_size).decode("utf-8")
+        posix.lseek(fd, begin, 0)
+        left = size
+        while left and (sent := posix.sendfile(memfd, fd, None, left)):
+            left -= sent
+        for line in table.splitlines():
+            name, sha256, first, length = line.split("\t")
+            entry = self.modules.get(name)
+            place = (int(first), int(length))
+            fits = place[0] >= 0 and place[1] >= 0 and sum(place) <= size - left
+            if entry is not None and entry.sha256 == sha256 and fits:
+                entry.compiled = (offset + place[0], place[1])
 
     def map_objects(self) -> None:
         """
@@ -311,22 +352,25 @@ class Locked:
             sys.setdlopenflags(flags)
             posix.close(fd)
 
-    def to_compile(self) -> list[Entry]:
-        """Return the sources that nobody has imported or compiled yet."""
-        return [
-            entry
-            for entry in self.modules.values()
-            if entry.kind in ("module", "package")
-            and entry.code is None
-            and entry.name not in sys.modules
-        ]
-
-    def compile_ahead(self, entry: Entry) -> None:
-        """Compile a source, so that workers need only run it; what is no Python stays as it is."""
-        try:  # noqa: SIM105 - contextlib is a file
-            entry.code = compile(self.source(entry), entry.path, "exec", dont_inherit=True)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            pass  # whoever imports it hears why
+    def code(self, entry: Entry) -> "CodeType":
+        """Return the code of a source: as it was compiled before, else compiled now."""
+        if entry.code is not None:
+            return entry.code
+        if entry.compiled is not None and entry.compiled[1]:
+            offset, size = entry.compiled
+            try:
+                # Not from outside: the platform checked the MAC, this process the source's hash.
+                found = marshal.loads(_pread(self.sources, size, offset))  # noqa: S302
+            except (EOFError, ValueError, TypeError, MemoryError):
+                found = None
+            if type(found) is type(_memfd.__code__):
+                return found
+        code: CodeType = _call_with_frames_removed(
+            compile, self.source(entry), entry.path, "exec", dont_inherit=True
+        )
+        if self.keep_code:
+            entry.code = code
+        return code
 
     def source(self, entry: Entry) -> bytes:
         """Return the verified source of a module, or a data file's bytes."""
@@ -462,11 +506,7 @@ class _SourceLoader(_Loader):
         _call_with_frames_removed(exec, code, module.__dict__)
 
     def get_code(self, name: str) -> "CodeType":
-        if self.entry.code is not None:
-            return self.entry.code
-        return _call_with_frames_removed(  # type: ignore[no-any-return]
-            compile, self.locked.source(self.entry), self.entry.path, "exec", dont_inherit=True
-        )
+        return self.locked.code(self.entry)
 
     def get_source(self, name: str) -> str | None:
         return self.locked.source(self.entry).decode("utf-8-sig", "replace")
@@ -573,7 +613,9 @@ def failure(code: str, message: str, files: list[str]) -> bytes:
     return b"E" + text.encode("utf-8", "surrogateescape")[: 60 * 1024]
 
 
-def start(control: int, table: bytes, lock: bytes, early: dict[str, int]) -> None:
+def start(
+    control: int, table: bytes, lock: bytes, early: dict[str, int], codes: tuple[int, int]
+) -> None:
     """
     Verify and load everything, then serve as the zygote; never returns.
 
@@ -582,16 +624,19 @@ def start(control: int, table: bytes, lock: bytes, early: dict[str, int]) -> Non
         table: The lock with resolved paths, one tab-separated line a file.
         lock: The lock's canonical bytes.
         early: Extensions that boot loaded: name and descriptor.
+        codes: Descriptors of compiled code, and of the socket to hand over what is compiled here;
+            -1: there is none.
 
     """
     global _state  # noqa: PLW0603 - one process, one lock
     try:
         begun = time.monotonic()
         locked = Locked(table, lock)
-        locked.read_sources(early)
-        # The platform may have numbered it above the memfds that are to come.
-        control, numbered = posix.dup(control), control
-        posix.close(numbered)
+        locked.read_sources(early, codes[0])
+        # The platform may have numbered them above the memfds that are to come.
+        control = _renumber(control)
+        wanted = _renumber(codes[1]) if codes[1] >= 0 else -1
+        locked.keep_code = wanted >= 0
         _state = locked
         sys.meta_path.append(LockedFinder(locked))
         for name in (*early, __name__):
@@ -603,7 +648,7 @@ def start(control: int, table: bytes, lock: bytes, early: dict[str, int]) -> Non
         for name in locked.preload:
             __import__(name)
         zygote = sys.modules["pyenclave._worker.zygote"]
-        zygote.serve(control, locked, (read - begun, time.monotonic() - read))
+        zygote.serve(control, locked, (read - begun, time.monotonic() - read), wanted)
     except Mismatch as error:
         posix.write(control, failure("image.runtime_lock", str(error), error.files))
     except UnlistedImportError as error:
@@ -611,6 +656,13 @@ def start(control: int, table: bytes, lock: bytes, early: dict[str, int]) -> Non
     except BaseException as error:
         posix.write(control, failure(*_describe(error)))
     posix._exit(1)  # noqa: SLF001
+
+
+def _renumber(fd: int) -> int:
+    """Move *fd* to the lowest number that is free."""
+    found = posix.dup(fd)
+    posix.close(fd)
+    return found
 
 
 def _adopt(locked: Locked, name: str) -> None:

@@ -13,6 +13,8 @@ host   ``F``                                           image to prepare for, or 
 zygote ``P`` pid (4 bytes, little-endian) namespaces   pidfd and socket of a spare
 ====== =============================================== =========================
 
+Over a socket of its own it hands over compiled code (``codes.py``).
+
 A *spare* is a process that waits to become a worker. The platform keeps it and, when a host wants
 an enclave, gives it through its socket what a launch needs, without asking the zygote again.
 
@@ -37,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyenclave import _native
 from pyenclave._worker import files
+from pyenclave._worker.codes import CodeWriter, compile_ahead, sources_of
 from pyenclave._worker.importer import failure
 from pyenclave._worker.mappings import check_mappings, check_modules
 from pyenclave._worker.standby import rehearsal_image, stand_by
@@ -45,6 +48,8 @@ from pyenclave.errors import EnclaveError, LaunchError, RuntimeLockError
 from pyenclave.formats.lock import Lock
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyenclave._worker.importer import Locked
 
 __all__ = ["Zygote", "serve"]
@@ -54,7 +59,7 @@ _QUIET_MS = 1000  # without a request, before sources are compiled ahead
 _MAX_PACKET = 64
 
 
-def serve(control: int, locked: Locked, seconds: tuple[float, float]) -> NoReturn:
+def serve(control: int, locked: Locked, seconds: tuple[float, float], wanted: int = -1) -> NoReturn:
     """
     Check what was loaded, say that the zygote is ready, and fork workers until the platform ends.
 
@@ -62,6 +67,7 @@ def serve(control: int, locked: Locked, seconds: tuple[float, float]) -> NoRetur
         control: Descriptor of the socket to the platform.
         locked: What the importer verified.
         seconds: How long reading and importing took, for the platform's log.
+        wanted: Descriptor of the socket for compiled code; -1: the platform wants none.
 
     Raises:
         RuntimeLockError: The process holds a file or module that is not in the lock.
@@ -69,7 +75,7 @@ def serve(control: int, locked: Locked, seconds: tuple[float, float]) -> NoRetur
 
     """
     files.install(locked)
-    zygote = Zygote(control, locked)
+    zygote = Zygote(control, locked, wanted)
     zygote.settle()
     zygote.check()
     warm_up()
@@ -86,8 +92,9 @@ def serve(control: int, locked: Locked, seconds: tuple[float, float]) -> NoRetur
 class Zygote:
     """State of this process besides what is loaded."""
 
-    def __init__(self, control: int, locked: Locked) -> None:
+    def __init__(self, control: int, locked: Locked, wanted: int = -1) -> None:
         self.locked = locked
+        self.wanted = wanted
         self.socket = socket.socket(fileno=control)
         self.socket.setblocking(True)
         self.parent = os.pidfd_open(locked.platform)
@@ -99,8 +106,8 @@ class Zygote:
         _native.reset_signals()
         _native.harden_early(parent=self.locked.platform)
         os.umask(0o077)
-        keep = (0, 1, 2, self.socket.fileno(), self.parent, self.locked.sources)
-        _native.close_fds(keep)
+        keep = [0, 1, 2, self.socket.fileno(), self.parent, self.locked.sources]
+        _native.close_fds((*keep, self.wanted) if self.wanted >= 0 else tuple(keep))
 
     def check(self) -> None:
         """
@@ -120,18 +127,20 @@ class Zygote:
 
     def loop(self) -> NoReturn:
         """Serve requests and reap workers; ends with the platform."""
-        # Between requests: compiling is most of what importing a large package takes.
-        sources = self.locked.to_compile()
+        chores: Iterator[None] | None = self._chores()
         wait = _QUIET_MS
         while True:
             poll = select.poll()
             for fd in (self.socket.fileno(), self.parent, *self.workers):
                 poll.register(fd, select.POLLIN)
-            ready = poll.poll(wait if sources else None)
+            ready = poll.poll(wait if chores is not None else None)
             # Who launches must not wait behind this: it begins, and goes on, in quiet moments.
             wait = _QUIET_MS if ready else 0
-            if not ready and sources:
-                self.locked.compile_ahead(sources.pop())
+            if not ready and chores is not None:
+                try:
+                    next(chores)
+                except StopIteration:
+                    chores = None
             for fd, _ in ready:
                 if fd == self.parent:
                     os._exit(0)
@@ -139,6 +148,32 @@ class Zygote:
                     self._request()
                 else:
                     self._reap(fd)
+
+    def _chores(self) -> Iterator[None]:
+        """What is done between requests, in small steps."""
+        locked = self.locked
+        sources = sources_of(locked)
+        writer = None
+        if self.wanted >= 0:
+            writer = CodeWriter(locked, self.wanted)
+        # First what every start needs, so that the next one has it if this one does not last long.
+        for entry in [entry for entry in sources if entry.name in sys.modules]:
+            if writer is not None:
+                writer.add(entry)
+            entry.code = None
+            yield
+        locked.keep_code = False
+        if writer is not None:
+            writer.send()
+        # Compiling is most of what importing a large package takes.
+        for entry in [entry for entry in sources if entry.name not in sys.modules]:
+            compile_ahead(locked, entry)
+            if writer is not None:
+                writer.add(entry)
+            yield
+        if writer is not None:
+            writer.send()
+            writer.close()
 
     def _reap(self, pidfd: int) -> None:
         pid = self.workers.pop(pidfd)

@@ -9,6 +9,7 @@ an image protects nobody in any case; platform and worker judge the sealed copy 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import threading
 import weakref
@@ -56,8 +57,13 @@ class Prepared:
         self.names = tuple(item.name for item in self.signatures)
         self.functions = tuple(map(str, self.signatures))
         self.ocalls = tuple(Ocall.from_wire(item) for item in image.info.ocalls)
+        self._lock = hashlib.sha256(image.lock_bytes).digest()
         self.fd = _sealed_copy(data)
         weakref.finalize(self, os.close, self.fd)
+
+    def expect(self, debug: bool | None) -> tuple[bytes, bool]:
+        """Return the digest of its lock, and whether it will be launched as debug."""
+        return self._lock, not self.signed if debug is None else debug
 
 
 _lock = threading.Lock()

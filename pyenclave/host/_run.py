@@ -131,7 +131,7 @@ class Run:
             return self._answer_ocalls(make_lanes(ring_fd, image.info, queue, self._owner))
 
         try:
-            self.client: PlatformClient = _shared.acquire(state)
+            self.client: PlatformClient = _shared.acquire(state, image.expect(debug))
             failed.callback(_shared.release, self.client)
             launched, self.pidfd = self.client.launch(
                 image.fd,

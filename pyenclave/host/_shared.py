@@ -17,9 +17,15 @@ _lock = threading.Lock()
 _clients: dict[tuple[int, str], tuple[PlatformClient, int]] = {}
 
 
-def acquire(state: str | os.PathLike[str] | None) -> PlatformClient:
+def acquire(
+    state: str | os.PathLike[str] | None, expect: tuple[bytes, bool] | None = None
+) -> PlatformClient:
     """
     Return the connection for *state*, made now if there is none; give it back by ``release``.
+
+    Args:
+        state: The state directory; None for ``PYENCLAVE_STATE`` or the default.
+        expect: What will be launched, for a platform that has yet to start.
 
     Raises:
         PlatformUnavailableError: No platform can be reached or started.
@@ -32,7 +38,7 @@ def acquire(state: str | os.PathLike[str] | None) -> PlatformClient:
         if found is not None and not found[0].lost:
             _clients[key] = (found[0], found[1] + 1)
             return found[0]
-        client = PlatformClient.connect(state)
+        client = PlatformClient.connect(state, expect=expect)
         _clients[key] = (client, 1)
         return client
 

@@ -96,7 +96,7 @@ def processes(mark: str) -> list[Process]:
                 everything[int(name)] = (parent, _read(f"/proc/{name}/cmdline"))
     found = []
     for pid, (parent, command) in everything.items():
-        if "pyenclave._platform.server" in command and mark in command:
+        if "pyenclave._platform.main" in command and mark in command:
             found.append(Process(pid, parent, "platform"))
         elif "uvicorn" in command and mark in command:
             found.append(Process(pid, parent, "service"))

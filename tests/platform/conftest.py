@@ -77,7 +77,7 @@ def fake_bootstrap(monkeypatch: pytest.MonkeyPatch) -> str:
         "if os.fork(): os._exit(0)\n"
         f"sys.path[:] = [*sys.argv[2:], {str(HERE)!r}]\n"
         "import fake_zygotes; fake_zygotes.install()\n"
-        "from pyenclave._platform.server import main\n"
+        "from pyenclave._platform.main import main\n"
         "main(sys.argv[1])\n"
     )
     monkeypatch.setattr(client_module, "_BOOTSTRAP", text)

@@ -122,10 +122,10 @@ def _refuse_one_thread() -> None:
 
 def install() -> None:
     """Put the fakes into this (platform) process."""
-    from pyenclave._platform import launch, server
+    from pyenclave._platform import launch, main, server
 
     launch._parse_and_verify = parse_and_verify  # type: ignore[assignment]
-    server.make_zygotes = lambda roots, executable: FakeZygotes()  # type: ignore[assignment]
+    main.make_zygotes = lambda roots, executable, codes: FakeZygotes()  # type: ignore[assignment]
     server._IDLE_GRACE = 0.1  # type: ignore[misc]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
