@@ -74,6 +74,7 @@ class Found:
     statuses: dict[str, int] = field(default_factory=dict)
     kills: dict[str, int] = field(default_factory=dict)
     recovery_s: list[float] = field(default_factory=list)
+    recovery_by_kind: dict[str, list[float]] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
@@ -226,7 +227,10 @@ def _load(
         while not stop.wait(2):
             kind = kill_one(mark, ["worker", "worker", "platform", "service"])
             found.kills[kind] = found.kills.get(kind, 0) + 1
-            found.recovery_s.append(round(recovered(port), 3))
+            seconds = round(recovered(port), 3)
+            found.recovery_s.append(seconds)
+            found.recovery_by_kind.setdefault(kind, []).append(seconds)
+            print(f"killed {kind}: answered again after {seconds:.3f} s", file=sys.stderr)
 
     thread = threading.Thread(target=disturb)
     if kills:
@@ -252,6 +256,17 @@ def _load(
         found.statuses[status] = found.statuses.get(status, 0) + int(count)
 
 
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Return how often, the median and the worst."""
+    if not seconds:
+        return {"times": 0}
+    return {
+        "times": len(seconds),
+        "median": statistics.median(seconds),
+        "worst": max(seconds),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
@@ -261,12 +276,10 @@ def main() -> None:
     random.seed(options.seed)
     found = soak(options.seconds, kills=not options.no_kills)
     result: dict[str, Any] = dict(vars(found))
-    if found.recovery_s:
-        result["recovery_s"] = {
-            "times": len(found.recovery_s),
-            "median": statistics.median(found.recovery_s),
-            "max": max(found.recovery_s),
-        }
+    result["recovery_s"] = summary(found.recovery_s)
+    result["recovery_by_kind"] = {
+        kind: summary(seconds) for kind, seconds in sorted(found.recovery_by_kind.items())
+    }
     print(json.dumps(result, indent=1))
 
 
