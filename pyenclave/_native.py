@@ -374,16 +374,18 @@ def open_status(pid: int) -> int:
     return os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _status_fields(pid: int) -> dict[bytes, bytes]:
-    fd = open_status(pid)
-    try:
-        text = b""
-        while piece := os.read(fd, 1 << 14):
-            text += piece
-    finally:
-        os.close(fd)
-    pairs = (line.partition(b":") for line in text.split(b"\n"))
-    return {name: value.strip() for name, _, value in pairs}
+def _status_fields(status: int) -> dict[bytes, bytes]:
+    """Read from a descriptor of :func:`open_status` what probes look at."""
+    text = b"\n"
+    while piece := os.pread(status, 1 << 14, len(text) - 1):
+        text += piece
+    # Five fields of sixty: what is not there counts as not held.
+    fields = {}
+    for name in _STATUS_FIELDS:
+        _, found, rest = text.partition(b"\n" + name + b":")
+        if found:
+            fields[name] = rest.partition(b"\n")[0].strip()
+    return fields
 
 
 def probe_outside(pid: int) -> dict[str, bool]:
@@ -403,7 +405,11 @@ def probe_outside(pid: int) -> dict[str, bool]:
         OSError: The process is gone.
 
     """
-    fields = _status_fields(pid)
+    status = open_status(pid)
+    try:
+        fields = _status_fields(status)
+    finally:
+        os.close(status)
     pidfd = pidfd_open(pid)
 
     def steal() -> None:
@@ -433,13 +439,7 @@ def probe_again(pid: int, status: int) -> dict[str, bool]:
         status: From :func:`open_status`, of that process.
 
     """
-    # Five fields of sixty: what is not there counts as not held.
-    text = b"\n" + os.pread(status, 1 << 14, 0)
-    fields = {}
-    for name in _STATUS_FIELDS:
-        _, found, rest = text.partition(b"\n" + name + b":")
-        if found:
-            fields[name] = rest.partition(b"\n")[0].strip()
+    fields = _status_fields(status)
     return _outside(fields, dumpable_off=_refused(lambda: process_read(pid, 4096, 1)))
 
 

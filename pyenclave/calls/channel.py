@@ -53,8 +53,9 @@ class Channel:
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Take over the socket *fd*."""
-        return cls(socket.socket(fileno=fd))
+        """Take over the socket *fd*, which is of the kind of :meth:`pair`."""
+        # Said here, Python need not ask the kernel for it.
+        return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
