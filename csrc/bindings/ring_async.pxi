@@ -983,11 +983,6 @@ cdef class AsyncLanes:
                 self.loop.call_later(POLL_S, self.ready)  # who waits does so still
                 raise
 
-    @property
-    def ours(self) -> bool:
-        """Whether this is the process that started the enclave, and not a forked child."""
-        return self.host.ours()
-
     cdef int pump(self) except -1:
         cdef AsyncCall call
         cdef uint32_t i

@@ -41,6 +41,7 @@ class Engine:
     def __init__(self, run: Run, loop: asyncio.AbstractEventLoop, queue: int, inline: bool) -> None:
         self.run = run
         self.loop = loop
+        self._pid = os.getpid()
         self._retire: Callable[[], object] = lambda: None
         this = weakref.ref(self)
         self.lanes = AsyncLanes(
@@ -77,7 +78,7 @@ class Engine:
         return events
 
     def ready(self) -> None:
-        if not self.lanes.ours:
+        if os.getpid() != self._pid:
             return  # a forked child that runs the parent's loop: the event is the parent's to take
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._events)
@@ -85,7 +86,7 @@ class Engine:
 
     def worker_ended(self) -> None:
         """The worker's process ended. Why, the platform knows; asking takes time."""
-        if not self.lanes.ours:
+        if os.getpid() != self._pid:
             return
         self.loop.remove_reader(self._death)
         spawn(self._learn_why)
