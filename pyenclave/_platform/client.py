@@ -52,8 +52,9 @@ _MAX_LOG: Final = 256 * 1024
 # The platform must not be the host's child for ever (nobody may wait for it), so a first process
 # makes it and ends. Nothing but built-in modules is imported before the fork.
 _BOOTSTRAP: Final = (
-    "import os, sys\n"
+    "import gc, os, sys\n"
     "if os.fork(): os._exit(0)\n"
+    "gc.disable()\n"  # until all is imported
     "sys.path[:] = sys.argv[2:]\n"
     "from pyenclave._platform.main import main\n"
     "main(sys.argv[1])\n"

@@ -8,6 +8,7 @@ first, if its lock is at hand: the rest of the platform is imported while that o
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -100,6 +101,8 @@ def _run(start: Start, first: Channel) -> None:
         from pyenclave._platform.server import Server
         from pyenclave._platform.service import Services
 
+        gc.enable()
+        gc.freeze()
         if state.writable:
             state.sweep()
         if lasting:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
 import stat
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ IMPORTER = "pyenclave._worker.importer"
 _EARLY = ("_sha2", "_sha256", "fcntl")
 _CORE = "pyenclave._core"
 _MAX_FILE = 1 << 30
+_MISSING = "missing"
 _MFD_NOEXEC_SEAL = 0x0008
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -52,20 +54,41 @@ def sealed_memfd(name: str, data: bytes) -> int:
     return fd
 
 
-def _read(path: str) -> bytes | None:
-    """Return the bytes of a regular file, or None. A FIFO in its place does not block."""
+def _open(path: str) -> io.FileIO | None:
+    """Open a regular file, or return None. A FIFO in its place does not block."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
-            return None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
+        os.close(fd)
+        return None
+    return open(fd, "rb", buffering=0)
+
+
+def _read(path: str) -> bytes | None:
+    """Return the bytes of a regular file, or None."""
+    file = _open(path)
+    if file is None:
+        return None
+    with file:
         try:
             return file.read()
         except OSError:
             return None
+
+
+def _hash(path: str) -> str:
+    """Return the SHA-256 of a regular file; in pieces, which stay in the processor's cache."""
+    file = _open(path)
+    if file is None:
+        return _MISSING
+    with file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return _MISSING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,18 +162,21 @@ def verify_runtime(
         )
     wrong: list[str] = []
 
+    def compare(name: str, path: str, expected: str, found: str) -> None:
+        if found != expected:
+            wrong.append(f"{path} ({name}): expected {expected}, found {found}")
+
     def verified(name: str, sha256: str) -> bytes:
         path = roots.resolve(name)
         data = _read(path)
-        found = "missing" if data is None else hashlib.sha256(data).hexdigest()
-        if found != sha256:
-            wrong.append(f"{path} ({name}): expected {sha256}, found {found}")
+        compare(name, path, sha256, _MISSING if data is None else hashlib.sha256(data).hexdigest())
         return data or b""
 
     paths = set()
     for file in lock.bootstrap:
-        verified(file.path, file.sha256)
-        paths.add(os.path.realpath(roots.resolve(file.path)))
+        path = roots.resolve(file.path)
+        compare(file.path, path, file.sha256, _hash(path))
+        paths.add(os.path.realpath(path))
     modules = {module.name: module for module in lock.modules}
     contents: dict[str, bytes] = {}
     for name in (BOOT, IMPORTER, *_EARLY):

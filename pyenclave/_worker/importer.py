@@ -13,6 +13,7 @@ itself: it takes over as soon as it can be imported. Threads: imports hold Pytho
 
 import _imp
 import fcntl
+import gc
 import marshal
 import posix
 import sys
@@ -629,6 +630,7 @@ def start(
 
     """
     global _state  # noqa: PLW0603 - one process, one lock
+    gc.disable()  # what is loaded stays; zygote.serve collects once, at the end
     try:
         begun = time.monotonic()
         locked = Locked(table, lock)

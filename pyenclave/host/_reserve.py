@@ -144,7 +144,7 @@ class Reserve:
         if client is not None and not client.closed:
             return client
         self._drop()
-        client = _shared.acquire(self._state)
+        client = _shared.acquire(self._state, self._image.expect(self._debug))
         try:
             told = client.reserve(self._image.fd, debug=self._debug, require=self._require)
         except BaseException:
