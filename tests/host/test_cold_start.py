@@ -132,3 +132,18 @@ def test_a_zygote_that_was_begun_for_nothing_refuses_nothing(image, state) -> No
             except LaunchError:
                 assert time.monotonic() < deadline
     assert path.exists()
+
+
+def test_without_a_root_that_lasts_no_code_is_kept(image, tmp_path) -> None:
+    """Nothing is written, and nothing is missing."""
+    (tmp_path / "file").write_text("in the way")
+    state = tmp_path / "file" / "state"
+    with Enclave(image, state=state, quiet=True) as enclave:
+        assert enclave.add(1, 2) == 3
+        (_,), (zygote,) = processes(state)
+        command = Path(f"/proc/{zygote}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        # Socket for compiled code, table, lock, importer, compiled code: neither of the two.
+        numbers = command[command.index(b"-c") + 2 :]
+        assert (numbers[2], numbers[6]) == (b"-1", b"-1")
+    assert wait_for(lambda: processes(state) == ([], []))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
