@@ -62,7 +62,15 @@ _BOOTSTRAP: Final = (
 # Isolated like a zygote, but nobody measures the platform: cached bytecode is as good as the
 # sources beside it, and compiling those would be most of its start.
 _FLAGS: Final = ("-I", "-S", "-X", "utf8")
-_ENVIRONMENT: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
+_ENVIRONMENT: Final = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "PATH",
+    "PYENCLAVE_BREAKPOINT_WAIT",
+    "TMPDIR",
+    "TZ",
+)
 # A sanitizer build cannot load without its runtime; no other build lets these through.
 _SANITIZER_ENVIRONMENT: Final = ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS")
 
@@ -353,6 +361,22 @@ class PlatformClient:
     def kill(self, enclave_id: bytes) -> None:
         """End any enclave of this platform."""
         self._ask(messages.Kill(enclave_id=enclave_id), messages.Ok)
+
+    def attach(self, enclave_id: bytes) -> int:
+        """
+        Attach a debugger to a debug enclave of this platform, until this connection ends.
+
+        Returns:
+            A packet socket (``formats.debugging``), the caller's.
+
+        Raises:
+            ArgumentError: No such enclave runs.
+            BusyError: Another debugger is attached.
+            EnclaveStateError: It is a production enclave.
+
+        """
+        request = messages.Attach(enclave_id=enclave_id)
+        return self._ask(request, messages.Attached, answer_fds=1)[1][0]
 
     def root(self) -> messages.RootReply:
         """Return the platform's root certificate (DER)."""

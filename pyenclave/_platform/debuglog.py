@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from pyenclave._platform.debugging import Debuggee
 from pyenclave._platform.state import State
 from pyenclave.calls.errors import cut
 from pyenclave.errors import PlatformUnavailableError
@@ -55,10 +56,15 @@ class DebugLog:
         state: Where the file goes.
         name: The image's name.
 
+    Attributes:
+        debuggee: Where the worker finds a debugger, if that was made.
+
     Raises:
         OSError: There are no descriptors for another pipe.
 
     """
+
+    debuggee: Debuggee | None = None
 
     def __init__(self, state: State, name: str) -> None:
         header = Header(name=cut(name, 64), started=time.time())
@@ -98,7 +104,13 @@ class DebugLog:
 
     def join(self) -> None:
         """Wait until everything is kept; only when the worker has ended."""
+        self.close_debuggee()
         self._thread.join(_END_SECONDS)
+
+    def close_debuggee(self) -> None:
+        """Tell a debugger that the worker has ended."""
+        if self.debuggee is not None:
+            self.debuggee.close()
 
     def _pump(self) -> None:
         try:

@@ -24,6 +24,7 @@ import msgspec
 
 from pyenclave import _native
 from pyenclave._platform.ahead import Ahead
+from pyenclave._platform.debugging import Debuggee, breakpoint_wait
 from pyenclave._platform.debuglog import DebugLog
 from pyenclave._platform.drafts import (
     Draft,
@@ -198,16 +199,27 @@ class Launcher:
         self._ahead: Ahead[Draft] = Ahead()
 
     def _listen(self, channel: Channel, name: str) -> DebugLog:
-        """Give a debug worker a pipe for its output, before it is there, and keep what comes."""
+        """
+        Give a debug worker a pipe for its output, before it is there, and keep what comes.
+
+        Beside it goes the socket on which it asks for a debugger.
+        """
+        debuggee = None
         try:
+            debuggee = Debuggee()
             log = DebugLog(self._state, name)
             log.start()
         except (OSError, RuntimeError) as error:
+            if debuggee is not None:
+                debuggee.close()
             raise LaunchError(f"the enclave's output cannot be kept: {error}") from None
+        log.debuggee = debuggee
         try:
-            channel.send(messages.Output(), (log.write_fd,), timeout=_SEND_TIMEOUT)
+            fds = (log.write_fd, debuggee.worker_fd)
+            channel.send(messages.Output(wait=breakpoint_wait()), fds, timeout=_SEND_TIMEOUT)
         finally:
             log.close_writer()
+            debuggee.close_worker_end()
         return log
 
     def judge(

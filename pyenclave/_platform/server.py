@@ -68,6 +68,7 @@ _REQUESTS: Final = (
     messages.Why,
     messages.List,
     messages.Kill,
+    messages.Attach,
     messages.Root,
 )
 
@@ -86,6 +87,7 @@ class _Host:
         self.enclaves: dict[bytes, Enclave] = {}
         self.ended: OrderedDict[bytes, messages.WhyReply] = OrderedDict()
         self.held = HeldImages()
+        self.debugged: list[Enclave] = []  # those that it attached a debugger to
         self.reserves: Reserves | None = None  # once it asked for one
 
     def is_there(self) -> bool:
@@ -251,6 +253,8 @@ class Server:
             self._forget(host)
 
     def _forget(self, host: _Host) -> None:
+        for enclave in host.debugged:
+            enclave.detach(host)
         if host.reserves is not None:
             host.reserves.close()
         for enclave_id in list(host.enclaves):
@@ -300,6 +304,8 @@ class Server:
                 raise ArgumentError(f"{type(message).__name__} takes no descriptors")
             if isinstance(message, messages.Take):
                 return self._take(host, message)
+            if isinstance(message, messages.Attach):
+                return self._attach(host, message.enclave_id)
             return self._answer_simple(host, message), (), None
         except Exception as error:
             if not isinstance(error, EnclaveError):
@@ -333,11 +339,7 @@ class Server:
                 ]
                 return messages.Listing(enclaves=tuple(page), more=len(rows) > _ROWS)
             case messages.Kill(enclave_id=enclave_id):
-                with self._mutex:
-                    enclave = self._enclaves.get(enclave_id)
-                if enclave is None:
-                    raise ArgumentError("no such enclave runs here")
-                enclave.end("it was killed on request")
+                self._find(enclave_id).end("it was killed on request")
                 return messages.Ok()
             case messages.Root():
                 from cryptography.hazmat.primitives.serialization import Encoding
@@ -351,6 +353,19 @@ class Server:
             case messages.Withdraw(reserve_id=reserve_id, slot=slot):
                 return _reserves_of(host).withdraw(reserve_id, slot)
         raise AssertionError(type(message).__name__)  # all of _REQUESTS are above
+
+    def _find(self, enclave_id: bytes) -> Enclave:
+        with self._mutex:
+            enclave = self._enclaves.get(enclave_id)
+        if enclave is None:
+            raise ArgumentError("no such enclave runs here")
+        return enclave
+
+    def _attach(self, host: _Host, enclave_id: bytes) -> _Answer:
+        enclave = self._find(enclave_id)
+        sock = enclave.attach(host)
+        host.debugged.append(enclave)  # one connection attaches to each enclave at most once
+        return messages.Attached(), (sock.fileno(),), sock.close
 
     def _policy(self) -> LaunchPolicy:
         return load_policy(self._state)

@@ -9,6 +9,7 @@ import queue
 import secrets
 import select
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -212,6 +213,7 @@ class Enclave:
         self._type = ""
         self._attendant = attendant
         self._log = log
+        self._debuggee = None if log is None else log.debuggee
 
     @property
     def why(self) -> messages.WhyReply:
@@ -231,6 +233,7 @@ class Enclave:
             debug=facts.debug,
             mrenclave=facts.body.mrenclave,
             started=facts.started,
+            debugger=self._debuggee.state if self._debuggee is not None else "",
         )
 
     def check_may_seal(self) -> None:
@@ -246,6 +249,28 @@ class Enclave:
     def weak(self) -> bool:
         """Whether anybody could have made it: debug or unsigned; its counters' quota is small."""
         return self.facts.debug or not any(self.body.mrsigner)
+
+    def attach(self, holder: object) -> socket.socket:
+        """
+        Return a debugger's end of a new connection with the worker.
+
+        Raises:
+            BusyError: Another debugger is attached.
+            EnclaveStateError: It is a production enclave, or it ended.
+
+        """
+        if self._debuggee is None:
+            raise EnclaveStateError(
+                "a production enclave has no debugger",
+                expected="an enclave that was launched as debug",
+                found=self.facts.name[:64],
+            )
+        return self._debuggee.attach(holder)
+
+    def detach(self, holder: object) -> None:
+        """Make room for another debugger, if *holder* is attached."""
+        if self._debuggee is not None:
+            self._debuggee.detach(holder)
 
     def counter_owner(self, level: str) -> bytes:
         """Return the name under which this enclave's counters are kept."""
@@ -280,14 +305,23 @@ class Enclave:
         finally:
             kill_and_wait(self.pidfd)
             self._set("lost", "the worker ended")
+            if self._log is not None:
+                self._log.close_debuggee()
             self._channel.close()
 
     def _answer_all(self, services: Services) -> None:
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
         poll.register(self.pidfd, select.POLLIN)
+        debuggee = self._debuggee
+        asks = -1
+        if debuggee is not None and (asks := debuggee.fileno()) >= 0:
+            poll.register(asks, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poll.poll()}
+            if asks in ready and debuggee is not None and not debuggee.answer():
+                poll.unregister(asks)
+                asks = -1
             if self._channel.fileno() in ready:
                 if not self._answer_one(services):
                     return

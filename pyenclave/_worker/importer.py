@@ -46,6 +46,7 @@ _MFD = 0x0001 | 0x0002  # CLOEXEC | ALLOW_SEALING
 _MFD_NOEXEC_SEAL = 0x0008  # nobody may execve it; mapping it executable still works
 _MAX_FILE = 1 << 30
 _ABSENT = "missing"
+_DEBUGGER = "pyenclave._worker.debugger"  # on the lock lists of images that allow debug
 
 
 class UnlistedImportError(ModuleNotFoundError):
@@ -505,6 +506,8 @@ class _SourceLoader(_Loader):
     def exec_module(self, module: "ModuleType") -> None:
         code = self.get_code(self.entry.name)
         _call_with_frames_removed(exec, code, module.__dict__)
+        if self.entry.name == "pdb" and self.locked.debug and _DEBUGGER in self.locked.modules:
+            __import__(_DEBUGGER)  # makes pdb speak to ``pyenclave debug``
 
     def get_code(self, name: str) -> "CodeType":
         return self.locked.code(self.entry)

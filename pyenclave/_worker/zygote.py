@@ -287,6 +287,8 @@ def _quiet_down(locked: Locked) -> None:
     linecache.updatecache = update
     linecache.checkcache = lambda filename=None: None
     if not locked.debug:
+        # Also where pdb is on the lock list: there is nobody to talk to.
+        sys.breakpointhook = lambda *arguments, **options: None
         sys.excepthook = lambda kind, value, traceback: None
         sys.unraisablehook = lambda unraisable: None
         threading.excepthook = lambda arguments: None

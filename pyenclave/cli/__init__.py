@@ -41,6 +41,7 @@ _COMMANDS = {
     "ps": "processes",
     "top": "top",
     "logs": "logs",
+    "debug": "debug",
     "kill": "processes",
 }
 

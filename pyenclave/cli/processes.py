@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 
 from pyenclave._platform.client import PlatformClient
 from pyenclave.cli import output
 from pyenclave.errors import ArgumentError, PlatformUnavailableError
 from pyenclave.formats.messages import EnclaveInfo
 
-__all__ = ["add_commands", "row", "running"]
+__all__ = ["add_commands", "matches", "mode", "row", "running"]
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,9 +41,17 @@ def row(info: EnclaveInfo) -> dict[str, object]:
         "pid": info.pid,
         "host_pid": info.host_pid,
         "debug": info.debug,
+        "debugger": info.debugger,
         "mrenclave": info.mrenclave.hex(),
         "seconds": round(max(0.0, time.time() - info.started), 1),
     }
+
+
+def mode(row: Mapping[str, object]) -> str:
+    """Return how an enclave runs, for people."""
+    if not row["debug"]:
+        return "production"
+    return f"debug, {row['debugger']}" if row["debugger"] else "debug"
 
 
 def _ps(args: argparse.Namespace) -> int:
@@ -64,7 +73,7 @@ def _ps(args: argparse.Namespace) -> int:
                     row["name"],
                     row["pid"],
                     row["host_pid"],
-                    "debug" if row["debug"] else "production",
+                    mode(row),
                     f"{row['seconds']} s",
                     str(row["mrenclave"])[:16],
                 )
@@ -76,7 +85,8 @@ def _ps(args: argparse.Namespace) -> int:
     return 0
 
 
-def _matches(info: EnclaveInfo, word: str) -> bool:
+def matches(info: EnclaveInfo, word: str) -> bool:
+    """Whether *word* is an enclave's name, pid, identity or at least four digits of that."""
     whole = word in (info.name, str(info.pid), info.enclave_id.hex())
     return whole or (len(word) >= 4 and info.enclave_id.hex().startswith(word.lower()))
 
@@ -86,10 +96,10 @@ def _kill(args: argparse.Namespace) -> int:
         raise ArgumentError("name an enclave to end, or give --all")
     client, enclaves = running()
     killed: list[EnclaveInfo] = []
-    missing = [w for w in args.enclave if not any(_matches(info, w) for info in enclaves)]
+    missing = [w for w in args.enclave if not any(matches(info, w) for info in enclaves)]
     if client is not None:
         for info in enclaves:
-            if args.all or any(_matches(info, word) for word in args.enclave):
+            if args.all or any(matches(info, word) for word in args.enclave):
                 client.kill(info.enclave_id)
                 killed.append(info)
         client.close()

@@ -99,7 +99,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 row["name"],
                 row["pid"],
                 row["host_pid"],
-                "debug" if row["debug"] else "production",
+                processes.mode(row),
                 "" if row["cpu_percent"] is None else f"{row['cpu_percent']:.1f} %",
                 "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.2f} s",
                 "" if row["threads"] is None else row["threads"],

@@ -18,6 +18,8 @@ __all__ = [
     "FORMAT_VERSION",
     "MAX_MESSAGE",
     "AskReserve",
+    "Attach",
+    "Attached",
     "Close",
     "Closed",
     "CounterRequest",
@@ -193,6 +195,7 @@ class EnclaveInfo(_Base, frozen=True, kw_only=True, tag="enclave"):
     debug: bool
     mrenclave: bytes
     started: float  # seconds since the epoch
+    debugger: str = ""  # "attached", or "stopped": at a breakpoint, waiting for one
 
 
 class List(_Base, frozen=True, kw_only=True, tag="list"):
@@ -212,6 +215,20 @@ class Kill(_Base, frozen=True, kw_only=True, tag="kill"):
     """End any enclave of this platform (the same user's)."""
 
     enclave_id: bytes
+
+
+class Attach(_Base, frozen=True, kw_only=True, tag="attach"):
+    """Debug any debug enclave of this platform (the same user's), until this connection ends."""
+
+    enclave_id: bytes
+
+
+class Attached(_Base, frozen=True, kw_only=True, tag="attached"):
+    """
+    The debugger is attached. Descriptor: a packet socket, see ``formats.debugging``.
+
+    It is silent until the enclave stops at a breakpoint, and ends with the enclave.
+    """
 
 
 class Root(_Base, frozen=True, kw_only=True, tag="root"):
@@ -242,10 +259,13 @@ class Failure(_Base, frozen=True, kw_only=True, tag="error"):
 
 class Output(_Base, frozen=True, kw_only=True, tag="output"):
     """
-    First message to a debug worker: where its output goes. Descriptor: a pipe to write to.
+    First message to a debug worker: where its output goes, and where it asks for a debugger.
 
-    A production worker gets none.
+    Descriptors: a pipe to write to, and a packet socket (``_platform/debugging.py``). A production
+    worker gets none.
     """
+
+    wait: float = 60.0  # seconds that its first breakpoint waits for a debugger
 
 
 class Closed(_Base, frozen=True, kw_only=True, tag="closed"):
@@ -386,6 +406,8 @@ Message = (
     | List
     | Listing
     | Kill
+    | Attach
+    | Attached
     | Root
     | RootReply
     | Ok

@@ -183,8 +183,11 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
     shown = entry["shown"] if entry else ""
     try:
         result["preload"] = _preload()
+        # Inside there is no terminal, whose library the debugger would take along from here.
+        sys.modules["readline"] = None  # type: ignore[assignment] # as the import system has it
         for name in [*result["preload"], *request["lazy"]]:
             __import__(name)
+        del sys.modules["readline"]
         _use_lazily()
         reads.on = True
         step = "extra"

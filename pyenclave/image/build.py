@@ -130,7 +130,7 @@ def build_manifest(
         files[f"files/{name}"] = _read(path, f"[files] {name}")
     if sum(map(len, files.values())) > MAX_IMAGE // 2:
         raise ImageError("files of the image are too large", expected=f"<= {MAX_IMAGE // 2} bytes")
-    taken = closure.take(entry, extra=manifest.extra, roots=roots)
+    taken = closure.take(entry, extra=manifest.extra, debug=manifest.debug, roots=roots)
     functions = _native_functions(entry, manifest.ecalls) if manifest.native else taken.functions
     _check_functions(entry, functions)
     declared = ocalls.merge(manifest.ocalls, taken.ocalls, functions)

@@ -56,6 +56,8 @@ LAZY = (
     "linecache",
     "traceback",
 )
+# What stops at breakpoint() in a debug enclave: on the lock lists of images that allow debug only.
+DEBUG = ("pdb", "pyenclave._worker.debugger")
 _DESCRIBE = "pyenclave.calls.signature"
 _DESCRIBE_OCALLS = "pyenclave.calls.ocalls"
 _TIMEOUT = 300.0
@@ -96,6 +98,7 @@ def take(
     entry: Entry | None,
     *,
     extra: Iterable[str] = (),
+    debug: bool = False,
     roots: Roots | None = None,
     describe: str = _DESCRIBE,
 ) -> Closure:
@@ -105,6 +108,7 @@ def take(
     Args:
         entry: What to import; None for the base set alone.
         extra: Modules to import besides.
+        debug: Whether the image allows debug: then the debugger is on the list too.
         roots: Where this machine keeps its Python; the running interpreter's by default.
         describe: Module whose ``functions_of`` describes the entry's functions.
 
@@ -119,7 +123,7 @@ def take(
     roots = roots or Roots.of_this_process()
     request = {
         "path": list(roots.path),
-        "lazy": list(LAZY),
+        "lazy": [*LAZY, *(DEBUG if debug else ())],
         "extra": list(extra),
         "allowed": list(ALLOWED),
         "describe": describe,

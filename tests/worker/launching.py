@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import struct
 import threading
 from pathlib import Path
@@ -96,8 +97,10 @@ def identity(*, debug: bool) -> messages.Identity:
 
 
 def give_output(channel: Channel) -> None:
-    """Send what a debug worker wants first: somewhere to print to, which is our own stderr."""
-    channel.send(messages.Output(), (2,))
+    """Send what a debug worker wants first: where to print to (our stderr) and to ask, nobody."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        channel.send(messages.Output(wait=0), (2, theirs.fileno()))
 
 
 def ended(pidfd: int, seconds: float) -> bool:
