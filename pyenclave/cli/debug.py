@@ -53,18 +53,17 @@ def _debug(args: argparse.Namespace) -> int:
     if args.json and not args.list:
         raise ArgumentError("--json goes with --list only: a debugger talks with people")
     client, enclaves = processes.running()
-    if args.list:
-        if client is not None:
-            client.close()
-        return _list([info for info in enclaves if info.debug], as_json=args.json)
-    info = _choose(enclaves, args.enclave)
-    if client is None:
-        raise AssertionError("an enclave without a platform")
-    with client, socket.socket(fileno=client.attach(info.enclave_id)) as sock:
-        name = f"{output.line(info.name)} ({info.enclave_id.hex()[:12]})"
-        stopped = info.debugger == "stopped"
-        _note(f"attached to {name}" + ("" if stopped else "; waiting for a breakpoint"))
-        return _Dialogue(sock, _terminal()).run()
+    with client or contextlib.nullcontext():
+        if args.list:
+            return _list([info for info in enclaves if info.debug], as_json=args.json)
+        info = _choose(enclaves, args.enclave)
+        if client is None:
+            raise AssertionError("an enclave without a platform")
+        with socket.socket(fileno=client.attach(info.enclave_id)) as sock:
+            name = f"{output.line(info.name)} ({info.enclave_id.hex()[:12]})"
+            stopped = info.debugger == "stopped"
+            _note(f"attached to {name}" + ("" if stopped else "; waiting for a breakpoint"))
+            return _Dialogue(sock, _terminal()).run()
 
 
 def _choose(enclaves: Sequence[EnclaveInfo], word: str | None) -> EnclaveInfo:

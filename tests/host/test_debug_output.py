@@ -245,8 +245,11 @@ def test_asyncio_and_pools_name_their_calls_alike(image: bytes, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("debug", [True, False])
-def test_a_breakpoint_inside_does_nothing(tmp_path: Path, debug: bool) -> None:
-    """There is nobody to talk to: no terminal, and no debugger on the lock list."""
+def test_a_breakpoint_to_which_nobody_comes_is_passed(
+    tmp_path: Path, debug: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a debug enclave it waits for a while and says so; in a production one it does nothing."""
+    monkeypatch.setenv("PYENCLAVE_BREAKPOINT_WAIT", "0.1")
     (tmp_path / "enclave.toml").write_text(MANIFEST.replace("talking", "halting"))
     (tmp_path / "halting.py").write_text(
         "import pyenclave\n"
@@ -262,4 +265,4 @@ def test_a_breakpoint_inside_does_nothing(tmp_path: Path, debug: bool) -> None:
     with Enclave(image, debug=debug, state=tmp_path / "state") as enclave:
         assert enclave.options(timeout=20).halt() == 1
         assert enclave.go_on() == 2
-    assert ("RuntimeWarning" in log_of(tmp_path / "state")) is debug
+    assert ("nobody came" in log_of(tmp_path / "state")) is debug
