@@ -34,6 +34,7 @@ from pyenclave._platform.reserves import Reserves
 from pyenclave._platform.root import PlatformRoot
 from pyenclave._platform.service import Enclave, Services
 from pyenclave._platform.state import State
+from pyenclave._platform.traffic import Traffic
 from pyenclave._platform.wire import failure_of
 from pyenclave.calls.channel import Channel, close_all
 from pyenclave.calls.errors import cut
@@ -402,7 +403,7 @@ class Server:
         wish = self._launcher.judge(request, fds[0], held=host.held)
         enclave = self._launch_cold(host, wish, fds[0], fds[1])
         host.held.add(fds[0], wish.digest, wish.size)
-        return self._launched(host, enclave)
+        return self._launched(host, enclave, wish, fds[1])
 
     def _launch_cold(self, host: _Host, wish: Wish, image_fd: int, ring_fd: int) -> Enclave:
         self._book_launch()
@@ -423,9 +424,18 @@ class Server:
         return enclave
 
     def _launched(
-        self, host: _Host, enclave: Enclave, *, slot: int = -1, warm: bool = False
+        self,
+        host: _Host,
+        enclave: Enclave,
+        wish: Wish,
+        ring_fd: int,
+        *,
+        slot: int = -1,
+        warm: bool = False,
     ) -> _Answer:
         facts = enclave.facts
+        with contextlib.suppress(OSError):  # out of descriptors: nobody sees its traffic
+            enclave.watch(Traffic(os.dup(ring_fd), wish.judged.info.threads))
         host.enclaves[facts.enclave_id] = enclave
         launched = messages.Launched(
             enclave_id=facts.enclave_id,
@@ -480,8 +490,11 @@ class Server:
         except Exception as error:
             reserves.used(request.reserve_id, taken.slot, error=f"{type(error).__name__}: {error}")
             raise
+        answer = self._launched(
+            host, enclave, taken.wish, taken.ring_fd, slot=taken.slot, warm=warm
+        )
         reserves.used(request.reserve_id, taken.slot)
-        return self._launched(host, enclave, slot=taken.slot, warm=warm)
+        return answer
 
     def _hand_out(self, host: _Host, candidate: Candidate) -> Enclave | None:
         enclave = None

@@ -22,6 +22,7 @@ from pyenclave._platform.probe import has_ended
 from pyenclave._platform.quote import Quoter
 from pyenclave._platform.report import make_report, verify_report
 from pyenclave._platform.root import PlatformRoot
+from pyenclave._platform.traffic import Traffic
 from pyenclave._platform.wire import failure_of
 from pyenclave.calls.channel import Channel, close_all
 from pyenclave.errors import EnclaveError, EnclaveStateError, LaunchError, SealingError
@@ -214,6 +215,7 @@ class Enclave:
         self._attendant = attendant
         self._log = log
         self._debuggee = None if log is None else log.debuggee
+        self._traffic: Traffic | None = None
 
     @property
     def why(self) -> messages.WhyReply:
@@ -234,6 +236,7 @@ class Enclave:
             mrenclave=facts.body.mrenclave,
             started=facts.started,
             debugger=self._debuggee.state if self._debuggee is not None else "",
+            round_trips=-1 if self._traffic is None else self._traffic.round_trips(),
         )
 
     def check_may_seal(self) -> None:
@@ -249,6 +252,10 @@ class Enclave:
     def weak(self) -> bool:
         """Whether anybody could have made it: debug or unsigned; its counters' quota is small."""
         return self.facts.debug or not any(self.body.mrsigner)
+
+    def watch(self, traffic: Traffic) -> None:
+        """Have listings say what *traffic* does; closed with the enclave."""
+        self._traffic = traffic
 
     def attach(self, holder: object) -> socket.socket:
         """
@@ -389,6 +396,8 @@ class Enclave:
 
     def release(self) -> None:
         """Close the pidfd; only after :meth:`end`."""
+        if self._traffic is not None:
+            self._traffic.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1

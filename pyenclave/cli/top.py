@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyenclave._platform.client import PlatformClient
+from pyenclave._platform.traffic import WRAP
 from pyenclave.cli import output, processes
 from pyenclave.errors import ArgumentError
 from pyenclave.formats.messages import EnclaveInfo
@@ -27,7 +28,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     top = subparsers.add_parser(
         "top",
         help="show what running enclaves use, until interrupted",
-        description="Processor time over the interval, and memory. Memory is PSS, where shared "
+        description="Processor time over the interval, round trips through the ring a second (a "
+        "short call is one, a packed batch too), and memory. Memory is PSS, where shared "
         "pages count in part, if this user may read it of a hardened process (root), else RSS.",
     )
     top.add_argument("--once", action="store_true", help="show one table")
@@ -71,17 +73,38 @@ def use_of(pid: int) -> Use | None:
     )
 
 
-def _look(client: PlatformClient) -> list[tuple[EnclaveInfo, Use | None]]:
-    return [(info, use_of(info.pid)) for info in client.list()]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What one look at an enclave showed."""
+
+    when: float
+    info: EnclaveInfo
+    use: Use | None
 
 
-def _row(info: EnclaveInfo, use: Use | None, before: Use | None) -> dict[str, Any]:
+def _look(client: PlatformClient) -> dict[bytes, Look]:
+    infos = client.list()
+    when = time.monotonic()
+    return {info.enclave_id: Look(when=when, info=info, use=use_of(info.pid)) for info in infos}
+
+
+def trips_per_second(before: Look, now: Look) -> float | None:
+    """Return the rate of round trips between two looks, None where it is not known."""
+    first, last = before.info.round_trips, now.info.round_trips
+    if first < 0 or last < 0 or now.when <= before.when:
+        return None
+    return round((last - first) % WRAP / (now.when - before.when), 1)
+
+
+def _row(look: Look, before: Look | None) -> dict[str, Any]:
+    use, earlier = look.use, None if before is None else before.use
     share = None
-    if use is not None and before is not None and use.when > before.when:
-        share = round((use.cpu - before.cpu) / (use.when - before.when) * 100, 1)
+    if use is not None and earlier is not None and use.when > earlier.when:
+        share = round((use.cpu - earlier.cpu) / (use.when - earlier.when) * 100, 1)
     return {
-        **processes.row(info),
+        **processes.row(look.info),
         "cpu_percent": share,
+        "round_trips_per_second": None if before is None else trips_per_second(before, look),
         "cpu_seconds": None if use is None else round(use.cpu, 2),
         "threads": None if use is None else use.threads,
         "memory": None if use is None else use.memory,
@@ -102,6 +125,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 processes.mode(row),
                 "" if row["cpu_percent"] is None else f"{row['cpu_percent']:.1f} %",
                 "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.2f} s",
+                "" if row["round_trips_per_second"] is None else row["round_trips_per_second"],
                 "" if row["threads"] is None else row["threads"],
                 ""
                 if row["memory"] is None
@@ -118,6 +142,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             "MODE",
             "CPU",
             "TIME",
+            "TRIPS/S",
             "THREADS",
             "MEMORY",
             "AGE",
@@ -137,11 +162,11 @@ def _top(args: argparse.Namespace) -> int:
             output.say(_table([]))
         return 0
     with client:
-        before = {info.enclave_id: use for info, use in _look(client)}
+        before = _look(client)
         while True:
             time.sleep(_FIRST if once else args.interval)
             now = _look(client)
-            rows = [_row(info, use, before.get(info.enclave_id)) for info, use in now]
+            rows = [_row(look, before.get(enclave_id)) for enclave_id, look in now.items()]
             rows.sort(key=lambda row: row["cpu_percent"] or 0.0, reverse=True)
             if args.json:
                 output.print_json({"enclaves": rows})
@@ -152,4 +177,4 @@ def _top(args: argparse.Namespace) -> int:
             sys.stdout.flush()
             if args.once:
                 return 0
-            before = {info.enclave_id: use for info, use in now}
+            before = now

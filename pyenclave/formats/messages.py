@@ -196,6 +196,7 @@ class EnclaveInfo(_Base, frozen=True, kw_only=True, tag="enclave"):
     mrenclave: bytes
     started: float  # seconds since the epoch
     debugger: str = ""  # "attached", or "stopped": at a breakpoint, waiting for one
+    round_trips: int = -1  # through its ring, modulo 2³², as the host's end has it; -1: unknown
 
 
 class List(_Base, frozen=True, kw_only=True, tag="list"):

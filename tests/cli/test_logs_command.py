@@ -8,15 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
+from pyenclave._platform.client import PlatformClient
 from pyenclave._platform.debuglog import DebugLog, find_logs
 from pyenclave._platform.state import State
 from pyenclave.cli import main
-from pyenclave.cli.top import use_of
+from pyenclave.cli.top import Look, trips_per_second, use_of
+from pyenclave.formats.messages import EnclaveInfo
 from pyenclave.host import Enclave
+from pyenclave.host.pool import EnclavePool
+from pyenclave.image.build import build
 
 TEXT = """loading
 DEBUG mine: [req-1] a record
@@ -158,6 +163,7 @@ def test_top_shows_what_an_enclave_uses(
     with Enclave.from_file(script, quiet=True) as enclave:
         (row,) = json.loads(run(capsys, "top", "--json"))["enclaves"]
         check_row(row, enclave)
+        assert row["round_trips_per_second"] == 0
         shown = run(capsys, "top", "--once")
         assert "idle" in shown
         assert str(enclave.info.pid) in shown
@@ -193,6 +199,60 @@ def check_row(row: dict[str, Any], enclave: Enclave) -> None:
     assert row["memory"] > 1 << 20
     assert row["memory_kind"] in ("pss", "rss")
     assert row["threads"] >= 1
+
+
+def test_top_shows_the_round_trips_of_all_lanes(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exactly as many as there were calls, of a warm worker too; a batch is one."""
+    (tmp_path / "idle.py").write_text(
+        "import pyenclave\n@pyenclave.ecall\ndef add(x: int) -> int: return x + 1\n"
+    )
+    (tmp_path / "enclave.toml").write_text(
+        '[enclave]\nname = "idle"\nentry = "idle.py"\nproduct_id = 1\nsecurity_version = 1\n'
+        "threads = 3\n"
+    )
+    image = build(tmp_path / "enclave.toml")
+
+    def trips(enclave: Enclave) -> int:
+        with PlatformClient.connect(start=False) as client:
+            (found,) = [x for x in client.list() if x.enclave_id == enclave.info.enclave_id]
+        return found.round_trips
+
+    with Enclave(image) as enclave:
+        before = trips(enclave)
+        threads = [Thread(target=lambda: [enclave.add(x) for x in range(50)]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert trips(enclave) - before == 150
+        assert list(enclave.map("add", range(100))) == list(range(1, 101))
+        assert 150 < trips(enclave) - before < 250
+    with EnclavePool(image, size=1) as pool, pool.enclave() as member:
+        before = trips(member)
+        member.call("add", 1)
+        assert trips(member) - before == 1
+
+
+def test_a_count_that_wraps_is_no_flood() -> None:
+    def look(when: float, trips: int) -> Look:
+        info = EnclaveInfo(
+            enclave_id=bytes(16),
+            name="one",
+            pid=1,
+            host_pid=1,
+            debug=True,
+            mrenclave=bytes(32),
+            started=0.0,
+            round_trips=trips,
+        )
+        return Look(when=when, info=info, use=None)
+
+    assert trips_per_second(look(0, 2**32 - 10), look(5, 5)) == 3
+    assert trips_per_second(look(0, -1), look(5, 5)) is None
+    assert trips_per_second(look(0, 5), look(5, -1)) is None
+    assert trips_per_second(look(5, 5), look(5, 6)) is None
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "nan", "1e9"])
