@@ -47,7 +47,9 @@ _ANSWER_TIMEOUT: Final = 10.0
 _LAUNCH_TIMEOUT: Final = 60.0
 _ATTEMPTS: Final = 3
 # A warm worker is handed out in less time than it takes to wake a process that sleeps.
-_SPIN: Final = 0.0005
+# Seconds to look for the answer to a hand-out before sleeping: only with a processor to spare, for
+# the platform and the worker need one each.
+_SPIN: Final = 0.0005 if len(os.sched_getaffinity(0)) > 2 else 0.0
 _MAX_LOG: Final = 256 * 1024
 # The platform must not be the host's child for ever (nobody may wait for it), so a first process
 # makes it and ends. Nothing but built-in modules is imported before the fork.

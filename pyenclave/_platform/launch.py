@@ -369,7 +369,7 @@ class Launcher:
                 # It wakes up while this tries its walls: that takes as long.
                 candidate.channel.send(messages.Soon(), timeout=0)
             outside = probe_again(worker.pid, worker.pidfd, candidate.status)
-            if has_ended(candidate.worker.pidfd):
+            if not any(outside.values()) and has_ended(worker.pidfd):
                 raise WorkerGoneError("the worker ended while it waited")
             facts = self._identify(candidate, outside)
         except BaseException:

@@ -50,6 +50,7 @@ __all__ = ["Prepared", "Start", "Worker", "run"]
 
 _SPIN = 0.002  # seconds to look for an identity that was announced
 _SOON = 1.0
+_WARM = 0.02  # seconds without an identity after which a worker is kept warm
 _WAIT = 5.0  # seconds of one look whether the platform sent an identity
 # Seconds between two looks of a lane that nobody uses. No end waits for them: the kernel kills a
 # worker whose zygote ends, and that ends with the platform, which kills workers itself.
@@ -219,7 +220,7 @@ class Worker:
                 grace=self.life.grace,
             )
         )
-        identity, fds = self._await()
+        identity, fds = self._await(start.memory)
         if not isinstance(identity, messages.Identity) or fds:
             raise EnclaveStateError(
                 "protocol with the platform is broken",
@@ -232,9 +233,14 @@ class Worker:
         self.running = True
         self.life.begin()
 
-    def _await(self) -> tuple[messages.Message, list[int]]:
+    def _await(self, memory: SecretMemory) -> tuple[messages.Message, list[int]]:
         poll = select.poll()
         poll.register(self.channel.fileno(), select.POLLIN)
+        if not poll.poll(_WARM * 1000):
+            # Kept warm: what the entry made is looked through now, and not in somebody's first
+            # call. The secret's page is made as well.
+            gc.collect(0)
+            memory.write(0, bytes(_runtime.SECRET_SIZE))
         while True:
             while not poll.poll(_WAIT * 1000):
                 pass  # its other end is the platform's alone: it closes with the platform

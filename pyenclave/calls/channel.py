@@ -120,11 +120,7 @@ class Channel:
             left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
             if left < 0:
                 raise TimeoutError("no message within the deadline")
-            if awake:
-                os.sched_yield()
-                if time.monotonic() >= awake:
-                    awake = 0.0
-            else:
+            if not awake:
                 poll = select.poll()
                 poll.register(self._sock, select.POLLIN)
                 if not poll.poll(left * 1000):
@@ -134,6 +130,10 @@ class Channel:
                     messages.MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
+                if awake:
+                    os.sched_yield()
+                    if time.monotonic() >= awake:
+                        awake = 0.0
                 continue
             except OSError as error:
                 raise EnclaveLostError(f"the peer is gone: {error.strerror}") from None

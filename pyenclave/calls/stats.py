@@ -420,6 +420,9 @@ class NameTotals:
             self.functions[name] = before + item
 
 
+_GRAVES = 8  # launches that are gone, and are looked at later
+
+
 class Registry:
     """The launches and pools of this process. Thread-safe; a forked child begins with none."""
 
@@ -435,7 +438,8 @@ class Registry:
     def add(self, launch: Launch, owner: object) -> None:
         """Know *launch* from now on; when *owner* is gone, keep what it had counted."""
         with self._lock:
-            self._bury()
+            if len(self._dead) >= _GRAVES:  # whoever launches waits for it
+                self._bury()
             self._number += 1
             self._launches[self._number] = launch
             finalizer = weakref.finalize(owner, self._dead.append, self._number)
