@@ -222,6 +222,7 @@ class HostLanes:
         queue_limit: int,
         late: Callable[[int, int, float], object] | None = None,
         functions: int = 0,
+        shared: int = 0,
     ) -> None: ...
     report: Callable[[int, BaseException], object] | None
     def close(self) -> None: ...
@@ -434,7 +435,13 @@ class FunctionTable:
 @final
 class WorkerLane:
     def __init__(
-        self, memory: Buffer, lanes: int, slot_size: int, number: int, limit: int
+        self,
+        memory: Buffer,
+        lanes: int,
+        slot_size: int,
+        number: int,
+        limit: int,
+        shared: int = 0,
     ) -> None: ...
     def note(self) -> str: ...
     def serve(

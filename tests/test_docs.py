@@ -278,11 +278,12 @@ def test_the_native_example_compiles_and_runs(
     assert done.stdout.endswith(example(page, "native-output"))
 
 
-@pytest.mark.parametrize("name", ["map", "aio"])
-def test_the_examples_of_map_and_asyncio_run(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["map", "aio", "shared"])
+def test_the_examples_of_calls_run(tmp_path: Path, name: str) -> None:
     """docs/calls.md, as a reader would type it."""
     page = "docs/calls.md"
     (tmp_path / "batches.py").write_text(example(page, "map-entry"))
+    (tmp_path / "arrays.py").write_text(example(page, "shared-entry"))
     (tmp_path / "call.py").write_text(example(page, f"{name}-python"))
     done = subprocess.run(
         [sys.executable, "call.py"],

@@ -18,6 +18,8 @@ cdef extern from "Python.h":
     object PyLong_FromLongLong(long long value)
     object PyLong_FromUnsignedLongLong(unsigned long long value)
     const char *PyUnicode_AsUTF8AndSize(object o, Py_ssize_t *size) except NULL
+    Py_ssize_t Py_REFCNT(PyObject *o)
+    PyObject *PyList_GetItem(object list, Py_ssize_t i) except NULL
     object PyUnicode_DecodeUTF8(const char *data, Py_ssize_t size, const char *errors)
     int PyObject_CheckBuffer(object o)
 
@@ -41,6 +43,8 @@ cdef enum:
     NUM_TYPES = 41
     SMALL = 512
     ALIGN = 64
+    SHARED = 0x80           # bit of a number of dimensions: the elements are in shared memory
+    NO_GIL = 16384          # bytes from which on a copy is made without the GIL
 
 FRAME_MAX_ARRAYS = MAX_ARRAYS
 FRAME_MAX_OPTIONAL = MAX_OPTIONAL
@@ -105,6 +109,94 @@ cdef str type_name(object value):
     return type(value).__name__
 
 
+# ---- shared memory -----------------------------------------------------------------------------
+
+cdef struct Shared:         # memory that both sides map, as far as one message may speak of it
+    uint8_t *data           # NULL: it may not
+    uint64_t size
+    uint64_t left           # bytes that references of the message may still name
+    bint placed             # its frame says where the elements of the result go:
+    uint64_t place          # from `data` on
+    uint64_t room           # bytes there; 0: nowhere
+
+
+cdef void shared_init(Shared *of, uint8_t *data, uint64_t size, bint placed) noexcept:
+    of.data = data
+    of.size = size
+    of.left = size
+    of.placed = placed
+    of.place = 0
+    of.room = 0
+
+
+cdef bint is_within(uint64_t offset, uint64_t length, uint64_t size) noexcept nogil:
+    """Whether `length` bytes from `offset` on are within `size`; no sum is formed (BND-02)."""
+    return offset <= size and length <= size - offset
+
+
+cdef void copy(uint8_t *to, const uint8_t *data, size_t length) noexcept:
+    if length < NO_GIL:
+        memcpy(to, data, length)
+    else:
+        with nogil:
+            memcpy(to, data, length)
+
+
+@cython.final
+cdef class Scratch:
+    """
+    Private memory for arrays, used again once nothing refers to it any more.
+
+    Fresh memory costs more than the copy into it: the kernel zeroes each page at its first touch.
+    Of one thread; what it gave out may be dropped by any.
+    """
+
+    cdef list buffers
+    cdef size_t kept
+    cdef uint32_t quiet     # slices of waiting since it was used
+
+    def __cinit__(self):
+        self.buffers = []
+        self.kept = 0
+        self.quiet = 0
+
+    cdef object take(self, size_t length):
+        """Return a bytearray of at least `length` bytes and one line, whose content is anything."""
+        cdef size_t want = length + ALIGN
+        cdef size_t have
+        cdef Py_ssize_t i
+        self.quiet = 0
+        for i in range(len(self.buffers)):
+            have = <size_t>PyByteArray_Size(self.buffers[i])
+            if want <= have <= 2 * want and self.is_free(i):
+                return self.buffers[i]
+        for i in range(len(self.buffers) - 1, -1, -1):
+            if want > MOST_KEPT - self.kept and self.is_free(i):
+                self.kept -= <size_t>PyByteArray_Size(self.buffers[i])
+                del self.buffers[i]
+        made = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>want)
+        if want <= MOST_KEPT - self.kept:
+            self.buffers.append(made)
+            self.kept += want
+        return made
+
+    cdef bint is_free(self, Py_ssize_t i) except -1:
+        """Whether the list has the only reference: no array, no memoryview, nobody reaches it."""
+        return Py_REFCNT(PyList_GetItem(self.buffers, i)) == 1
+
+    cdef void rest(self):
+        """A slice of waiting is over: after some, unused memory is given back."""
+        self.quiet += 1
+        if self.quiet > QUIET and self.kept:
+            self.buffers = []
+            self.kept = 0
+
+
+cdef enum:
+    MOST_KEPT = 67108864    # bytes that a lane keeps
+    QUIET = 10              # slices
+
+
 # ---- writing -----------------------------------------------------------------------------------
 
 cdef struct Message:
@@ -114,6 +206,9 @@ cdef struct Message:
     uint64_t total          # of head, padding and arrays
     size_t num_segments
     int num_views
+    uint32_t far            # bit i: view i is in shared memory, and only named
+    bint fills              # the elements of its one array go to shared.place, if they are as many
+    Shared shared
     pye_segment[33] segments         # 1 + 2 * MAX_ARRAYS
     Py_buffer[MAX_ARRAYS] views
     uint8_t[SMALL] small
@@ -126,6 +221,9 @@ cdef void message_init(Message *m) noexcept:
     m.total = 0
     m.num_segments = 0
     m.num_views = 0
+    m.far = 0
+    m.fills = False
+    shared_init(&m.shared, NULL, 0, False)
 
 
 cdef void message_clear(Message *m) noexcept:
@@ -133,6 +231,7 @@ cdef void message_clear(Message *m) noexcept:
     for i in range(m.num_views):
         PyBuffer_Release(&m.views[i])
     m.num_views = 0
+    m.far = 0
     if m.data != m.small:
         free(m.data)
         m.data = m.small
@@ -264,27 +363,50 @@ cdef int put_array(Message *m, object value, int wanted, str name) except -1:
         value = np_contiguous(value)
     if code >= DATES:  # NumPy lends no buffer of dates
         value = value.view(np_int64)
-    hold(m, value)
     room(m, 1)[0] = <uint8_t>code
-    return put_shape(m, shape)
+    return put_elements(m, value, shape)
 
 
-cdef int hold(Message *m, object value) except -1:
-    """Keep the buffer of `value`, which is contiguous, for the message's tail."""
-    PyObject_GetBuffer(value, &m.views[m.num_views], PyBUF_SIMPLE)
+cdef int put_elements(Message *m, object value, tuple shape) except -1:
+    """
+    Put the shape, and keep the buffer of `value`, which is contiguous, for the message's tail.
+
+    What lies in shared memory already is only named; what has a place there is copied there.
+    """
+    cdef Py_buffer *view = &m.views[m.num_views]
+    cdef uint64_t place
+    cdef uint64_t length
+    PyObject_GetBuffer(value, view, PyBUF_SIMPLE)
     m.num_views += 1
-    return 0
+    if m.shared.data != NULL:
+        length = <uint64_t>view.len
+        if m.fills:
+            if length == m.shared.room:
+                copy(m.shared.data + m.shared.place, <const uint8_t *>view.buf, <size_t>length)
+                m.num_views -= 1
+                PyBuffer_Release(view)
+                return put_shape(m, shape, True, m.shared.place)
+        else:
+            # Of addresses elsewhere this is some number; it is within the size only if they are.
+            place = <uint64_t>(<size_t>view.buf - <size_t>m.shared.data)
+            if length and length <= m.shared.left and is_within(place, length, m.shared.size):
+                m.shared.left -= length
+                m.far |= (<uint32_t>1) << (m.num_views - 1)
+                return put_shape(m, shape, True, place)
+    return put_shape(m, shape, False, 0)
 
 
-cdef int put_shape(Message *m, tuple shape) except -1:
+cdef int put_shape(Message *m, tuple shape, bint there, uint64_t place) except -1:
     cdef uint64_t count
-    cdef uint8_t *at = room(m, 1 + 8 * <size_t>len(shape))
-    at[0] = <uint8_t>len(shape)
+    cdef uint8_t *at = room(m, 1 + 8 * <size_t>len(shape) + (8 if there else 0))
+    at[0] = <uint8_t>(len(shape) | (SHARED if there else 0))
     at += 1
     for size in shape:
         count = size
         memcpy(at, &count, 8)
         at += 8
+    if there:
+        memcpy(at, &place, 8)
     return 0
 
 
@@ -292,8 +414,7 @@ cdef int put_described(Message *m, object value, object detail, str name) except
     """As put_array, of what the signature describes: detail.prepare gives bytes and a shape."""
     need_numpy()
     data, shape = detail.prepare(value, name)
-    hold(m, data)
-    return put_shape(m, shape)
+    return put_elements(m, data, shape)
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -304,6 +425,10 @@ cdef struct Reader:
     size_t at
     size_t tail             # where the next array's elements are
     size_t total
+    Shared *shared          # NULL: no array may be there
+    PyObject *scratch       # where such are copied to; borrowed
+    bint there              # the array whose shape was taken last is there,
+    uint64_t place          # here, with all its elements
 
 
 cdef object bad_frame(str what):
@@ -353,36 +478,67 @@ cdef bint only_bools(const uint8_t *data, size_t length) noexcept nogil:
 cdef object get_array(Reader *r, int wanted, object owner):
     cdef int code = take(r, 1)[0]
     cdef uint64_t count
+    cdef size_t at
+    cdef const uint8_t *data = r.data
     need_numpy()
     if code == 0 or code >= NUM_TYPES or (wanted and code != wanted):
         raise bad_frame("an array has another element type")
     code = <int>pye_index_mask(<uint32_t>code, <uint32_t>NUM_TYPES)
     shape = get_shape(r, <uint64_t>(8 if code >= DATES else ITEM_SIZES[code]), &count)
+    if r.there:
+        owner = fetch(r, count, &data, &at)
+    else:
+        at = r.tail
+        r.tail += <size_t>count
     # SER-04: compiled code counts, masks and indexes by such bytes; of others it makes nonsense.
-    if code == BOOLS and not only_bools(r.data + r.tail, <size_t>count):
+    if code == BOOLS and not only_bools(data + at, <size_t>count):
         raise bad_frame("a bool is neither 0 nor 1")
-    array = np_ndarray(shape, dtype_of_code[code], owner, r.tail)
-    r.tail += <size_t>count
-    return array
+    return np_ndarray(shape, dtype_of_code[code], owner, at)
 
 
 cdef object get_described(Reader *r, object detail, object owner):
     cdef uint64_t count
+    cdef size_t at
+    cdef const uint8_t *data
     need_numpy()
     shape = get_shape(r, detail.item_size, &count)
-    data = np_ndarray((count,), np_uint8, owner, r.tail)
-    r.tail += <size_t>count
-    return detail.restore(data, shape)
+    if r.there:
+        owner = fetch(r, count, &data, &at)
+    else:
+        at = r.tail
+        r.tail += <size_t>count
+    return detail.restore(np_ndarray((count,), np_uint8, owner, at), shape)
+
+
+cdef object fetch(Reader *r, uint64_t count, const uint8_t **out_data, size_t *out_at):
+    """
+    Copy an array's elements out of shared memory, once, and return what holds them, at `out_at`.
+
+    Place and count are checked. From here on the other side cannot change them (BND-03).
+    """
+    owner = (<Scratch>r.scratch).take(<size_t>count)
+    cdef uint8_t *data = <uint8_t *>PyByteArray_AsString(owner)
+    cdef size_t at = (ALIGN - <size_t>data % ALIGN) % ALIGN
+    copy(data + at, r.shared.data + r.place, <size_t>count)
+    out_data[0] = data
+    out_at[0] = at
+    return owner
 
 
 cdef tuple get_shape(Reader *r, uint64_t item, uint64_t *out_len):
-    """Take a shape; `out_len` is the length of its elements, which begin at r.tail."""
+    """
+    Take a shape; `out_len` is the length of its elements.
+
+    They begin at r.tail, or, if r.there, at r.place of the shared memory.
+    """
     cdef int ndim = take(r, 1)[0]
     cdef const uint8_t *at
     cdef uint64_t size
     cdef uint64_t count = 1
     cdef bint empty = False
     cdef int i
+    r.there = (ndim & SHARED) != 0
+    ndim &= ~SHARED
     if ndim > MAX_NDIM:
         raise bad_frame("an array has too many dimensions")
     at = take(r, 8 * <size_t>ndim)
@@ -400,10 +556,20 @@ cdef tuple get_shape(Reader *r, uint64_t item, uint64_t *out_len):
     if empty:
         count = 0
     count *= item
+    out_len[0] = count
+    if r.there:
+        memcpy(&r.place, take(r, 8), 8)
+        if r.shared == NULL or r.shared.data == NULL:
+            raise bad_frame("an array is in shared memory, of which there is none here")
+        if not is_within(r.place, count, r.shared.size):
+            raise bad_frame("an array goes beyond the shared memory")
+        if count > r.shared.left:
+            raise bad_frame("its arrays are larger than the shared memory")
+        r.shared.left -= count
+        return tuple(shape)
     r.tail += (ALIGN - r.tail % ALIGN) % ALIGN
     if r.tail > r.total or count > r.total - r.tail:
         raise bad_frame("an array goes beyond it")
-    out_len[0] = count
     return tuple(shape)
 
 
@@ -475,6 +641,10 @@ cdef class Plan:
             raise TypeError(f"{self.num} values wanted, {len(values)} given")
         if self.arrays:
             room(m, 4)
+        if m.shared.placed and not m.fills:
+            at = room(m, 16)
+            memcpy(at, &m.shared.place, 8)
+            memcpy(at + 8, &m.shared.room, 8)
         if self.optional:
             where = m.length
             room(m, 4)
@@ -562,6 +732,8 @@ cdef class Plan:
         m.num_segments = 1
         m.total = m.length
         for i in range(m.num_views):
+            if (m.far >> i) & 1:
+                continue
             pad = <size_t>((ALIGN - m.total % ALIGN) % ALIGN)
             m.segments[m.num_segments].data = ZEROES
             m.segments[m.num_segments].len = pad
@@ -570,8 +742,13 @@ cdef class Plan:
             m.num_segments += 2
             m.total += pad + <size_t>m.views[i].len
 
-    cdef tuple get(self, const uint8_t *data, size_t length, object owner):
-        """Decode private bytes. `owner` is the bytearray that holds them, where arrays do."""
+    cdef tuple get(self, const uint8_t *data, size_t length, object owner, Shared *shared=NULL,
+                   Scratch scratch=None):
+        """
+        Decode private bytes. `owner` is the bytearray that holds them, where arrays do.
+
+        `shared` says what the frame may name of shared memory; arrays there are copied to `scratch`.
+        """
         cdef Reader r
         cdef int i
         cdef char code
@@ -586,12 +763,21 @@ cdef class Plan:
         r.total = length
         r.at = 0
         r.tail = length
+        r.shared = shared
+        r.scratch = <PyObject *>scratch
         if self.arrays:
             memcpy(&head, take(&r, 4), 4)
             if head > length or head < r.at:
                 raise bad_frame("its head is longer than it")
             r.length = head
             r.tail = head
+        if shared != NULL and shared.placed:
+            at = take(&r, 16)
+            memcpy(&shared.place, at, 8)
+            memcpy(&shared.room, at + 8, 8)
+            if not is_within(shared.place, shared.room, shared.size) or (
+                    shared.room == 0 and shared.place):
+                raise bad_frame("the place of its result is not in the shared memory")
         if self.optional:
             memcpy(&present, take(&r, 4), 4)
             if self.num < 32 and present >> self.num:

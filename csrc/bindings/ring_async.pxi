@@ -51,6 +51,8 @@ cdef class AsyncCall:
     cdef BatchCall batched
     cdef Batch batch
     cdef object out
+    cdef Shared shared             # its place is that of `out`, if the call named it
+    cdef tuple arrays              # in shared memory, that the worker may still look at
     cdef Message *message          # until all of it is sent
     cdef int stage
     cdef int lane
@@ -255,8 +257,7 @@ cdef class AsyncFunction:
                     value = native_argument(value, c.wanted)
                 put_buffer(m, value)
             else:
-                c.arguments.put(m, args)
-                c.arguments.finish(m)
+                c.prepare(m, args, out)
         except BaseException:
             self.lanes.old_message(m)
             pye_stats_event(self.lanes.host.counts, PYE_STATS_ARGUMENT)
@@ -498,6 +499,7 @@ cdef class AsyncLanes:
         cdef AsyncCall call
         cdef pye_lane_header header
         cdef pye_status status
+        cdef Shared shared
         cdef uint64_t ticks
         cdef uint64_t given
         cdef int lane = -1
@@ -514,6 +516,8 @@ cdef class AsyncLanes:
             level = pye_lane_depth(self.host.lanes[lane])
         elif not self.queue:
             lane = self.free_lane()
+        shared = m.shared
+        arrays = named_arrays(m, out)
         given = ticks = function.look() if function is not None else self.longest
         if lane >= 0 and function is not None:
             # The whole of a short call, without an object for it.
@@ -542,6 +546,8 @@ cdef class AsyncLanes:
         call.lanes = self
         call.function = function
         call.out = out
+        call.shared = shared
+        call.arrays = arrays
         call.message = m
         call.kind = call.first_kind = kind
         call.index = call.first_index = index
@@ -818,6 +824,7 @@ cdef class AsyncLanes:
         if lane < 0 or self.calls[lane] is not call:
             return 0
         self.disarm(call)
+        call.arrays = None
         self.calls[lane] = call.parent
         if call.parent is not None:
             self.vacate(call.parent)
@@ -875,6 +882,9 @@ cdef class AsyncLanes:
             value = owner
             if c.element is not None:
                 value = native_array(value, c.element)
+        elif call.out is not None and call.shared.room and answer_is_there(
+                call.data, <size_t>call.header.total, call.out, call.shared.place):
+            return call.out
         else:
             value = self.host.decode(c.result, call.data, <size_t>call.header.total, owner)
         return value if call.out is None else fill_out(call.out, value)

@@ -21,6 +21,7 @@ cdef class HostCall:
     cdef double kill_after
     cdef str note
     cdef bint has_out
+    cdef bint placed        # its calls say where in shared memory the result goes
     cdef readonly bint streams
     cdef readonly str __name__
     cdef readonly str __doc__
@@ -44,6 +45,7 @@ cdef class HostCall:
         self.note = note
         self.has_out = has_out
         self.streams = streams
+        self.placed = lanes.shared_size and not native and has_place(result, streams)
         if native and arguments.num != 1:
             raise ValueError("a native function takes one argument")
 
@@ -84,25 +86,28 @@ cdef class HostCall:
         message_init(&m)
         try:
             # All of the caller's code (buffers, __index__) runs here, before a lane is taken.
-            self.arguments.put(&m, args)
-            self.arguments.finish(&m)
+            self.prepare(&m, args, out)
             fits = True
             if PYE_GET(&self.lanes.handlers):
                 number = self.lanes.nested(deadline)
                 if number >= 0:
                     if self.streams:
                         return self.open_stream(number, True, &m, deadline)
-                    return self.lanes.exchange(
+                    pin = self.lanes.pin(number, &m, out)
+                    value = self.lanes.exchange(
                         number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments, m.num_segments,
-                        deadline, 1, self.result)
+                        deadline, 1, self.result, out, &m.shared)
+                    self.lanes.unpin(number, pin)
+                    return value
             number = self.lanes.acquire(deadline)
             if self.note is not None:
                 self.lanes.show(number, self.note)
             if self.streams:
                 return self.open_stream(number, False, &m, deadline)
             try:
+                self.lanes.pin(number, &m, out)
                 return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments,
-                                           m.num_segments, deadline, 1, self.result, out)
+                                           m.num_segments, deadline, 1, self.result, out, &m.shared)
             finally:
                 self.lanes.release(number, self.kill_after)
         finally:
@@ -110,11 +115,22 @@ cdef class HostCall:
             if not fits:
                 pye_stats_event(self.lanes.counts, PYE_STATS_ARGUMENT)
 
+    cdef int prepare(self, Message *m, tuple args, object out) except -1:
+        """Encode a call. What lies in shared memory is named only, `out` too."""
+        if self.lanes.shared_size:
+            shared_init(&m.shared, self.lanes.shared_data, self.lanes.shared_size, self.placed)
+            if self.placed and out is not None:
+                place_result(self.lanes, self.result, out, &m.shared)
+        self.arguments.put(m, args)
+        self.arguments.finish(m)
+        return 0
+
     cdef object open_stream(self, int number, bint nested, Message *m, double deadline):
         """Send the call of a function that streams; what it gives is asked for later."""
         stream = HostStream(self.lanes, number, nested, self.index, self.result, self.__doc__,
                             self.timeout, self.kill_after)
         try:
+            self.lanes.pin(number, m, None)
             pye_stats_time(self.lanes.counts, <uint32_t>number, self.index)
             pye_stats_begin(self.lanes.counts, <uint32_t>number, self.index, m.segments,
                             m.num_segments)

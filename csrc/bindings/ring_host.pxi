@@ -44,6 +44,10 @@ cdef class HostLanes:
     cdef uint64_t streams    # nested ones that were ever opened
     cdef OcallTable ocalls
     cdef object submit
+    cdef uint8_t *shared_data
+    cdef uint64_t shared_size
+    cdef list pins           # of each lane: a dict of arrays that the worker may still look at
+    cdef uint64_t pinned
 
     def __cinit__(self):
         self.held = False
@@ -55,7 +59,7 @@ cdef class HostLanes:
 
     def __init__(self, memory, token, uint32_t lanes, uint32_t slot_size, uint64_t limit,
                  guard, broken, error, condition, int queue_limit, late=None,
-                 uint32_t functions=0):
+                 uint32_t functions=0, uint64_t shared=0):
         cdef uint32_t i
         if self.held:
             raise TypeError("HostLanes is made once")
@@ -71,6 +75,8 @@ cdef class HostLanes:
         if self.token.len < 1:
             raise ValueError("the token is empty")
         (<uint8_t *>self.token.buf)[0] = 1
+        self.shared_data = shared_part(&self.memory_view, lanes, slot_size, shared)
+        self.shared_size = shared
         self.guard = guard
         self.broken = broken
         self.error = error
@@ -87,7 +93,8 @@ cdef class HostLanes:
                 or self.handling == NULL:
             raise MemoryError()
         for i in range(lanes):
-            status = pye_lane_new(&self.lanes[i], self.memory_view.buf, <size_t>self.memory_view.len, lanes,
+            status = pye_lane_new(&self.lanes[i], self.memory_view.buf,
+                                  <size_t>self.memory_view.len - <size_t>shared, lanes,
                                   slot_size, i, PYE_SIDE_HOST, limit, &WAIT_OPS)
             if status != PYE_OK:
                 fail(status, "ring")
@@ -95,6 +102,7 @@ cdef class HostLanes:
         if lanes == 0:
             fail(PYE_E_ARGUMENT, "ring")
         self.notes = [None] * lanes
+        self.pins = [None] * lanes
         self.stats = CallStats(lanes, functions)
         self.counts = self.stats.counts
 
@@ -190,6 +198,8 @@ cdef class HostLanes:
                 status = pye_lane_drain(self.lanes[i], 0)
                 if status == PYE_OK and self.notes[i] is not None:
                     self.show(<int>i, None)
+                if status == PYE_OK:
+                    self.pins[i] = None
                 PYE_SET(&self.states[i], FREE if status == PYE_OK else LATE)
                 if status == PYE_E_PROTOCOL:
                     raise self.broken(pye_lane_broken(self.lanes[i]).decode())
@@ -274,6 +284,8 @@ cdef class HostLanes:
         if pye_lane_idle(this):
             if self.notes[lane] is not None:
                 self.show(lane, None)
+            if self.pins[lane] is not None:
+                self.pins[lane] = None
             PYE_SET(&self.states[lane], FREE)
         else:
             PYE_SET(&self.states[lane], LATE)
@@ -315,11 +327,13 @@ cdef class HostLanes:
         return 1 if left < 1 else <uint32_t>left
 
     cdef object exchange(self, int number, uint16_t kind, uint16_t index, pye_segment *segments,
-                         size_t num, double deadline, int want, Plan plan, object out=None):
+                         size_t num, double deadline, int want, Plan plan, object out=None,
+                         Shared *shared=NULL):
         """
         Send a message and return the answer: as bytes (want 0) or decoded by `plan` (want 1).
 
-        An array result goes into the array `out`, and is that, if it fits there as it is.
+        An array result goes into the array `out`, and is that, if it fits there as it is; `shared`
+        says whether the message gave it a place.
 
         The caller owns the lane. If this raises while the worker still has the call, the lane
         stays late until the call returns (see `release`).
@@ -339,7 +353,8 @@ cdef class HostLanes:
         if header.kind != PYE_FRAME_RESULT and header.kind != PYE_FRAME_ERROR:
             self.give_up(lane, pye_lane_refuse(lane, "turn"))
         total = <size_t>header.total
-        if out is not None and header.kind == PYE_FRAME_RESULT:
+        cdef bint placed = shared != NULL and shared.room
+        if out is not None and header.kind == PYE_FRAME_RESULT and not placed:
             owner = read_into(self, number, &header, plan, out, deadline)
             if owner is not None:
                 if kind == PYE_FRAME_CALL:
@@ -376,7 +391,31 @@ cdef class HostLanes:
             raise self.failure(number, kind, index, owner, cause)
         if want == 0:
             return owner
+        if placed and answer_is_there(data, total, out, shared.place):
+            return out
         return self.decode(plan, data, total, owner)
+
+    cdef object pin(self, int number, Message *m, object out):
+        """
+        Keep the arrays in shared memory that a message names for as long as the worker may look.
+
+        That is until the lane is free: a call whose caller gave up still reads and writes them.
+        """
+        arrays = named_arrays(m, out)
+        if arrays is None:
+            return None
+        pye_lane_names(self.lanes[number], m.shared.size - m.shared.left + m.shared.room)
+        self.pinned += 1
+        if self.pins[number] is None:
+            self.pins[number] = {}
+        (<dict>self.pins[number])[self.pinned] = arrays
+        return self.pinned
+
+    cdef int unpin(self, int number, object pin) except -1:
+        """A nested call has ended, and the worker has done with its arrays."""
+        if pin is not None and self.pins[number] is not None:
+            (<dict>self.pins[number]).pop(pin, None)
+        return 0
 
     cdef int show(self, int number, str note) except -1:
         """Say what the next call on a lane is for, or (None) that nothing is said."""

@@ -111,6 +111,9 @@ cdef class WorkerLane:
     cdef bint too_long      # the message that next_message announced is beyond the limit
     cdef uint32_t patience  # milliseconds of the longest wait for a call
     cdef uint32_t quiet     # waits that ended without one, in a row
+    cdef uint8_t *shared_data
+    cdef uint64_t shared_size
+    cdef Scratch scratch
 
     def __cinit__(self):
         self.held = False
@@ -121,14 +124,18 @@ cdef class WorkerLane:
         self.out_used = 0
 
     def __init__(self, memory, uint32_t lanes, uint32_t slot_size, uint32_t number,
-                 uint64_t limit):
+                 uint64_t limit, uint64_t shared=0):
         if self.held:
             raise TypeError("WorkerLane is made once")
         if limit > <uint64_t>PY_SSIZE_T_MAX // 2:
             raise ValueError("the message limit is too large")
         PyObject_GetBuffer(memory, &self.memory, PyBUF_WRITABLE)
         self.held = True
-        status = pye_lane_new(&self.lane, self.memory.buf, <size_t>self.memory.len, lanes,
+        self.shared_data = shared_part(&self.memory, lanes, slot_size, shared)
+        self.shared_size = shared
+        self.scratch = Scratch()
+        status = pye_lane_new(&self.lane, self.memory.buf,
+                              <size_t>self.memory.len - <size_t>shared, lanes,
                               slot_size, number, PYE_SIDE_WORKER, limit, &WAIT_OPS)
         if status != PYE_OK:
             fail(status, "ring")
@@ -325,6 +332,7 @@ cdef class WorkerLane:
             with nogil:
                 event = self.run(natives, num)
             if event == EVENT_LOOK:
+                self.scratch.rest()
                 PyErr_CheckSignals()
                 if not idle():
                     return
@@ -398,6 +406,7 @@ cdef class WorkerLane:
         cdef const uint8_t *data = self.in_data
         cdef uint32_t index
         cdef Plan plan
+        cdef Shared shared
         cdef object owner = None
         cdef str stage = "request"
         if allowed is not None or total > self.in_size:
@@ -425,7 +434,10 @@ cdef class WorkerLane:
                             owner = PyByteArray_FromStringAndSize(
                                 <char *>data, <Py_ssize_t>total)
                             data = <const uint8_t *>PyByteArray_AsString(owner)
-                        values = plan.get(data, total, owner)
+                        shared_init(
+                            &shared, self.shared_data, self.shared_size,
+                            self.shared_size and has_place(result, table.flags[index] & STREAMS))
+                        values = plan.get(data, total, owner, &shared, self.scratch)
                         owner = None
                         if plan.optional:
                             values = fill_missing(values, missing)
@@ -441,6 +453,9 @@ cdef class WorkerLane:
                         if table.flags[index] & STREAMS:
                             self.stream(value, result, number)
                         else:
+                            if shared.room:
+                                m.shared = shared
+                                m.fills = True
                             self.pack(&m, result, value, "the result")
                         self.running = False
                 elif kind == PYE_FRAME_BATCH:

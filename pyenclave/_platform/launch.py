@@ -60,7 +60,7 @@ from pyenclave.errors import (
     LaunchRefusedError,
 )
 from pyenclave.formats import messages
-from pyenclave.formats.image import MAX_IMAGE, Image
+from pyenclave.formats.image import MAX_IMAGE, MAX_SHARED, Image
 from pyenclave.measurement.image import verify_image
 
 __all__ = [
@@ -73,7 +73,7 @@ __all__ = [
     "check_ring",
 ]
 
-_MAX_RING: Final = 1 << 32
+_MAX_RING: Final = (1 << 32) + MAX_SHARED
 _CLOSED_TIMEOUT: Final = 30.0  # seconds: imports of the entry count
 _RUNNING_TIMEOUT: Final = 15.0
 _SEND_TIMEOUT: Final = 5.0
@@ -547,7 +547,8 @@ def check_ring(fd: int, wish: Wish) -> None:
 
     """
     size = check_memfd(fd, "ring", seals=_native.RING_SEALS, limit=_MAX_RING)
-    expected = ring.layout(wish.judged.info.threads)
+    info = wish.judged.info
+    expected = ring.layout(info.threads, shared=info.shared_memory)
     if size != expected:
         raise ArgumentError("memfd of the ring has another size", expected=expected, found=size)
 

@@ -37,6 +37,7 @@ class Table:
         debug: Whether texts of errors cross and tracebacks are printed; None: ask the runtime.
         ocalls: The functions of the host, by index.
         places: Index and signature of each, by name.
+        shared: Bytes of the ring behind the lanes, for arrays.
 
     """
 
@@ -49,6 +50,7 @@ class Table:
         debug: bool | None = None,
         ocalls: tuple[Ocall, ...] = (),
         names: tuple[str, ...] = (),
+        shared: int = 0,
     ) -> None:
         self.functions = functions
         indices = {name: index for index, name in enumerate(names)}
@@ -64,6 +66,7 @@ class Table:
         )
         self.lanes = lanes
         self.limit = limit
+        self.shared = shared
         self.debug = debug
         self.lock = threading.Lock()
         self._memory: Any = None
@@ -72,7 +75,7 @@ class Table:
         """Return the mapped ring; its seals and size are checked when it is first asked for."""
         with self.lock:
             if self._memory is None:
-                self._memory = ring.map_ring(ring_fd, self.lanes)
+                self._memory = ring.map_ring(ring_fd, self.lanes, shared=self.shared)
             return self._memory
 
     def attest(self, nonce: bytes) -> bytes:
@@ -214,6 +217,7 @@ def build_table(
         limit=info.message_limit,
         ocalls=_declared(entry, info),
         names=tuple(item.name for item in signatures),
+        shared=info.shared_memory,
     )
 
 
@@ -274,7 +278,7 @@ def open_lane(ring_fd: int, table: Table, lane: int) -> _core.WorkerLane:
 
     """
     return _core.WorkerLane(
-        table.memory(ring_fd), table.lanes, ring.DEFAULT_SLOT, lane, table.limit
+        table.memory(ring_fd), table.lanes, ring.DEFAULT_SLOT, lane, table.limit, table.shared
     )
 
 

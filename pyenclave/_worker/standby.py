@@ -14,7 +14,7 @@ import socket
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from pyenclave import _core, _native
+from pyenclave import _native
 from pyenclave._core import SecretMemory
 from pyenclave._worker import dispatch
 from pyenclave._worker.entry import EntryLoader
@@ -97,7 +97,7 @@ def rehearse(data: bytes, locked: Locked) -> None:
     exec(EntryLoader(image).get_code(entry.__name__), entry.__dict__)  # noqa: S102 - our own
     foreign_mappings(set(_native.mapping_lines()) - locked.accepted, locked)
     table = dispatch.build_table(entry, info)
-    ring_fd = ring.create(info.threads)
+    ring_fd = ring.create(info.threads, shared=info.shared_memory)
     ours, theirs = Channel.pair()
     with ours, theirs:
         worker = Worker(theirs, ring_fd, locked)
@@ -115,7 +115,7 @@ def rehearse(data: bytes, locked: Locked) -> None:
         theirs.send(identity)
         ours.receive(1)
         _runtime.Runtime(theirs, identity, info, key=RuntimeKey()).wipe()
-        _core.WorkerLane(table.memory(ring_fd), info.threads, ring.DEFAULT_SLOT, 0, table.limit)
+        dispatch.open_lane(ring_fd, table, 0)
     os.close(ring_fd)
 
 

@@ -20,17 +20,19 @@ __all__ = ["DEFAULT_SLOT", "SEALS", "check", "create", "layout", "map_ring"]
 
 # Payload bytes of a slot. Longer messages cross in fragments of this size.
 DEFAULT_SLOT = 128 * 1024
+_PAGE = 4096  # on every machine: what an image says does not depend on it
 # Seals of a ring: its size is fixed and no seal can be added. It stays writable by both sides.
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-def layout(lanes: int, slot_size: int = DEFAULT_SLOT) -> int:
+def layout(lanes: int, slot_size: int = DEFAULT_SLOT, *, shared: int = 0) -> int:
     """
     Return the size in bytes of a ring.
 
     Args:
         lanes: One a thread of the enclave.
         slot_size: Payload bytes each way, a multiple of 32.
+        shared: Bytes of memory for arrays behind the lanes; whole pages.
 
     Raises:
         ValueError: There is no such ring.
@@ -39,12 +41,14 @@ def layout(lanes: int, slot_size: int = DEFAULT_SLOT) -> int:
     size = _core.ring_size(lanes, slot_size)
     if size == 0:
         raise ValueError(f"no ring of {lanes} lanes with slots of {slot_size} bytes")
-    return size
+    if shared < 0 or shared % _PAGE:
+        raise ValueError(f"shared memory of {shared} bytes is not whole pages")
+    return size + shared
 
 
-def create(lanes: int, slot_size: int = DEFAULT_SLOT) -> int:
+def create(lanes: int, slot_size: int = DEFAULT_SLOT, *, shared: int = 0) -> int:
     """Make a ring of zeroes with fixed size and return its descriptor (the caller's)."""
-    size = layout(lanes, slot_size)
+    size = layout(lanes, slot_size, shared=shared)
     fd = os.memfd_create("pyenclave-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
@@ -55,7 +59,7 @@ def create(lanes: int, slot_size: int = DEFAULT_SLOT) -> int:
     return fd
 
 
-def check(fd: int, lanes: int, slot_size: int = DEFAULT_SLOT) -> None:
+def check(fd: int, lanes: int, slot_size: int = DEFAULT_SLOT, *, shared: int = 0) -> None:
     """
     Check that *fd* is a ring of that layout whose size can never change.
 
@@ -73,12 +77,12 @@ def check(fd: int, lanes: int, slot_size: int = DEFAULT_SLOT) -> None:
     # A ring sealed against writing would fault under us as well.
     if seals != SEALS:
         raise EnclaveStateError("the ring's size is not fixed", expected=SEALS, found=seals)
-    size = layout(lanes, slot_size)
+    size = layout(lanes, slot_size, shared=shared)
     if os.fstat(fd).st_size != size:
         raise EnclaveStateError("the ring has another size", expected=size, found=status.st_size)
 
 
-def map_ring(fd: int, lanes: int, slot_size: int = DEFAULT_SLOT) -> mmap.mmap:
+def map_ring(fd: int, lanes: int, slot_size: int = DEFAULT_SLOT, *, shared: int = 0) -> mmap.mmap:
     """Check and map a ring, shared and writable. The descriptor may be closed afterwards."""
-    check(fd, lanes, slot_size)
-    return mmap.mmap(fd, layout(lanes, slot_size), mmap.MAP_SHARED)
+    check(fd, lanes, slot_size, shared=shared)
+    return mmap.mmap(fd, layout(lanes, slot_size, shared=shared), mmap.MAP_SHARED)

@@ -65,6 +65,7 @@ RESERVED_NAMES = frozenset(
         "ping",
         "record",
         "restart",
+        "shared",
         "start",
         "started",
         "state",

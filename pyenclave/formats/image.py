@@ -31,6 +31,7 @@ __all__ = [
     "FLAGS_TCS",
     "MAGIC",
     "MAX_IMAGE",
+    "MAX_SHARED",
     "MAX_THREADS",
     "PAGE",
     "SIGSTRUCT_SIZE",
@@ -54,6 +55,7 @@ MAX_INFO = 4 * 1024 * 1024
 MAX_FILES = 4096
 MAX_OCALLS = 4096
 MAX_THREADS = 256
+MAX_SHARED = 16 << 30  # bytes of memory that host and enclave both map
 
 # SECINFO.FLAGS (specification 2.6): R = 1, W = 2, X = 4, page type REG = 0x200, TCS = 0x100.
 FLAGS_R = 0x201
@@ -74,7 +76,9 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     executable: bool
 
 
-class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ImageInfo(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """
     What the enclave is; measured.
 
@@ -95,6 +99,8 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         jit: Whether writable-executable memory is allowed inside.
         seal: The ``[seal]`` table.
         files: The image's files, sorted by name.
+        shared_memory: Bytes of memory that host and enclave both map, for arrays; whole pages.
+            Absent where it is 0, so that images without are what they were.
 
     """
 
@@ -114,6 +120,7 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     jit: bool
     seal: dict[str, Any]
     files: tuple[FileEntry, ...]
+    shared_memory: int = 0
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON: sorted keys, no spaces, UTF-8."""
@@ -150,6 +157,13 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         _check_range("threads", self.threads, 1, MAX_THREADS)
         _check_range("sealed_memory", self.sealed_memory, 0, 1 << 48)
         _check_range("message_limit", self.message_limit, 1, 1 << 40)
+        _check_range("shared_memory", self.shared_memory, 0, MAX_SHARED)
+        if self.shared_memory % PAGE:
+            raise ImageError(
+                "image info: shared_memory is not whole pages",
+                expected=f"a multiple of {PAGE}",
+                found=self.shared_memory,
+            )
         _check_range("blas_threads", self.blas_threads, 1, 1024)
         if not self.name or len(self.name) > 64 or not self.name.isprintable():
             raise ImageError("image info: name is not a short printable text")

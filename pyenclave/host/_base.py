@@ -16,6 +16,7 @@ from pyenclave.errors import (
     UnknownFunctionError,
 )
 from pyenclave.host import _fork
+from pyenclave.host._arena import SharedMemory
 from pyenclave.host._ocalls import Handlers, check_handlers
 from pyenclave.host._reserve import Reserve
 from pyenclave.host._run import Run, read_image
@@ -162,6 +163,27 @@ class Handle:
 
         """
         return self._running().launch.stats()
+
+    @property
+    def shared(self) -> SharedMemory:
+        """
+        The memory that host and enclave both map: arrays made in it cross without being sent.
+
+        What is in it is in the clear for whoever controls the host, as all that crosses is.
+
+        Raises:
+            EnclaveStateError: The image has none, the enclave is not started, or it belongs to
+                another process.
+
+        """
+        shared = self._running().shared
+        if shared is None:
+            raise EnclaveStateError(
+                "the image has no shared memory",
+                advice='It is asked for at build: [memory] shared = "64 MiB" in the manifest, or '
+                'from_file(…, shared_memory="64 MiB").',
+            )
+        return shared
 
     @property
     def closed(self) -> bool:

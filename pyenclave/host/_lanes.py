@@ -80,7 +80,7 @@ def make_lanes(ring_fd: int, info: ImageInfo, queue: int, owner: Owner) -> _core
 
     """
     return _core.HostLanes(
-        ring.map_ring(ring_fd, info.threads),
+        ring.map_ring(ring_fd, info.threads, shared=info.shared_memory),
         token(),
         info.threads,
         ring.DEFAULT_SLOT,
@@ -92,6 +92,7 @@ def make_lanes(ring_fd: int, info: ImageInfo, queue: int, owner: Owner) -> _core
         queue,
         owner.watch_late,
         len(info.functions),
+        info.shared_memory,
     )
 
 

@@ -118,7 +118,7 @@ class Reserve:
     def _offer(self, client: PlatformClient) -> None:
         image = self._image
         info = image.info
-        fd = ring.create(info.threads)
+        fd = ring.create(info.threads, shared=info.shared_memory)
         try:
             owner = Owner()
             lanes = make_lanes(fd, info, self._queue, owner)

@@ -34,6 +34,7 @@ from pyenclave.formats.image import MAX_IMAGE
 from pyenclave.formats.messages import Launched
 from pyenclave.formats.record import ProtectionRecord
 from pyenclave.host import _fork, _images, _ocalls, _shared
+from pyenclave.host._arena import SharedMemory
 from pyenclave.host._lanes import Owner, make_lanes, token
 from pyenclave.host._reserve import Reserve
 from pyenclave.host.handle import EnclaveInfo, Functions
@@ -102,12 +103,19 @@ class Run:
                     raise PlatformUnavailableError(
                         "the platform ended while it launched the enclave", found=error.message
                     ) from None
+        self.shared = self._share()
         registry.add(self.launch, self)
         self.lanes.report = functools.partial(_report, self.name, self.names)
         self._finalizer = weakref.finalize(
             self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
         )
         _fork.watch(self)
+
+    def _share(self) -> SharedMemory | None:
+        """Return what hands out the memory that the enclave maps too; None if it has none."""
+        size = self._image.info.shared_memory
+        memory: Any = self.lanes.memory
+        return SharedMemory(memory, size, self._owner.guard) if size else None
 
     def _after_fork(self) -> None:
         """In a forked child: the worker is the parent's, and so is all that leads to it."""
@@ -125,7 +133,7 @@ class Run:
     ) -> None:
         image = self._image
         lanes: Future[_core.HostLanes] = Future()
-        ring_fd = ring.create(image.info.threads)
+        ring_fd = ring.create(image.info.threads, shared=image.info.shared_memory)
 
         def make() -> _core.HostLanes:
             return self._answer_ocalls(make_lanes(ring_fd, image.info, queue, self._owner))

@@ -105,6 +105,7 @@ class AsyncEnclave(Handle):
             raise TypeError(f"inline is True or False, not {inline!r}")
         self._inline = inline
         self._script: str | os.PathLike[str] | None = None
+        self._shared_memory: int | str = 0
         self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
@@ -113,7 +114,9 @@ class AsyncEnclave(Handle):
     _async_handlers = True
 
     @classmethod
-    def from_file(cls, script: str | os.PathLike[str], **options: Any) -> Self:
+    def from_file(
+        cls, script: str | os.PathLike[str], *, shared_memory: int | str = 0, **options: Any
+    ) -> Self:
         """
         Make an enclave of a single Python file, unsigned, launched as debug.
 
@@ -121,6 +124,7 @@ class AsyncEnclave(Handle):
 
         Args:
             script: The file; ``__file__`` for the running script.
+            shared_memory: As for ``Enclave.from_file``.
             options: As for the class.
 
         """
@@ -128,6 +132,7 @@ class AsyncEnclave(Handle):
             raise TypeError(f"a script is a path, not {type(script).__name__}")
         self = cls(script, **options)
         self._script = script
+        self._shared_memory = shared_memory
         return self
 
     def _read(self) -> bytes:
@@ -135,7 +140,7 @@ class AsyncEnclave(Handle):
             return super()._read()
         from pyenclave.image.build import build_script
 
-        return build_script(os.fsdecode(self._script))
+        return build_script(os.fsdecode(self._script), shared_memory=self._shared_memory)
 
     # ---- life ---------------------------------------------------------------------------------
 

@@ -54,21 +54,26 @@ class Enclave(Handle):
     """
 
     @classmethod
-    def from_file(cls, script: str | os.PathLike[str], **options: Any) -> Self:
+    def from_file(
+        cls, script: str | os.PathLike[str], *, shared_memory: int | str = 0, **options: Any
+    ) -> Self:
         """
         Make an enclave of a single Python file, built now, unsigned, launched as debug.
 
         Args:
             script: The file; ``__file__`` for the running script.
+            shared_memory: Memory that host and enclave both map, for arrays (``shared``): bytes,
+                or a text such as ``"64 MiB"``.
             options: As for the class.
 
         Raises:
             ImageError: The file cannot be used; with its line.
+            ValueError: *shared_memory* is no size of whole pages, or too large.
 
         """
         from pyenclave.image.build import build_script
 
-        return cls(build_script(os.fspath(script)), **options)
+        return cls(build_script(os.fspath(script), shared_memory=shared_memory), **options)
 
     # ---- life ---------------------------------------------------------------------------------
 

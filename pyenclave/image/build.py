@@ -20,7 +20,7 @@ from pyenclave.formats import elf
 from pyenclave.formats.image import MAGIC, MAX_IMAGE, FileEntry, ImageInfo, assemble
 from pyenclave.formats.lock import Lock, Roots
 from pyenclave.image import closure, ocalls
-from pyenclave.image.manifest import Manifest, load
+from pyenclave.image.manifest import Manifest, load, parse_shared
 
 __all__ = ["build", "build_manifest", "build_script", "write_image"]
 
@@ -63,7 +63,11 @@ def build(
 
 
 def build_script(
-    path: str | Path, *, lock: Lock | bytes | None = None, roots: Roots | None = None
+    path: str | Path,
+    *,
+    lock: Lock | bytes | None = None,
+    roots: Roots | None = None,
+    shared_memory: int | str = 0,
 ) -> bytes:
     """
     Build an image of a single Python file: its stem is the name, it launches only as debug.
@@ -72,12 +76,15 @@ def build_script(
         path: The file.
         lock: As for ``build``.
         roots: As for ``build``.
+        shared_memory: Memory that host and enclave both map, for arrays: bytes, or a text such as
+            ``"64 MiB"``.
 
     Returns:
         The bytes of the unsigned image.
 
     Raises:
         ImageError: The file cannot be used, with its line.
+        ValueError: *shared_memory* is no size, not whole pages, or too large.
 
     """
     path = Path(path)
@@ -88,6 +95,7 @@ def build_script(
         product_id=0,
         security_version=0,
         debug=True,
+        shared=parse_shared(shared_memory),
     )
     return build_manifest(manifest, lock=lock, roots=roots)
 
@@ -159,6 +167,7 @@ def build_manifest(
             FileEntry(name=name, size=len(content), executable=name == entry.shown)
             for name, content in sorted(files.items())
         ),
+        shared_memory=manifest.shared,
     )
     return assemble(info, _chosen_lock(lock, taken.lock), files)
 

@@ -97,6 +97,7 @@ def options(image: Image) -> dict[str, Any]:
         "enclave.threads": info.threads,
         "memory.sealed": info.sealed_memory,
         "memory.message": info.message_limit,
+        "memory.shared": info.shared_memory,
         "runtime.blas_threads": info.blas_threads,
         "runtime.jit": info.jit,
         **{f"seal.{key}": value for key, value in sorted(info.seal.items())},

@@ -16,9 +16,17 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pyenclave.errors import ManifestError
-from pyenclave.formats.image import MAX_THREADS
+from pyenclave.formats.image import MAX_SHARED, MAX_THREADS, PAGE
 
-__all__ = ["DEFAULT_MESSAGE", "DEFAULT_SEALED", "Manifest", "OcallEntry", "load", "parse_size"]
+__all__ = [
+    "DEFAULT_MESSAGE",
+    "DEFAULT_SEALED",
+    "Manifest",
+    "OcallEntry",
+    "load",
+    "parse_shared",
+    "parse_size",
+]
 
 DEFAULT_SEALED = 64 << 20
 DEFAULT_MESSAGE = 16 << 20
@@ -67,6 +75,7 @@ class Manifest:
         threads: Calls that run at the same time.
         sealed: Limit of plaintext in sealed arrays.
         message: Limit of one call's arguments or result.
+        shared: Memory that host and enclave both map, for arrays.
         files: Path of each file of ``[files]``, by its name inside.
         ocalls: Host functions that the enclave may call, by name.
         ecalls: Signatures of native functions, by name.
@@ -86,6 +95,7 @@ class Manifest:
     threads: int = 1
     sealed: int = DEFAULT_SEALED
     message: int = DEFAULT_MESSAGE
+    shared: int = 0
     files: Mapping[str, Path] = field(default_factory=_frozen)
     ocalls: Mapping[str, OcallEntry] = field(default_factory=_frozen)
     ecalls: Mapping[str, str] = field(default_factory=_frozen)
@@ -112,6 +122,23 @@ def parse_size(value: object) -> int:
     if match is None:
         raise ValueError('a number of bytes or a text such as "64 MiB"')
     return int(match[1]) << _UNITS[match[2]]
+
+
+def parse_shared(value: object) -> int:
+    """
+    Return a size of memory that host and enclave share, in bytes.
+
+    Args:
+        value: As for ``parse_size``; whole pages of 4 KiB, at most 16 GiB; 0 for none.
+
+    Raises:
+        ValueError: It is none.
+
+    """
+    size = parse_size(value)
+    if size > MAX_SHARED or size % PAGE:
+        raise ValueError('whole pages of 4 KiB, at most 16 GiB, e.g. "64 MiB"')
+    return size
 
 
 class _Table:
@@ -168,6 +195,15 @@ class _Table:
             return size if low <= size <= high else None
 
         return self.take(key, f'a size from {low} to {high} bytes, e.g. "64 MiB"', check, default)
+
+    def shared(self, key: str) -> int:
+        def check(value: object) -> int | None:
+            try:
+                return parse_shared(value)
+            except ValueError:
+                return None
+
+        return self.take(key, 'whole pages of 4 KiB, at most 16 GiB, e.g. "64 MiB"', check, 0)
 
     def texts(self, expected: str, check: Callable[[str, str], bool]) -> dict[str, str]:
         """Return a table whose keys are free and whose values are texts."""
@@ -312,6 +348,7 @@ def _read(path: str, folder: Path, values: dict[str, Any]) -> Manifest:
         threads=enclave.number("threads", 1, MAX_THREADS, 1),
         sealed=memory.size("sealed", 0, _MAX_SEALED, DEFAULT_SEALED),
         message=memory.size("message", 4096, _MAX_MESSAGE, DEFAULT_MESSAGE),
+        shared=memory.shared("shared"),
         files={
             name: folder / value
             for name, value in tables["files"]

@@ -36,6 +36,7 @@ from pyenclave.host._run import Run
 from pyenclave.host.aio import AsyncEnclave
 from pyenclave.host.enclave import Enclave
 from pyenclave.host.handle import EnclaveInfo, Functions
+from pyenclave.image.manifest import parse_shared
 from pyenclave.testing import _inside
 from pyenclave.trusted import _life
 
@@ -104,7 +105,7 @@ class _FakeRun(Run):
         table.debug = True
         self.pidfd, end = os.pipe2(os.O_CLOEXEC)  # readable when the other end is closed
         alive = _Alive(end)
-        fd = ring.create(info.threads)
+        fd = ring.create(info.threads, shared=info.shared_memory)
         try:
             self.lanes = self._answer_ocalls(make_lanes(fd, info, queue, self._owner))
             table.memory(fd)
@@ -113,6 +114,7 @@ class _FakeRun(Run):
         self.launch = Launch(self.name, self.names, info.threads, self.lanes)
         self.functions = Functions(signatures, self.lanes)
         self._owner.set(self)
+        self.shared = self._share()
         _inside.becoming()
         stops = _life.hooks(module, _life.STOP)
         finalizer: Any = weakref.finalize(
@@ -227,6 +229,7 @@ class _Fake(Handle):
         entry: ModuleType | str | os.PathLike[str],
         threads: int,
         message: int,
+        shared_memory: int | str,
     ) -> None:
         if type(threads) is not int or not 1 <= threads <= 64:
             raise ValueError(f"threads must be a number from 1 to 64, not {threads!r}")
@@ -250,6 +253,7 @@ class _Fake(Handle):
             jit=False,
             seal={},
             files=(),
+            shared_memory=parse_shared(shared_memory),
         )
 
     def _launch(self) -> Run:
@@ -272,6 +276,7 @@ class FakeEnclave(_Fake, Enclave):
         entry: The module with the trusted functions, or the path of its file.
         threads: Calls that run at the same time.
         message: Limit of one call's encoded arguments or result, in bytes.
+        shared_memory: As for ``Enclave.from_file``.
         queue: As for ``Enclave``.
         ocalls: As for ``Enclave``.
 
@@ -288,11 +293,12 @@ class FakeEnclave(_Fake, Enclave):
         *,
         threads: int = _THREADS,
         message: int = _MESSAGE,
+        shared_memory: int | str = 0,
         queue: int = 1024,
         ocalls: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(b"", queue=queue, quiet=True, ocalls=ocalls)
-        self._set(entry, threads, message)
+        self._set(entry, threads, message, shared_memory)
 
     @classmethod
     def from_file(cls, script: str | os.PathLike[str], **options: Any) -> Self:
@@ -313,10 +319,11 @@ class AsyncFakeEnclave(_Fake, AsyncEnclave):
         *,
         threads: int = _THREADS,
         message: int = _MESSAGE,
+        shared_memory: int | str = 0,
         queue: int = 1024,
     ) -> None:
         super().__init__(b"", queue=queue, quiet=True)
-        self._set(entry, threads, message)
+        self._set(entry, threads, message, shared_memory)
 
     @classmethod
     def from_file(cls, script: str | os.PathLike[str], **options: Any) -> Self:

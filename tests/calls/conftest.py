@@ -24,6 +24,7 @@ from pyenclave.calls.ocalls import declared_in
 from pyenclave.calls.signature import Signature
 from pyenclave.errors import EnclaveLostError, EnclavePoisonedError
 from pyenclave.host import _ocalls
+from pyenclave.host._arena import SharedMemory
 from pyenclave.host.handle import Functions
 
 MADV_WIPEONFORK = 18
@@ -38,11 +39,13 @@ class Info:
         threads: int,
         message_limit: int,
         ocalls: tuple[dict[str, Any], ...] = (),
+        shared_memory: int = 0,
     ) -> None:
         self.functions = tuple(functions)
         self.ocalls = ocalls
         self.threads = threads
         self.message_limit = message_limit
+        self.shared_memory = shared_memory
 
 
 def ecall(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,6 +70,7 @@ class Pair:
         cpu: int | None = None,
         stubs: tuple[Callable[..., Any], ...] = (),
         handlers: dict[str, Callable[..., Any]] | None = None,
+        shared: int = 0,
     ) -> None:
         module = ModuleType("entry")
         for function in functions:
@@ -82,10 +86,10 @@ class Pair:
 
             wires = native_functions(native or {})
         declared = tuple(declared_in(module))
-        info = Info(wires, lanes, limit, tuple(item.to_wire() for item in declared))
-        fd = ring.create(lanes)
+        info = Info(wires, lanes, limit, tuple(item.to_wire() for item in declared), shared)
+        fd = ring.create(lanes, shared=shared)
         self.ring_fd = fd
-        self.memory = ring.map_ring(fd, lanes)
+        self.memory = ring.map_ring(fd, lanes, shared=shared)
         self.lane_stride = 256 + 2 * (-(-(32 + 2 * ring.DEFAULT_SLOT) // 128) * 128)
         reader, writer = os.pipe()
         sys.stdout.flush()
@@ -113,7 +117,9 @@ class Pair:
             threading.Condition(),
             queue,
             functions=len(wires),
+            shared=shared,
         )
+        self.shared = SharedMemory(self.memory, shared, self.guard) if shared else None
         if declared:
             _ocalls.check(declared, handlers or {})
             self.lanes.set_ocalls(

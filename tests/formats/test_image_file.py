@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from pyenclave.errors import EnclaveError, ImageError
 from pyenclave.formats import image as format_image
-from pyenclave.formats.image import FileEntry, Image, ImageInfo, assemble, with_sigstruct
+from pyenclave.formats.image import (
+    MAX_SHARED,
+    FileEntry,
+    Image,
+    ImageInfo,
+    assemble,
+    with_sigstruct,
+)
 from pyenclave.formats.lock import Lock
 
 PAGE = 4096
@@ -133,6 +140,11 @@ def test_reserved_header_bytes_must_be_zero() -> None:
         ("threads", 2**62),
         ("message_limit", 0),
         ("sealed_memory", -1),
+        ("shared_memory", -4096),
+        ("shared_memory", 4097),
+        ("shared_memory", 0),  # canonical: left out
+        ("shared_memory", MAX_SHARED + 4096),
+        ("shared_memory", "64 MiB"),
         ("blas_threads", 0),
         ("name", ""),
         ("name", "a\x1b[31m"),

@@ -39,6 +39,7 @@ def with_lock(built: bytes, **changes: object) -> Image:
         ({"threads": 5}, "option", "enclave.threads"),
         ({"sealed_memory": 1}, "option", "memory.sealed"),
         ({"message_limit": 1}, "option", "memory.message"),
+        ({"shared_memory": 4096}, "option", "memory.shared"),
         ({"blas_threads": 2}, "option", "runtime.blas_threads"),
         ({"jit": True}, "option", "runtime.jit"),
         ({"seal": {"policy": "unique"}}, "option", "seal.policy"),

@@ -44,6 +44,9 @@ def read(tmp_path: Path, text: str) -> object:
         (ENCLAVE + "[memory]\nsealed = -1\n", "sealed"),
         (ENCLAVE + "[memory]\nmessage = 100\n", r"\[memory\] message"),
         (ENCLAVE + '[memory]\nmessage = "3 TiB"\n', "message"),
+        (ENCLAVE + '[memory]\nshared = "17 GiB"\n', r"\[memory\] shared"),
+        (ENCLAVE + "[memory]\nshared = 4097\n", "whole pages"),
+        (ENCLAVE + "[memory]\nshared = true\n", "whole pages"),
         (ENCLAVE + "[memory]\nheap = 1\n", r"\[memory\] heap"),
         (ENCLAVE + '[files]\n"../x" = "a"\n', r"\[files\] \.\./x"),
         (ENCLAVE + '[files]\n"/etc/x" = "a"\n', r"\[files\] /etc/x"),
@@ -110,6 +113,7 @@ def test_the_smallest_manifest_has_safe_defaults(tmp_path: Path) -> None:
     assert (manifest.debug, manifest.jit, manifest.native) == (False, False, False)
     assert (manifest.threads, manifest.blas_threads) == (1, 1)
     assert (manifest.sealed, manifest.message) == (DEFAULT_SEALED, DEFAULT_MESSAGE)
+    assert manifest.shared == 0
     assert (manifest.files, manifest.ocalls, manifest.ecalls, manifest.extra) == ({}, {}, {}, ())
 
 
@@ -117,7 +121,8 @@ def test_a_whole_manifest_is_read(tmp_path: Path) -> None:
     (tmp_path / "enclave.toml").write_text(
         '[enclave]\nname = "n"\nnative = "lib/libscore.so"\nproduct_id = 65535\n'
         "security_version = 0\ndebug = true\nthreads = 256\n"
-        '[memory]\nsealed = "1 GiB"\nmessage = 4096\n[files]\nb = "x/b"\n"d/a" = "a"\n'
+        '[memory]\nsealed = "1 GiB"\nmessage = 4096\nshared = "16 MiB"\n'
+        '[files]\nb = "x/b"\n"d/a" = "a"\n'
         '[runtime]\nblas_threads = 4\njit = true\nextra = ["numpy.ma", "json", "json"]\n'
         '[seal]\npolicy = "unique"\n[ecalls]\nscore = "f8 -> f8"\n'
         '[ocalls]\nlog = "(text: str) -> None"\n'
@@ -127,6 +132,7 @@ def test_a_whole_manifest_is_read(tmp_path: Path) -> None:
     assert manifest.native
     assert manifest.entry == tmp_path / "lib/libscore.so"
     assert (manifest.sealed, manifest.message, manifest.threads) == (1 << 30, 4096, 256)
+    assert manifest.shared == 16 << 20
     assert manifest.files == {"b": tmp_path / "x/b", "d/a": tmp_path / "a"}
     assert manifest.extra == ("json", "numpy.ma")
     assert manifest.ecalls == {"score": "f8 -> f8"}

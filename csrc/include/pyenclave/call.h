@@ -92,6 +92,10 @@ PYE_MUST_USE pye_status pye_lane_new(pye_lane **out, void *memory, size_t memory
 /* pye_lane_free releases a lane, not the memory under it. NULL is nothing to do. */
 void pye_lane_free(pye_lane *lane);
 
+/* pye_lane_names says that the next message names `len` bytes of memory that both sides map, so that
+ * its answer is waited for as if they were in it. */
+void pye_lane_names(pye_lane *lane, uint64_t len);
+
 /* pye_lane_write sends a message of `num` segments. PYE_E_TIMEOUT: `slice_ms` passed while the
  * other side had yet to take a fragment; call again with the same arguments to go on.
  * PYE_E_STATE: it is not this side's turn, or not for that kind. PYE_E_PROTOCOL: the other side

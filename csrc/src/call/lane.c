@@ -18,6 +18,10 @@ _Static_assert(offsetof(pye_lane_header, offset) == 24, "docs/formats/ring.md: h
 #define ALIGNMENT 128 /* processors fetch lines in pairs */
 #define PLACES 4 /* for fragments: a line that is written again has left the reader's cache by then */
 #define DRAIN_STEPS 16 /* frames that one drain takes at most: a worker must not keep it for ever */
+/* From so many bytes on who sends them looks for the answer as long as copying them a few times
+ * takes, at 4 bytes a nanosecond: to sleep and to be woken in between costs half of that again. */
+#define BULK 262144
+#define BULK_LONGEST 2000000u /* ticks */
 #define STATE_ASLEEP 0
 #define STATE_CPU 4
 #define STATE_TAKEN 64 /* in a line of its own that nobody reads before the worker is gone */
@@ -63,6 +67,9 @@ struct pye_lane {
     int dropping;     /* ABORTING: what is dropped is this side's own message */
     int host;
     enum phase phase;
+    int bulk;             /* the answer is to much data: */
+    spin_state spin_bulk; /* judged apart */
+    uint64_t named;       /* bytes in shared memory that the next message names */
 };
 
 static size_t slot_stride(uint32_t slot_size)
@@ -117,6 +124,7 @@ pye_status pye_lane_new(pye_lane **out, void *memory, size_t memory_len, uint32_
     lane->number = number;
     lane->phase = lane->host ? TURN : AWAIT;
     spin_init(&lane->spin);
+    spin_init(&lane->spin_bulk);
     *out = lane;
     rc = PYE_OK;
 done:
@@ -388,8 +396,9 @@ static pye_status await_frame(pye_lane *lane, uint32_t slice_ms)
     /* A lie about the CPU or about sleeping costs the liar's own call time, nothing else. */
     const int near =
         cpu != 0 && __atomic_load_n(word_at(lane->theirs, STATE_CPU), __ATOMIC_RELAXED) == cpu;
+    spin_state *spin = lane->bulk ? &lane->spin_bulk : &lane->spin;
     const uint64_t start = spin_clock();
-    if (!near && spin_until_changed(&lane->spin, word, seen, start)) {
+    if (!near && spin_until_changed(spin, word, seen, start)) {
         return PYE_OK;
     }
     /* On one core sleeping is what lets the other side run: a scheduler may well pick who yields
@@ -397,7 +406,7 @@ static pye_status await_frame(pye_lane *lane, uint32_t slice_ms)
     for (int i = 0; i < SPIN_YIELDS && !near; i++) {
         lane->ops.yield();
         if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
-            spin_learn(&lane->spin, start);
+            spin_learn(spin, start);
             return PYE_OK;
         }
     }
@@ -407,7 +416,7 @@ static pye_status await_frame(pye_lane *lane, uint32_t slice_ms)
         rc = lane->ops.wait(word, seen, slice_ms);
     }
     __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 0, __ATOMIC_RELAXED);
-    spin_learn(&lane->spin, start);
+    spin_learn(spin, start);
     if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
         return PYE_OK;
     }
@@ -582,6 +591,24 @@ pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms
     return announce(lane, out);
 }
 
+/* A message of so many bytes is sent: how its answer is waited for. */
+static void await_bulk(pye_lane *lane, uint64_t total)
+{
+    const uint64_t most = (uint64_t)BULK_LONGEST * 2;
+    const uint64_t moved = total > most || lane->named > most ? most : total + lane->named;
+
+    lane->named = 0;
+    lane->bulk = lane->host && moved >= BULK;
+    if (lane->bulk) {
+        spin_set_longest(&lane->spin_bulk, SPIN_LONGEST + (moved < most ? moved : most) / 2);
+    }
+}
+
+void pye_lane_names(pye_lane *lane, uint64_t len)
+{
+    lane->named = len;
+}
+
 pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
                           const pye_segment *segments, size_t num, uint32_t slice_ms)
 {
@@ -605,6 +632,7 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         lane->writing = kind;
         lane->sent = 0;
         lane->prepared = 0;
+        await_bulk(lane, total);
     } else if (lane->phase != WRITING) {
         return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
     }

@@ -13,11 +13,22 @@
 
 typedef struct {
     uint64_t budget;
+    uint64_t longest;
 } spin_state;
 
 static inline void spin_init(spin_state *spin)
 {
     spin->budget = SPIN_LONGEST;
+    spin->longest = SPIN_LONGEST;
+}
+
+/* What waits from now on are worth at most. What was learnt stays. */
+static inline void spin_set_longest(spin_state *spin, uint64_t longest)
+{
+    if (spin->budget == spin->longest || spin->budget > longest) {
+        spin->budget = longest;
+    }
+    spin->longest = longest;
 }
 
 static inline uint64_t spin_clock(void)
@@ -46,8 +57,8 @@ static inline void spin_pause(void)
  * what took long is not. */
 static inline void spin_learn(spin_state *spin, uint64_t start)
 {
-    if (spin_clock() - start < SPIN_LONGEST) {
-        spin->budget = SPIN_LONGEST;
+    if (spin_clock() - start < spin->longest) {
+        spin->budget = spin->longest;
     } else {
         spin->budget = spin->budget / 2 < SPIN_SHORTEST ? SPIN_SHORTEST : spin->budget / 2;
     }
