@@ -165,6 +165,11 @@ def _script_image(folder: Path) -> bytes:
     return build.build_script(Path(__file__).with_name("_echo.py"))
 
 
+def _sharing_image(folder: Path) -> bytes:
+    del folder
+    return build.build_script(Path(__file__).with_name("_echo.py"), shared_memory="16 MiB")
+
+
 # ---- measuring -----------------------------------------------------------------------------------
 
 
@@ -319,14 +324,19 @@ def ecall_map_256() -> Row:
 
 
 def ecall_array() -> list[Row]:
-    """Measure 1 MiB of float64 in and out, against two copies of 1 MiB made in this process."""
+    """
+    Measure 1 MiB of float64 in and out, against two copies of 1 MiB made in this process.
+
+    In the ordinary way, into ``out=``, and with both arrays in memory that the enclave maps too.
+    """
     host, worker, trip = _processors()
     data = np.arange(1 << 17, dtype=np.float64)
     want = -data
     kept = np.zeros_like(data)
     first, second = np.zeros_like(data), np.zeros_like(data)
-    with _launched(_script_image) as enclave:
+    with _launched(_sharing_image) as enclave:
         negate = enclave.negate
+        there, back = enclave.shared.array(data), enclave.shared.zeros(data.shape)
 
         def copies() -> object:
             np.copyto(first, data)
@@ -334,9 +344,10 @@ def ecall_array() -> list[Row]:
             return second
 
         with _bound(host, (enclave.info.pid, worker)):
-            value, into, peer = _take_turns(
+            value, into, shared, peer = _take_turns(
                 (lambda: negate(data), 20, want),
                 (lambda: negate(data, out=kept), 20, want),
+                (lambda: negate(there, out=back), 20, want),
                 (copies, 20, data),
                 measure=_middle_call,
             )
@@ -344,6 +355,7 @@ def ecall_array() -> list[Row]:
     return [
         _row("ecall_array", value, "two copies", peer, **cores),
         _row("ecall_array/out", into, "two copies", peer, **cores),
+        _row("ecall_array/shared", shared, "two copies", peer, **cores),
     ]
 
 
