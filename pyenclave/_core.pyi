@@ -175,6 +175,10 @@ class Missing: ...
 MISSING: Missing
 
 @final
+class Scratch:
+    def __new__(cls) -> Self: ...
+
+@final
 class Plan:
     def __init__(
         self,

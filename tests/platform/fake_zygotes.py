@@ -44,7 +44,9 @@ def parse_and_verify(data: Any) -> Any:
     except msgspec.DecodeError as error:
         raise ImageError(f"no fake image: {error}") from None
     return SimpleNamespace(
-        info=SimpleNamespace(name=image.name, debug=image.debug, jit=False, threads=1),
+        info=SimpleNamespace(
+            name=image.name, debug=image.debug, jit=False, threads=1, shared_memory=0
+        ),
         lock_bytes=image.behaviour.encode(),
         identity=SimpleNamespace(
             mrenclave=bytes([image.code]) * 32,

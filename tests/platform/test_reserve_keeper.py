@@ -31,7 +31,9 @@ def test_a_flaw_while_a_worker_is_started_leaves_nobody_waiting() -> None:
         most=4,
         name="keeper",
     )
-    wish: Any = SimpleNamespace(judged=SimpleNamespace(info=SimpleNamespace(threads=1)))
+    wish: Any = SimpleNamespace(
+        judged=SimpleNamespace(info=SimpleNamespace(threads=1, shared_memory=0))
+    )
     image_fd = os.memfd_create("image")
     ring_fd = ring.create(1)
     try:
