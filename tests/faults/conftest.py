@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -253,6 +254,7 @@ def strange_files(state: Path) -> list[str]:
         and not (
             entry.name.startswith(("platform-", "start-")) and entry.suffix in (".lock", ".log")
         )
+        and not re.fullmatch(r"code-[0-9a-f]{16}", entry.name)  # compiled code: a cache
     )
 
 
