@@ -175,7 +175,7 @@ cdef class Scratch:
                 self.kept -= <size_t>PyByteArray_Size(self.buffers[i])
                 del self.buffers[i]
         made = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>want)
-        if want <= MOST_KEPT - self.kept:
+        if want <= MOST_KEPT - self.kept and len(self.buffers) < MOST_BUFFERS:
             self.buffers.append(made)
             self.kept += want
         return made
@@ -194,6 +194,7 @@ cdef class Scratch:
 
 cdef enum:
     MOST_KEPT = 67108864    # bytes that a lane keeps
+    MOST_BUFFERS = 64       # each is looked at for each array
     QUIET = 10              # slices
 
 

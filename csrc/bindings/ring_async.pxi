@@ -924,6 +924,8 @@ cdef class AsyncLanes:
             if inner.stage != DROPPED:
                 inner.error = _errors.CallError("the call that this one was nested in was given up")
                 self.end(inner)
+            if inner.arrays is not None:  # the worker may still write there
+                call.arrays = inner.arrays if call.arrays is None else call.arrays + inner.arrays
             inner.stage = DONE
             inner = inner.parent
         self.calls[call.lane] = call

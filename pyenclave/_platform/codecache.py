@@ -264,6 +264,11 @@ class CodeCache:
         self._prune(name, len(data))
         self._state.replace_file(name, bytes(data))
 
+    def forget(self, lock: bytes, *, debug: bool) -> None:
+        """Remove the code of a lock."""
+        with contextlib.suppress(OSError, EnclaveError):
+            self._state.unlink(self._name(hashlib.sha256(lock).digest(), debug=debug))
+
     def _prune(self, name: str, size: int) -> None:
         """Make room for *name*: of all files those stay that were used last."""
         found = []

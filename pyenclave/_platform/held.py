@@ -51,7 +51,10 @@ class HeldImages:
         """
         if size > _LARGEST or self.find(fd) == digest:
             return
-        new = os.dup(fd)
+        try:
+            new = os.dup(fd)
+        except OSError:
+            return  # no descriptors left: its bytes are hashed again next time
         old = self._held.pop(digest, None)
         self._held[digest] = new
         if old is not None:

@@ -42,7 +42,10 @@ class Traffic:
             return -1
         total = 0
         for lane in range(self._lanes):
-            word = os.pread(self._fd, 4, _FIRST + lane * _LANE + _STATES)
+            try:
+                word = os.pread(self._fd, 4, _FIRST + lane * _LANE + _STATES)
+            except OSError:
+                return -1  # closed meanwhile by another thread
             total += int.from_bytes(word, "little")
         return total % WRAP
 

@@ -15,6 +15,7 @@ import os
 import queue
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -160,7 +161,9 @@ class Zygote:
             try:
                 self._watch_end(spare.pidfd)
             except OSError as error:
-                os.close(spare.pidfd)  # it ends with its channel
+                with contextlib.suppress(OSError):  # an entry that loops never looks at its channel
+                    signal.pidfd_send_signal(spare.pidfd, signal.SIGKILL)
+                os.close(spare.pidfd)
                 raise LaunchError(f"cannot keep a worker: {error.strerror}") from None
         finally:
             with self._mutex:
@@ -479,9 +482,12 @@ def _start(
         began(process)
         zygote.wait_ready()
         zygote.keep_spares()
-    except BaseException:
+    except BaseException as error:
         began(None)
         zygote.close()
+        if codes is not None and isinstance(error, EnclaveError):
+            # Compiled code that no zygote starts with must not refuse every launch to come.
+            codes.forget(lock_bytes, debug=debug)
         raise
     began(None)
     return zygote

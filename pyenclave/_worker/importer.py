@@ -367,6 +367,7 @@ class Locked:
                 found = None
             if type(found) is type(_memfd.__code__):
                 return found
+            entry.compiled = None  # and is handed over anew
         code: CodeType = _call_with_frames_removed(
             compile, self.source(entry), entry.path, "exec", dont_inherit=True
         )
@@ -637,10 +638,10 @@ def start(
     try:
         begun = time.monotonic()
         locked = Locked(table, lock)
-        locked.read_sources(early, codes[0])
-        # The platform may have numbered them above the memfds that are to come.
+        # The platform may have numbered them as the memfds that are to come: those overwrite.
         control = _renumber(control)
         wanted = _renumber(codes[1]) if codes[1] >= 0 else -1
+        locked.read_sources(early, codes[0])
         locked.keep_code = wanted >= 0
         _state = locked
         sys.meta_path.append(LockedFinder(locked))

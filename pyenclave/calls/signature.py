@@ -14,6 +14,7 @@ import inspect
 import keyword
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ MAX_FUNCTIONS = 65536  # an index has 16 bits
 _MAX_PARAMETERS = 64
 _ELSEWHERE = {"__wrapped__", "__signature__"}  # of a function: its parameters are another's
 _MAX_ANNOTATION = 200  # characters of one that is compiled ahead
+_MOST_ANNOTATIONS = 256
 
 # Names that a handle has itself, so that no trusted function may have them.
 RESERVED_NAMES = frozenset(
@@ -362,7 +364,7 @@ def _item_of(annotation: Any, name: str) -> tuple[bool, Any]:
     return True, arguments[0] if arguments else Any
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=_MOST_ANNOTATIONS)
 def _compiled(text: str) -> types.CodeType:
     return compile(text, "<annotation>", "eval", dont_inherit=True)
 
@@ -375,8 +377,10 @@ def compile_annotations(code: types.CodeType) -> None:
         code: The module's code, whose annotations are among its constants as text.
 
     """
-    for text in code.co_consts:
-        if isinstance(text, str) and len(text) <= _MAX_ANNOTATION:
+    texts = [one for one in code.co_consts if isinstance(one, str) and len(one) <= _MAX_ANNOTATION]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # most are no annotations
+        for text in texts[:_MOST_ANNOTATIONS]:
             with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
                 _compiled(text)
 

@@ -115,7 +115,8 @@ class SharedMemory:
 
     **What is in it is in the clear**, like all that crosses: whoever controls the host reads and
     changes it at any time. The enclave can change it at any time, too: copy an array before its
-    elements are used as indices or as a mask.
+    elements are used as indices, as a mask or as text. After a call that was given up, its late
+    result may still come: drop its arrays and take new ones.
 
     An array's memory is free again when the array and all views of it are gone. It stays readable
     after the enclave was closed or lost.

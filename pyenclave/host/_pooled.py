@@ -192,7 +192,16 @@ class PoolBase(ABC):
     def _joined(self, handle: Any, lanes: Any) -> Member | None:
         """Write down an enclave that was launched; None: it is not wanted any more."""
         now = time.monotonic()
-        member = Member(handle=handle, lanes=self._threads, late=lambda: lanes.busy, started=now)
+        threads = self._threads  # the pool itself must not be referred to
+
+        def late() -> int:
+            try:
+                busy: int = lanes.busy
+            except EnclaveError:
+                return threads  # it broke the protocol and is being ended: its pidfd tells
+            return busy
+
+        member = Member(handle=handle, lanes=threads, late=late, started=now)
         with self._lock:
             return member if self._book.joined(member, now) else None
 

@@ -456,7 +456,8 @@ class EnclavePool(PoolBase):
                 return None
             plan = self._book.plan(time.monotonic())
         for member in plan.end:
-            member.handle.close()
+            with contextlib.suppress(*TROUBLE):
+                member.handle.close()
         for _ in range(plan.launches):
             try:
                 self._join(self._launch())
@@ -584,6 +585,7 @@ def _keep(pool: weakref.ref[EnclavePool], wake: _Wake) -> None:
     """Keep a pool's enclaves up, in a thread of its own, as long as the pool is there."""
     ended: set[int] = set()
     found: tuple[float, list[int]] | None
+    watched: list[int] = []
     while True:
         this = pool()
         try:
@@ -591,8 +593,9 @@ def _keep(pool: weakref.ref[EnclavePool], wake: _Wake) -> None:
         except TROUBLE as error:
             # Whatever it was, the enclaves must go on being kept.
             _log.error("a pool of enclaves has trouble: %s", type(error).__name__)
-            found = _LOOK, []
+            found = _LOOK, watched
         del this
         if found is None:
             return
+        watched = found[1]
         ended = wake.wait(*found)

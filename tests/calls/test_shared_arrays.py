@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -257,11 +258,13 @@ def test_SER_04_bools_and_texts_are_judged_on_the_copy(one):
     thread.start()
     refused = 0
     try:
-        for _ in range(200):
+        for turn in range(20_000):  # a busy machine may run the two one after the other
             try:
                 assert one.masked(flags) <= 1
             except ArgumentError:
                 refused += 1
+            if refused and turn >= 200:
+                break
     finally:
         stop.set()
         thread.join()
@@ -292,6 +295,7 @@ class Liar:
         self.functions = Functions((Signature.of(echo),), self.lanes)
         self.shared = SharedMemory(self.memory, SIZE, lambda: None)
         self.answer = b""
+        self.meanwhile: Callable[[], object] = lambda: None
         self.stop = False
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -304,6 +308,7 @@ class Liar:
                 time.sleep(0.0005)
                 continue
             last = sequence
+            self.meanwhile()
             data = self.answer
             self.memory[self.reply + 32 : self.reply + 32 + len(data)] = data
             struct.pack_into("<IIQQ", self.memory, self.reply + 8, len(data), 0, len(data), 0)
@@ -367,15 +372,22 @@ def test_a_hostile_answer_cannot_make_a_result_of_shared_memory(liar):
         call(np.zeros(3), out=np.zeros(64))
 
 
-def test_SER_04_bools_in_out_are_judged(liar):
+def test_SER_04_bools_never_come_to_a_place_that_the_enclave_can_change(liar):
+    """A mask is counted first and used afterwards."""
     call = liar.functions.named("echo")
     out = liar.shared.zeros(16, np.bool_)
     liar.answer = frame(named(out.ctypes.data - liar.shared._address, 16, code=1))
-    assert call(np.zeros(3), out=out) is out
-    out.view(np.uint8)[3] = 9
-    with pytest.raises(CallError, match="bool"):
+    with pytest.raises(CallError, match="shared memory"):
         call(np.zeros(3), out=out)
-    assert not out.view(np.uint8).any()
+
+
+def test_BND_22_out_that_changes_its_form_during_the_call_is_refused(liar):
+    call = liar.functions.named("echo")
+    out = liar.shared.zeros(4)
+    liar.answer = frame(named(out.ctypes.data - liar.shared._address, 4))
+    liar.meanwhile = lambda: setattr(out, "dtype", np.dtype("V32"))
+    with pytest.raises(ArgumentError, match="stays as it was"):
+        call(np.zeros(3), out=out)
 
 
 # ---- what crosses ------------------------------------------------------------------------------
@@ -408,7 +420,8 @@ def test_every_type_and_shape_crosses_by_its_place(one):
         assert result is out
         if count:
             assert sent(one) == 4 + 16 + 2 + 8 * len(shape) + 8
-            assert answered(one) == 4 + 2 + 8 * len(shape) + 8
+            if kind != np.bool_:  # results of bools are copied
+                assert answered(one) == 4 + 2 + 8 * len(shape) + 8
 
     check()
 

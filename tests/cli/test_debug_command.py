@@ -451,7 +451,12 @@ def test_ctrl_c_drops_a_line_and_detaches_while_the_function_runs(enclave: Encla
         call = Call(enclave.half, 1)
         screen.wait_for(PROMPT)
         screen.type("import os; os._exit(1)\x03")
-        screen.wait_for(PROMPT)
+        try:
+            screen.wait_for(PROMPT, 3)
+        except AssertionError:
+            # Between readline's prompt and its wait, Python hears of a signal with the next key.
+            screen.type("\x03")
+            screen.wait_for(PROMPT)
         screen.enter("p x")
         screen.enter("c", until="waiting for the next breakpoint]")
         screen.type("\x03")

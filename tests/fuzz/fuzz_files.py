@@ -185,6 +185,22 @@ def _(_corpus: Corpus) -> Iterator[bytes]:
         yield messages.encode(message)
 
 
+@seeds("debugging")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    from pyenclave.formats import debugging
+
+    for packet in (
+        debugging.Said(text="> entry.py(3)half()"),
+        debugging.Asks(prompt="(Pdb) "),
+        debugging.Choices(words=("x", "y")),
+        debugging.Goes(),
+        debugging.Ends(reason="it ended"),
+        debugging.Line(text=None),
+        debugging.Complete(line="p x", begin=2, end=3),
+    ):
+        yield debugging.encode(packet)
+
+
 @seeds("policy-toml")
 def _(_corpus: Corpus) -> Iterator[bytes]:
     yield (
