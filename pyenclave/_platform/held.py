@@ -54,7 +54,7 @@ class HeldImages:
         try:
             new = os.dup(fd)
         except OSError:
-            return  # no descriptors left: its bytes are hashed again next time
+            return  # no descriptors left: the bytes are hashed again next time, no launch is lost
         old = self._held.pop(digest, None)
         self._held[digest] = new
         if old is not None:

@@ -401,8 +401,8 @@ class Server:
         if len(fds) != 2:
             raise ArgumentError("Launch takes two descriptors", expected=2, found=len(fds))
         wish = self._launcher.judge(request, fds[0], held=host.held)
-        host.held.add(fds[0], wish.digest, wish.size)  # first: an enclave must not get lost
         enclave = self._launch_cold(host, wish, fds[0], fds[1])
+        host.held.add(fds[0], wish.digest, wish.size)
         return self._launched(host, enclave, wish, fds[1])
 
     def _launch_cold(self, host: _Host, wish: Wish, image_fd: int, ring_fd: int) -> Enclave:
