@@ -484,13 +484,21 @@ def _start(
         zygote.keep_spares()
     except BaseException as error:
         began(None)
-        zygote.close()
-        if codes is not None and isinstance(error, EnclaveError):
+        if codes is not None and isinstance(error, EnclaveError) and _failed_by_itself(process):
             # Compiled code that no zygote starts with must not refuse every launch to come.
             codes.forget(lock_bytes, debug=debug)
+        zygote.close()
         raise
     began(None)
     return zygote
+
+
+def _failed_by_itself(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a zygote ended, and not because somebody killed it."""
+    try:
+        return process.wait(1) != -signal.SIGKILL
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _environment(*, sanitized: bool) -> dict[str, str]:
