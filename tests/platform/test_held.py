@@ -82,3 +82,19 @@ def test_few_files_are_held_and_large_ones_are_not(held) -> None:
     assert len(os.listdir("/proc/self/fd")) == before + 4
     held.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_a_descriptor_to_be_had_nothing_is_held_and_nothing_is_lost(
+    held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An enclave was launched of it: that must not fail afterwards."""
+    fd = sealed_memfd("a", b"bytes")
+
+    def refuse(_fd: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", refuse)
+        held.add(fd, digest(b"bytes"), 5)
+    assert held.find(fd) == b""
+    os.close(fd)

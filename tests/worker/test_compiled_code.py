@@ -19,7 +19,7 @@ from pyenclave._core import hmac_sha256
 from pyenclave._platform.codecache import CodeCache
 from pyenclave._platform.state import State
 from pyenclave._platform.zygotes import Zygotes
-from pyenclave.errors import RuntimeLockError
+from pyenclave.errors import LaunchError, RuntimeLockError
 from pyenclave.formats import messages
 from pyenclave.formats.lock import Lock, Roots
 
@@ -183,6 +183,24 @@ def test_code_of_another_source_is_not_used(launching, base, folder, kept) -> No
     assert known == len(rows) - 1
     assert (used, was_forged) == (False, False)
     assert result == SOUND
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_code_that_no_zygote_starts_with_is_forgotten_unless_somebody_killed_it(
+    launching, base, folder, kept, killed: bool
+) -> None:
+    """It must not refuse every launch of its lock to come."""
+    head, rows = read(kept[1])
+    source = "import os\nos.kill(os.getpid(), 9)" if killed else "raise RuntimeError('broken')"
+    name = "pyenclave._worker.zygote"
+    rows[name] = (rows[name][0], marshal.dumps(compile(source, "broken", "exec")))
+    put(folder, kept, write(head, rows))
+    with zygotes_of(folder) as zygotes:
+        with pytest.raises(LaunchError):
+            zygotes.get(base.to_bytes(), debug=True)
+        assert (file_in(folder) is None) is not killed
+        if not killed:
+            assert look(launching, zygotes, base)[3] == SOUND
 
 
 @pytest.mark.parametrize("what", ["another key", "a flip in code", "a cut", "no file"])
