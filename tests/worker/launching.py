@@ -115,6 +115,7 @@ class Launched:
 
     def __init__(self, zygotes: Zygotes, image: bytes, *, debug: bool = True) -> None:
         self.image = Image.parse(image)
+        self.lanes: _core.HostLanes | None = None
         self.debug = debug
         zygote = zygotes.get(self.image.lock_bytes, debug=debug)
         self.channel, theirs = Channel.pair()
@@ -169,18 +170,19 @@ class Launched:
             if ended(self.spawned.pidfd, 0):
                 raise EnclaveLostError("the worker ended")
 
-        self.lanes = _core.HostLanes(
-            ring.map_ring(self.ring_fd, info.threads),
-            token(),
-            info.threads,
-            ring.DEFAULT_SLOT,
-            info.message_limit,
-            guard,
-            RuntimeError,
-            call_errors.from_frame,
-            threading.Condition(),
-            16,
-        )
+        if self.lanes is None:  # a second handle on one ring would speak out of turn
+            self.lanes = _core.HostLanes(
+                ring.map_ring(self.ring_fd, info.threads),
+                token(),
+                info.threads,
+                ring.DEFAULT_SLOT,
+                info.message_limit,
+                guard,
+                RuntimeError,
+                call_errors.from_frame,
+                threading.Condition(),
+                16,
+            )
         signatures = tuple(Signature.from_wire(item) for item in info.functions)
         return Functions(signatures, self.lanes, Options(timeout=timeout)).named(name)
 
