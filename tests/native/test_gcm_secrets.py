@@ -7,13 +7,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import core_build
 import pytest
 
 from pyenclave import _core
 from pyenclave._ffi import lib
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["-std=gnu11", "-O3", "-g", "-I", str(ROOT / "csrc/include"), "-I", str(ROOT / "csrc/src")]
+FLAGS = ["-O3", "-g"]
 IMPLEMENTATION = {
     "portable": lib.PYE_GCM_PORTABLE,
     "aesni": lib.PYE_GCM_AESNI,
@@ -24,26 +24,22 @@ IMPLEMENTATION = {
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C program, built as the core is: from the same sources, optimised."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or not Path("/usr/include/valgrind/memcheck.h").exists():
-        pytest.skip("needs a C compiler and valgrind's headers")
-    sources = [
-        ROOT / "tests/native/secrets_gcm.c",
-        *(ROOT / "csrc/src/base").glob("*.c"),
-        *(ROOT / "csrc/src/crypto").glob("gcm*.c"),
-        *(ROOT / "csrc/src/crypto").glob("*_portable.c"),
-        ROOT / "csrc/src/page/page.c",
+    if not Path("/usr/include/valgrind/memcheck.h").exists():
+        pytest.skip("needs valgrind's headers")
+    own = core_build.ROOT / "tests/native/secrets_gcm.c"
+    files = [
+        file
+        for file in core_build.sources("base", "crypto", "page")
+        if file.parent.name != "crypto"
+        or file.stem.startswith("gcm")
+        or file.stem.endswith("_portable")
     ]
     wide = ["-mavx512f"] if "vaes512" in _core.gcm_implementations() else []
     folder = tmp_path_factory.mktemp("secrets")
-    objects = []
-    for source in dict.fromkeys(sources):
-        target = folder / f"{source.stem}.o"
-        own = wide if source.name == "secrets_gcm.c" else []
-        subprocess.run([compiler, *FLAGS, *own, "-c", str(source), "-o", str(target)], check=True)
-        objects.append(str(target))
-    subprocess.run([compiler, *objects, "-o", str(folder / "secrets_gcm")], check=True)
-    return folder / "secrets_gcm"
+    parts = core_build.objects(folder / "core", files, FLAGS)
+    return core_build.program(
+        folder / "secrets_gcm", [own], [*FLAGS, *wide], link=list(map(str, parts))
+    )
 
 
 @pytest.mark.parametrize("name", list(IMPLEMENTATION))
