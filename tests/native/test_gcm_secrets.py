@@ -17,6 +17,7 @@ FLAGS = ["-O3", "-g"]
 IMPLEMENTATION = {
     "portable": lib.PYE_GCM_PORTABLE,
     "aesni": lib.PYE_GCM_AESNI,
+    "vaes256": lib.PYE_GCM_VAES256,
     "vaes512": lib.PYE_GCM_VAES512,
 }
 

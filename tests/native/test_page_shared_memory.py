@@ -18,6 +18,7 @@ ALL_FEATURES = 0xFFFFFFFF
 MASKS = {
     "portable": 0,
     "aesni": lib.PYE_CPU_SSSE3 | lib.PYE_CPU_AESNI | lib.PYE_CPU_PCLMUL,
+    "vaes256": ALL_FEATURES & ~lib.PYE_CPU_AVX512,
     "vaes512": ALL_FEATURES,
 }
 

@@ -9,6 +9,7 @@ static const gcm_implementation *const implementations[] = {
     &pye_gcm_portable,
 #if defined(__x86_64__)
     &pye_gcm_aesni,
+    &pye_gcm_vaes256,
     &pye_gcm_vaes512,
 #endif
 };

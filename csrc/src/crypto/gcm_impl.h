@@ -68,6 +68,7 @@ typedef struct {
     uint8_t halves[8][16];  /* low ^ high half of each, in both halves */
 } gcm_aesni_key;
 
+/* Of VAES, with 256 and with 512 bits. */
 typedef struct {
     _Alignas(64) uint8_t round_keys[GCM_MAX_ROUNDS + 1][16];
     uint8_t first_tag[16];        /* what counter 1 adds to the first AES round */
@@ -77,7 +78,7 @@ typedef struct {
     uint8_t powers[GCM_PAGE_BLOCKS + 3][16];
     uint8_t halves[GCM_PAGE_BLOCKS + 3][16];
     uint8_t lengths[2][16]; /* the block of lengths of a page, times H: low and high 128 bits */
-} gcm_vaes512_key;
+} gcm_wide_key;
 
 struct pye_gcm_key {
     const gcm_implementation *implementation; /* NULL: wiped, or never made */
@@ -85,13 +86,14 @@ struct pye_gcm_key {
     _Alignas(64) union {
         gcm_portable_key portable;
         gcm_aesni_key aesni;
-        gcm_vaes512_key vaes512;
+        gcm_wide_key wide;
     } as;
 };
 
 extern const gcm_implementation pye_gcm_portable;
 #if defined(__x86_64__)
 extern const gcm_implementation pye_gcm_aesni;
+extern const gcm_implementation pye_gcm_vaes256;
 extern const gcm_implementation pye_gcm_vaes512;
 #endif
 

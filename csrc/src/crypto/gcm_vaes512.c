@@ -9,7 +9,7 @@
 
 static void init(pye_gcm_key *key, const uint8_t *secret, size_t secret_len)
 {
-    gcm_vaes512_key *k = &key->as.vaes512;
+    gcm_wide_key *k = &key->as.wide;
     const x128 zero = _mm_setzero_si128();
     x128 low;
     x128 high;
@@ -55,23 +55,7 @@ static void init(pye_gcm_key *key, const uint8_t *secret, size_t secret_len)
     store128(k->powers[0], highest);
     store128(k->halves[0], _mm_xor_si128(highest, swap128(highest)));
 
-    multiply128(length_block(GCM_HEADER_SIZE, GCM_PAGE_SIZE), h, &low, &high);
-    store128(k->lengths[0], low);
-    store128(k->lengths[1], high);
-
-    /* The bytes of a block meet only by XOR in the first round. What a counter in bytes 14 and 15
-     * adds to the round of a block with counter zero is thus the same for every IV. */
-    const x128 white = load128(k->round_keys[0]);
-    const x128 base = _mm_aesenc_si128(white, zero);
-    for (int counter = 1; counter <= 257; counter++) {
-        const x128 block =
-            _mm_slli_si128(_mm_cvtsi32_si128((counter >> 8) | ((counter & 0xff) << 8)), 14);
-        const x128 added =
-            _mm_xor_si128(base, _mm_aesenc_si128(_mm_xor_si128(block, white), zero));
-        store128(counter == 1 ? k->first_tag : k->first[counter - 2], added);
-    }
-    memcpy(k->wrap, k->first[252], 32);
-    memcpy(k->wrap[3], k->first_tag, 16); /* wrap[2] is zero */
+    make_tables(k, h);
     clear_registers();
 }
 
@@ -88,7 +72,7 @@ INLINE __mmask64 part_mask(size_t len, size_t i)
 
 /* absorb adds `len` bytes; the first block has powers[index]. `*hash`, reduced before, is added to
  * the first block and becomes zero. */
-INLINE void absorb(product *sum, const gcm_vaes512_key *k, x128 *hash, const uint8_t *data,
+INLINE void absorb(product *sum, const gcm_wide_key *k, x128 *hash, const uint8_t *data,
                    size_t len, size_t index)
 {
     for (size_t done = 0; done < len; done += 64, index += 4) {
@@ -102,7 +86,7 @@ INLINE void absorb(product *sum, const gcm_vaes512_key *k, x128 *hash, const uin
 }
 
 typedef struct {
-    const gcm_vaes512_key *k;
+    const gcm_wide_key *k;
     x128 iv; /* the counter block of counter zero */
     product sum;
     x128 hash; /* what was reduced already, byte-reversed; to be added to the next block */
@@ -179,7 +163,7 @@ INLINE void whole_batches(message *m, const uint32_t rounds, const int opening, 
         c[i] = _mm512_setzero_si512();
     }
     for (size_t at = 0; at < whole; at += BATCH) {
-        const gcm_vaes512_key *k = m->k;
+        const gcm_wide_key *k = m->k;
         x512 x[WIDTH];
 
         HIDE(k);
@@ -268,7 +252,7 @@ INLINE void crypt_any(const pye_gcm_key *key, const uint32_t rounds, const int o
                       uint8_t *out, uint8_t *tag, const uint8_t *iv, const uint8_t *in, size_t len,
                       const uint8_t *aad, size_t aad_len)
 {
-    const gcm_vaes512_key *k = &key->as.vaes512;
+    const gcm_wide_key *k = &key->as.wide;
     const x128 lengths = length_block(aad_len, len);
     const x128 zero_counter = _mm_maskz_loadu_epi8(0xfff, iv);
     const x128 first = _mm_insert_epi32(zero_counter, 0x01000000, 3);

@@ -45,7 +45,7 @@ INLINE product no_product(void)
 }
 
 /* multiply_add adds four reversed blocks times powers[index] … powers[index + 3]. */
-INLINE void multiply_add(product *sum, const gcm_vaes512_key *k, x512 x, size_t index)
+INLINE void multiply_add(product *sum, const gcm_wide_key *k, x512 x, size_t index)
 {
     const x512 power = load512(k->powers[index]);
     const x512 half = load512(k->halves[index]);
@@ -57,7 +57,7 @@ INLINE void multiply_add(product *sum, const gcm_vaes512_key *k, x512 x, size_t 
 }
 
 /* multiply_add_pair adds eight, with three-way XORs. */
-INLINE void multiply_add_pair(product *sum, const gcm_vaes512_key *k, x512 x, x512 y, size_t index)
+INLINE void multiply_add_pair(product *sum, const gcm_wide_key *k, x512 x, x512 y, size_t index)
 {
     const x512 p = load512(k->powers[index]);
     const x512 q = load512(k->powers[index + 4]);
@@ -74,7 +74,7 @@ INLINE void multiply_add_pair(product *sum, const gcm_vaes512_key *k, x512 x, x5
 }
 
 /* hash_pair adds vectors 2 i and 2 i + 1 of a batch that begins at powers[index]. */
-INLINE void hash_pair(product *sum, const gcm_vaes512_key *k, const x512 *c, size_t i,
+INLINE void hash_pair(product *sum, const gcm_wide_key *k, const x512 *c, size_t i,
                       size_t index, x512 reverse)
 {
     multiply_add_pair(sum, k, _mm512_shuffle_epi8(c[2 * i], reverse),
@@ -84,7 +84,7 @@ INLINE void hash_pair(product *sum, const gcm_vaes512_key *k, const x512 *c, siz
 /* run_rounds does rounds `first` … `rounds` - 1 of AES on a batch and, one beside the other for
  * they use different ports, hashes the ciphertext `c` into `sum` (NULL: nothing to hash). `mask`
  * (or NULL) is one more block to encrypt. */
-INLINE void run_rounds(const gcm_vaes512_key *k, x512 s[WIDTH], const uint32_t first,
+INLINE void run_rounds(const gcm_wide_key *k, x512 s[WIDTH], const uint32_t first,
                        const uint32_t rounds, x128 *mask, product *sum, const x512 c[WIDTH],
                        size_t index, x512 reverse)
 {

@@ -21,7 +21,7 @@ typedef struct {
     product sum;
 } page_state;
 
-INLINE void start_page(page_state *p, const gcm_vaes512_key *k, const gcm_page *page)
+INLINE void start_page(page_state *p, const gcm_wide_key *k, const gcm_page *page)
 {
     const x128 iv =
         _mm_cvtsi64_si128((long long)__builtin_bswap64(page->version));
@@ -33,7 +33,7 @@ INLINE void start_page(page_state *p, const gcm_vaes512_key *k, const gcm_page *
 }
 
 /* start_sum begins with the block of lengths and the header. */
-INLINE void start_sum(page_state *p, const gcm_vaes512_key *k, const gcm_page *page, x512 reverse)
+INLINE void start_sum(page_state *p, const gcm_wide_key *k, const gcm_page *page, x512 reverse)
 {
     const x128 low = load128(k->lengths[0]);
     const x128 high = load128(k->lengths[1]);
@@ -60,7 +60,7 @@ INLINE void store_vector(uint8_t *out, x512 value, int stream)
 
 /* seal_batch encrypts batch `b` of a page. If `sum` is given, `c` (the batch before, of this page
  * or the last) is hashed meanwhile, at powers[index]. `c` is then the new ciphertext. */
-INLINE void seal_batch(const gcm_vaes512_key *k, const uint32_t rounds, const int stream,
+INLINE void seal_batch(const gcm_wide_key *k, const uint32_t rounds, const int stream,
                        const page_state *p, x128 *mask, x512 c[WIDTH], product *sum, size_t index,
                        uint8_t *out, const uint8_t *in, size_t b, x512 reverse)
 {
@@ -84,7 +84,7 @@ INLINE void seal_batch(const gcm_vaes512_key *k, const uint32_t rounds, const in
     }
 }
 
-INLINE void seal_run(const gcm_vaes512_key *k, const uint32_t rounds, const int stream,
+INLINE void seal_run(const gcm_wide_key *k, const uint32_t rounds, const int stream,
                      const gcm_page *pages, size_t num_pages)
 {
     const x512 reverse = reverse_mask();
@@ -133,7 +133,7 @@ INLINE void seal_run(const gcm_vaes512_key *k, const uint32_t rounds, const int 
 }
 
 /* open_batch reads each vector once: what is hashed is what is decrypted. */
-INLINE void open_batch(const gcm_vaes512_key *k, const uint32_t rounds, const int stream,
+INLINE void open_batch(const gcm_wide_key *k, const uint32_t rounds, const int stream,
                        page_state *p, x128 *mask, uint8_t *out, const uint8_t *in, size_t b,
                        x512 reverse)
 {
@@ -157,7 +157,7 @@ INLINE void open_batch(const gcm_vaes512_key *k, const uint32_t rounds, const in
     }
 }
 
-INLINE void open_run(const gcm_vaes512_key *k, const uint32_t rounds, const int stream,
+INLINE void open_run(const gcm_wide_key *k, const uint32_t rounds, const int stream,
                      const gcm_page *pages, size_t num_pages)
 {
     const x512 reverse = reverse_mask();
@@ -193,7 +193,7 @@ _Static_assert(WIDTH / 2 <= 4, "every pair is hashed beside a round");
 void pye_gcm_vaes512_seal_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages,
                                 int stream)
 {
-    const gcm_vaes512_key *k = &key->as.vaes512;
+    const gcm_wide_key *k = &key->as.wide;
 
     if (key->rounds == 14) {
         if (stream) {
@@ -211,7 +211,7 @@ void pye_gcm_vaes512_seal_pages(const pye_gcm_key *key, const gcm_page *pages, s
 void pye_gcm_vaes512_open_pages(const pye_gcm_key *key, const gcm_page *pages, size_t num_pages,
                                 int stream)
 {
-    const gcm_vaes512_key *k = &key->as.vaes512;
+    const gcm_wide_key *k = &key->as.wide;
 
     if (key->rounds == 14) {
         if (stream) {

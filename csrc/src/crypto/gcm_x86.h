@@ -110,6 +110,33 @@ INLINE x128 length_block(size_t aad_len, size_t len)
     return _mm_set_epi64x((long long)((uint64_t)aad_len * 8), (long long)((uint64_t)len * 8));
 }
 
+/* make_tables fills in what the VAES code knows of a key beforehand, besides round keys and powers;
+ * `h` is H reversed and times x. */
+INLINE void make_tables(gcm_wide_key *k, x128 h)
+{
+    const x128 zero = _mm_setzero_si128();
+    x128 low;
+    x128 high;
+
+    multiply128(length_block(GCM_HEADER_SIZE, GCM_PAGE_SIZE), h, &low, &high);
+    store128(k->lengths[0], low);
+    store128(k->lengths[1], high);
+
+    /* The bytes of a block meet only by XOR in the first round. What a counter in bytes 14 and 15
+     * adds to the round of a block with counter zero is thus the same for every IV. */
+    const x128 white = load128(k->round_keys[0]);
+    const x128 base = _mm_aesenc_si128(white, zero);
+    for (int counter = 1; counter <= 257; counter++) {
+        const x128 block =
+            _mm_slli_si128(_mm_cvtsi32_si128((counter >> 8) | ((counter & 0xff) << 8)), 14);
+        const x128 added =
+            _mm_xor_si128(base, _mm_aesenc_si128(_mm_xor_si128(block, white), zero));
+        store128(counter == 1 ? k->first_tag : k->first[counter - 2], added);
+    }
+    memcpy(k->wrap, k->first[252], 32);
+    memcpy(k->wrap[3], k->first_tag, 16); /* wrap[2] is zero */
+}
+
 /* load_part reads `len` (0 … 15) bytes into a block filled with zeros. */
 INLINE x128 load_part(const uint8_t *p, size_t len)
 {
