@@ -13,6 +13,7 @@ cdef extern from "pyenclave.h" nogil:
         PYE_GCM_AESNI
         PYE_GCM_VAES512
         PYE_GCM_VAES256
+        PYE_GCM_ARMV8
     uint32_t pye_gcm_implementations()
     pye_status pye_gcm_self_test(uint32_t implementation)
     size_t pye_gcm_key_size()
@@ -109,6 +110,7 @@ cdef tuple _GCM_NAMES = (
     ("aesni", PYE_GCM_AESNI),
     ("vaes256", PYE_GCM_VAES256),
     ("vaes512", PYE_GCM_VAES512),
+    ("armv8", PYE_GCM_ARMV8),
 )
 
 # The implementations whose known answers came out right; tested once, when the module is loaded.

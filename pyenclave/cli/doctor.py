@@ -70,10 +70,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _kernels() -> dict[str, str]:
     with_key = _core.Gcm(bytes(32))
-    features = _native.cpu_features()
     return {
         "aes-gcm": with_key.implementation,
-        "sha-256": "sha-ni" if "shani" in features else "portable",
+        "sha-256": _core.sha256_variant(),
         "sha-384": "portable",
     }
 

@@ -25,6 +25,7 @@ MASKS = {
     "aesni": lib.PYE_CPU_SSSE3 | lib.PYE_CPU_AESNI | lib.PYE_CPU_PCLMUL,
     "vaes256": ALL_FEATURES & ~lib.PYE_CPU_AVX512,
     "vaes512": ALL_FEATURES,
+    "armv8": ALL_FEATURES,
 }
 AVAILABLE = _core.gcm_implementations()
 
@@ -74,6 +75,7 @@ IMPLEMENTATION = {
     "aesni": lib.PYE_GCM_AESNI,
     "vaes256": lib.PYE_GCM_VAES256,
     "vaes512": lib.PYE_GCM_VAES512,
+    "armv8": lib.PYE_GCM_ARMV8,
 }
 
 

@@ -19,6 +19,7 @@ IMPLEMENTATION = {
     "aesni": lib.PYE_GCM_AESNI,
     "vaes256": lib.PYE_GCM_VAES256,
     "vaes512": lib.PYE_GCM_VAES512,
+    "armv8": lib.PYE_GCM_ARMV8,
 }
 
 

@@ -36,6 +36,7 @@ MASKS = {
     "aesni": lib.PYE_CPU_SSSE3 | lib.PYE_CPU_AESNI | lib.PYE_CPU_PCLMUL,
     "vaes256": ALL_FEATURES & ~lib.PYE_CPU_AVX512,
     "vaes512": ALL_FEATURES,
+    "armv8": ALL_FEATURES,
 }
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyenclave import _core, errors
+from pyenclave._ffi import lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,8 +56,10 @@ def test_masking_selects_the_portable_implementation() -> None:
         assert _core.sha256_variant() == "portable"
     finally:
         _core.cpu_set_mask(0xFFFFFFFF)
-    if _core.cpu_features() & 0x100:
+    if _core.cpu_features() & lib.PYE_CPU_SHANI:
         assert _core.sha256_variant() == "sha-ni"
+    if _core.cpu_features() & lib.PYE_CPU_ARM_SHA2:
+        assert _core.sha256_variant() == "armv8"
 
 
 @pytest.mark.parametrize("wrong", [None, "text", 5, [1, 2]])

@@ -65,6 +65,10 @@ int pye_ct_equal(const void *a, const void *b, size_t len);
 #define PYE_CPU_WAITPKG 0x1000
 #define PYE_CPU_BMI2 0x2000
 #define PYE_CPU_IFMA 0x4000
+#define PYE_CPU_ARM_AES 0x1000000 /* AArch64; the bits above are x86-64's */
+#define PYE_CPU_ARM_PMULL 0x2000000
+#define PYE_CPU_ARM_SHA2 0x4000000
+#define PYE_CPU_ARM_SHA512 0x8000000
 
 /* pye_cpu_features returns what this CPU and system offer, restricted by the mask. Thread-safe. */
 uint32_t pye_cpu_features(void);

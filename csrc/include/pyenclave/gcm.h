@@ -27,6 +27,7 @@
 #define PYE_GCM_AESNI 2
 #define PYE_GCM_VAES512 4
 #define PYE_GCM_VAES256 8
+#define PYE_GCM_ARMV8 16
 #define PYE_GCM_ANY 0xffff
 
 typedef struct pye_gcm_key pye_gcm_key;
@@ -52,8 +53,8 @@ PYE_MUST_USE pye_status pye_gcm_init(pye_gcm_key *key, const uint8_t *secret, si
  * allowed. */
 void pye_gcm_wipe(pye_gcm_key *key);
 
-/* pye_gcm_implementation returns "portable", "aesni", "vaes256" or "vaes512", or "none" for
- * a wiped key. */
+/* pye_gcm_implementation returns "portable", "aesni", "vaes256", "vaes512" or "armv8", or "none"
+ * for a wiped key. */
 const char *pye_gcm_implementation(const pye_gcm_key *key);
 
 /* pye_gcm_seal encrypts `data_len` bytes and writes as many to `out`, and their tag to `tag`.

@@ -1,4 +1,5 @@
-/* cpu.c - CPU features from CPUID and XCR0 (Intel SDM vol. 1, 13.3 and vol. 2, CPUID). */
+/* cpu.c - CPU features: x86-64's from CPUID and XCR0 (Intel SDM vol. 1, 13.3 and vol. 2, CPUID),
+ * AArch64's from what the kernel tells (Linux, arch/arm64/elf_hwcaps.rst). */
 #include "pyenclave/base.h"
 
 #include <stdatomic.h>
@@ -60,6 +61,32 @@ static uint32_t detect(void)
     found |= (zmm_saved && (b & (1u << 21))) ? PYE_CPU_IFMA : 0;
     return found;
 }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+/* The ID registers themselves are the kernel's; what it lists here it also lets programs use. */
+#define CAP_AES (1ul << 3)
+#define CAP_PMULL (1ul << 4)
+#define CAP_SHA2 (1ul << 6)
+#define CAP_SHA512 (1ul << 21)
+
+static uint32_t detect(void)
+{
+    const unsigned long caps = getauxval(AT_HWCAP);
+    uint32_t found = 0;
+
+    found |= (caps & CAP_AES) ? PYE_CPU_ARM_AES : 0;
+    found |= (caps & CAP_PMULL) ? PYE_CPU_ARM_PMULL : 0;
+    found |= (caps & CAP_SHA2) ? PYE_CPU_ARM_SHA2 : 0;
+    found |= (caps & CAP_SHA512) ? PYE_CPU_ARM_SHA512 : 0;
+    return found;
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+static uint32_t detect(void)
+{
+    /* Every processor of Apple's that runs this code has them. */
+    return PYE_CPU_ARM_AES | PYE_CPU_ARM_PMULL | PYE_CPU_ARM_SHA2 | PYE_CPU_ARM_SHA512;
+}
 #else
 static uint32_t detect(void)
 {
@@ -116,6 +143,14 @@ const char *pye_cpu_feature_name(uint32_t feature)
         return "bmi2";
     case PYE_CPU_IFMA:
         return "ifma";
+    case PYE_CPU_ARM_AES:
+        return "aes";
+    case PYE_CPU_ARM_PMULL:
+        return "pmull";
+    case PYE_CPU_ARM_SHA2:
+        return "sha2";
+    case PYE_CPU_ARM_SHA512:
+        return "sha512";
     default:
         return NULL;
     }

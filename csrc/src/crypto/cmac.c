@@ -31,28 +31,38 @@ void pye_cmac_chain_portable(const pye_cmac_key *key, uint8_t state[16], const u
     pye_wipe(batch, sizeof(batch));
 }
 
-static void expand(int aesni, pye_cmac_key *key, const uint8_t secret[PYE_CMAC_KEY_SIZE])
+static void expand(int fast, pye_cmac_key *key, const uint8_t secret[PYE_CMAC_KEY_SIZE])
 {
 #if defined(__x86_64__)
-    if (aesni) {
+    if (fast) {
         pye_cmac_expand_aesni(key, secret);
         return;
     }
-#endif
-    (void)aesni;
-    pye_cmac_expand_portable(key, secret);
-}
-
-static void chain(int aesni, const pye_cmac_key *key, uint8_t state[16], const uint8_t *blocks,
-                  size_t num_blocks)
-{
-#if defined(__x86_64__)
-    if (aesni) {
-        pye_cmac_chain_aesni(key, state, blocks, num_blocks);
+#elif defined(__aarch64__)
+    if (fast) {
+        pye_cmac_expand_armv8(key, secret);
         return;
     }
 #endif
-    (void)aesni;
+    (void)fast;
+    pye_cmac_expand_portable(key, secret);
+}
+
+static void chain(int fast, const pye_cmac_key *key, uint8_t state[16], const uint8_t *blocks,
+                  size_t num_blocks)
+{
+#if defined(__x86_64__)
+    if (fast) {
+        pye_cmac_chain_aesni(key, state, blocks, num_blocks);
+        return;
+    }
+#elif defined(__aarch64__)
+    if (fast) {
+        pye_cmac_chain_armv8(key, state, blocks, num_blocks);
+        return;
+    }
+#endif
+    (void)fast;
     pye_cmac_chain_portable(key, state, blocks, num_blocks);
 }
 
@@ -70,7 +80,7 @@ static void twice(uint8_t x[16])
 void pye_aes128_cmac(uint8_t out[PYE_CMAC_SIZE], const uint8_t key[PYE_CMAC_KEY_SIZE],
                      const void *data, size_t len)
 {
-    const int aesni = (pye_cpu_features() & PYE_CPU_AESNI) != 0;
+    const int fast = (pye_cpu_features() & (PYE_CPU_AESNI | PYE_CPU_ARM_AES)) != 0;
     const uint8_t *in = data;
     /* The last block is never chained with the others, even if it is full; empty counts as one. */
     const size_t before = len == 0 ? 0 : (len - 1) / 16;
@@ -78,15 +88,15 @@ void pye_aes128_cmac(uint8_t out[PYE_CMAC_SIZE], const uint8_t key[PYE_CMAC_KEY_
     work_area work;
 
     memset(&work, 0, sizeof(work));
-    expand(aesni, &work.key, key);
-    chain(aesni, &work.key, work.subkey, work.last, 1); /* L = AES(0) */
+    expand(fast, &work.key, key);
+    chain(fast, &work.key, work.subkey, work.last, 1); /* L = AES(0) */
     twice(work.subkey);
     if (rest != 16) {
         twice(work.subkey);
         work.last[rest] = 0x80;
     }
     if (before != 0) {
-        chain(aesni, &work.key, work.state, in, before);
+        chain(fast, &work.key, work.state, in, before);
     }
     if (rest != 0) {
         memcpy(work.last, in + before * 16, rest);
@@ -94,7 +104,7 @@ void pye_aes128_cmac(uint8_t out[PYE_CMAC_SIZE], const uint8_t key[PYE_CMAC_KEY_
     for (size_t i = 0; i < 16; i++) {
         work.last[i] ^= work.subkey[i];
     }
-    chain(aesni, &work.key, work.state, work.last, 1);
+    chain(fast, &work.key, work.state, work.last, 1);
     memcpy(out, work.state, PYE_CMAC_SIZE);
     pye_wipe(&work, sizeof(work));
 }

@@ -20,6 +20,10 @@ void pye_cmac_chain_portable(const pye_cmac_key *key, uint8_t state[16], const u
 void pye_cmac_expand_aesni(pye_cmac_key *key, const uint8_t secret[PYE_CMAC_KEY_SIZE]);
 void pye_cmac_chain_aesni(const pye_cmac_key *key, uint8_t state[16], const uint8_t *blocks,
                           size_t num_blocks);
+#elif defined(__aarch64__)
+void pye_cmac_expand_armv8(pye_cmac_key *key, const uint8_t secret[PYE_CMAC_KEY_SIZE]);
+void pye_cmac_chain_armv8(const pye_cmac_key *key, uint8_t state[16], const uint8_t *blocks,
+                          size_t num_blocks);
 #endif
 
 #endif

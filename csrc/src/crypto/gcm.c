@@ -11,6 +11,8 @@ static const gcm_implementation *const implementations[] = {
     &pye_gcm_aesni,
     &pye_gcm_vaes256,
     &pye_gcm_vaes512,
+#elif defined(__aarch64__)
+    &pye_gcm_armv8,
 #endif
 };
 

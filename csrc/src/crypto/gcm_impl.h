@@ -80,6 +80,12 @@ typedef struct {
     uint8_t lengths[2][16]; /* the block of lengths of a page, times H: low and high 128 bits */
 } gcm_wide_key;
 
+typedef struct {
+    _Alignas(64) uint8_t round_keys[GCM_MAX_ROUNDS + 1][16];
+    uint8_t powers[8][16]; /* as of AES-NI */
+    uint8_t halves[8][16];
+} gcm_armv8_key;
+
 struct pye_gcm_key {
     const gcm_implementation *implementation; /* NULL: wiped, or never made */
     uint32_t rounds;
@@ -87,6 +93,7 @@ struct pye_gcm_key {
         gcm_portable_key portable;
         gcm_aesni_key aesni;
         gcm_wide_key wide;
+        gcm_armv8_key armv8;
     } as;
 };
 
@@ -95,6 +102,8 @@ extern const gcm_implementation pye_gcm_portable;
 extern const gcm_implementation pye_gcm_aesni;
 extern const gcm_implementation pye_gcm_vaes256;
 extern const gcm_implementation pye_gcm_vaes512;
+#elif defined(__aarch64__)
+extern const gcm_implementation pye_gcm_armv8;
 #endif
 
 /* gcm_tag_equal compares two tags in constant time; `a` is read once. */

@@ -15,13 +15,24 @@ uint32_t pye_sha256_select(void)
     if ((pye_cpu_features() & need) == need) {
         return PYE_SHA256_SHANI;
     }
+#elif defined(__aarch64__)
+    if (pye_cpu_features() & PYE_CPU_ARM_SHA2) {
+        return PYE_SHA256_ARMV8;
+    }
 #endif
     return PYE_SHA256_PORTABLE;
 }
 
 const char *pye_sha256_variant(void)
 {
-    return pye_sha256_select() == PYE_SHA256_SHANI ? "sha-ni" : "portable";
+    switch (pye_sha256_select()) {
+    case PYE_SHA256_SHANI:
+        return "sha-ni";
+    case PYE_SHA256_ARMV8:
+        return "armv8";
+    default:
+        return "portable";
+    }
 }
 
 void pye_sha256_blocks(uint32_t variant, uint32_t h[8], const uint8_t *data, size_t num_blocks)
@@ -29,6 +40,11 @@ void pye_sha256_blocks(uint32_t variant, uint32_t h[8], const uint8_t *data, siz
 #if defined(__x86_64__)
     if (variant == PYE_SHA256_SHANI) {
         pye_sha256_blocks_shani(h, data, num_blocks);
+        return;
+    }
+#elif defined(__aarch64__)
+    if (variant == PYE_SHA256_ARMV8) {
+        pye_sha256_blocks_armv8(h, data, num_blocks);
         return;
     }
 #endif
@@ -42,6 +58,11 @@ void pye_sha256_gather(uint32_t variant, uint32_t h[8], const uint8_t *const *bl
 #if defined(__x86_64__)
     if (variant == PYE_SHA256_SHANI) {
         pye_sha256_gather_shani(h, blocks, num_blocks);
+        return;
+    }
+#elif defined(__aarch64__)
+    if (variant == PYE_SHA256_ARMV8) {
+        pye_sha256_gather_armv8(h, blocks, num_blocks);
         return;
     }
 #endif

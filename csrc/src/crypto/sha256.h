@@ -6,6 +6,7 @@
 
 #define PYE_SHA256_PORTABLE 0u
 #define PYE_SHA256_SHANI 1u
+#define PYE_SHA256_ARMV8 16u
 
 extern const uint32_t pye_sha256_k[64];
 
@@ -23,6 +24,9 @@ void pye_sha256_blocks_portable(uint32_t h[8], const uint8_t *data, size_t num_b
 #if defined(__x86_64__)
 void pye_sha256_blocks_shani(uint32_t h[8], const uint8_t *data, size_t num_blocks);
 void pye_sha256_gather_shani(uint32_t h[8], const uint8_t *const *blocks, size_t num_blocks);
+#elif defined(__aarch64__)
+void pye_sha256_blocks_armv8(uint32_t h[8], const uint8_t *data, size_t num_blocks);
+void pye_sha256_gather_armv8(uint32_t h[8], const uint8_t *const *blocks, size_t num_blocks);
 #endif
 
 #endif

@@ -47,6 +47,11 @@ void pye_sha512_blocks(uint64_t h[8], const uint8_t *data, size_t num_blocks)
         pye_sha512_blocks_bmi2(h, data, num_blocks);
         return;
     }
+#elif defined(__aarch64__)
+    if (pye_cpu_features() & PYE_CPU_ARM_SHA512) {
+        pye_sha512_blocks_armv8(h, data, num_blocks);
+        return;
+    }
 #endif
     pye_sha512_blocks_portable(h, data, num_blocks);
 }

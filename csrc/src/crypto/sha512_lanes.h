@@ -19,6 +19,8 @@ void pye_sha512_blocks_bmi2(uint64_t h[8], const uint8_t *data, size_t num_block
 /* Each hashes four or eight pages, wherever they lie, into 48 bytes each. */
 void pye_sha384_pages_x4_avx2(uint8_t *const out[4], const uint8_t *const pages[4]);
 void pye_sha384_pages_x8_avx512(uint8_t *const out[8], const uint8_t *const pages[8]);
+#elif defined(__aarch64__)
+void pye_sha512_blocks_armv8(uint64_t h[8], const uint8_t *data, size_t num_blocks);
 #endif
 
 #endif

@@ -156,12 +156,20 @@ pye_status pye_hash_self_test(void)
         PYE_REQUIRE(test_sha512_blocks(pye_sha512_blocks_bmi2), PYE_E_SELF_TEST);
     }
     PYE_REQUIRE(test_lanes(pye_cpu_features()), PYE_E_SELF_TEST);
+#elif defined(__aarch64__)
+    if ((pye_cpu_features() & PYE_CPU_ARM_SHA512) != 0) {
+        PYE_REQUIRE(test_sha512_blocks(pye_sha512_blocks_armv8), PYE_E_SELF_TEST);
+    }
 #endif
     PYE_REQUIRE(test_hkdf(), PYE_E_SELF_TEST);
     PYE_REQUIRE(test_chain(pye_cmac_expand_portable, pye_cmac_chain_portable), PYE_E_SELF_TEST);
 #if defined(__x86_64__)
     if ((pye_cpu_features() & PYE_CPU_AESNI) != 0) {
         PYE_REQUIRE(test_chain(pye_cmac_expand_aesni, pye_cmac_chain_aesni), PYE_E_SELF_TEST);
+    }
+#elif defined(__aarch64__)
+    if ((pye_cpu_features() & PYE_CPU_ARM_AES) != 0) {
+        PYE_REQUIRE(test_chain(pye_cmac_expand_armv8, pye_cmac_chain_armv8), PYE_E_SELF_TEST);
     }
 #endif
     PYE_REQUIRE(test_cmac(), PYE_E_SELF_TEST);
