@@ -192,7 +192,7 @@ pye_status pye_batch_native(void *function, const uint8_t **reply, size_t *reply
         const size_t cap = (arena_cap - at) / PYE_BATCH_MAX_ALIGN * PYE_BATCH_MAX_ALIGN;
         size_t len = cap;
         pye_status status = call(item, item_len, arena + at, &len);
-        if (status != PYE_OK || len > cap) { /* BND-06, BND-07 */
+        if (PYE_GUARD(status != PYE_OK || len > cap)) { /* BND-06, BND-07 */
             forget(arena + at, cap);
             status = status != PYE_OK ? status : PYE_E_LENGTH;
             memcpy(arena + at, &status, sizeof(status));

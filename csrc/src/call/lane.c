@@ -86,10 +86,9 @@ static size_t lane_stride(uint32_t slot_size)
 
 size_t pye_ring_size(uint32_t lanes, uint32_t slot_size)
 {
-    if (lanes == 0 || lanes > PYE_LANE_MAX_LANES || slot_size < PYE_LANE_MIN_SLOT ||
-        slot_size > PYE_LANE_MAX_SLOT || slot_size % 32 != 0) {
-        return 0;
-    }
+    PYE_REFUSE_IF(lanes == 0 || lanes > PYE_LANE_MAX_LANES || slot_size < PYE_LANE_MIN_SLOT ||
+                      slot_size > PYE_LANE_MAX_SLOT || slot_size % 32 != 0,
+                  0);
     const size_t raw = PYE_RING_PAGE + (size_t)lanes * lane_stride(slot_size);
     return (raw + PYE_RING_PAGE - 1) / PYE_RING_PAGE * PYE_RING_PAGE;
 }
@@ -486,11 +485,7 @@ static int is_ours_to_get(const pye_lane *lane, uint16_t kind)
 /* Take one frame: each word of the header is read once, then only the copy is used (BND-03). */
 static pye_status take(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
 {
-    pye_status rc = await_frame(lane, slice_ms);
-
-    if (rc != PYE_OK) {
-        return rc;
-    }
+    PYE_TRY(await_frame(lane, slice_ms));
     const uint64_t first = __atomic_load_n(long_at(lane->in, 0), __ATOMIC_ACQUIRE);
     const uint64_t second = __atomic_load_n(long_at(lane->in, 8), __ATOMIC_RELAXED);
     const pye_lane_header header = {
@@ -502,30 +497,20 @@ static pye_status take(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
         .total = __atomic_load_n(long_at(lane->in, 16), __ATOMIC_RELAXED),
         .offset = __atomic_load_n(long_at(lane->in, 24), __ATOMIC_RELAXED),
     };
-    if (header.sequence != (lane->host ? lane->sequence : lane->sequence + 1)) {
-        return broken(lane, "sequence");
-    }
-    if (header.lane != lane->number) {
-        return broken(lane, "lane");
-    }
-    if (!is_ours_to_get(lane, header.kind)) {
-        return broken(lane, "kind");
-    }
-    if (header.length > lane->slot_size) {
-        return broken(lane, "length");
-    }
+    PYE_REFUSE_IF(header.sequence != (lane->host ? lane->sequence : lane->sequence + 1),
+                  broken(lane, "sequence"));
+    PYE_REFUSE_IF(header.lane != lane->number, broken(lane, "lane"));
+    PYE_REFUSE_IF(!is_ours_to_get(lane, header.kind), broken(lane, "kind"));
+    PYE_REFUSE_IF(header.length > lane->slot_size, broken(lane, "length"));
     /* No sum is formed before both terms are known to be small enough (BND-02). */
-    if (header.offset > header.total || header.length > header.total - header.offset) {
-        return broken(lane, "offset");
-    }
-    if ((is_control(header.kind) || header.kind == PYE_FRAME_MORE ||
-         header.kind == PYE_FRAME_STOP) &&
-        (header.total != 0 || header.index != 0)) {
-        return broken(lane, "control");
-    }
-    if (header.length != fragment_length(lane, header.total, header.offset)) {
-        return broken(lane, "fragment");
-    }
+    PYE_REFUSE_IF(header.offset > header.total || header.length > header.total - header.offset,
+                  broken(lane, "offset"));
+    PYE_REFUSE_IF((is_control(header.kind) || header.kind == PYE_FRAME_MORE ||
+                   header.kind == PYE_FRAME_STOP) &&
+                      (header.total != 0 || header.index != 0),
+                  broken(lane, "control"));
+    PYE_REFUSE_IF(header.length != fragment_length(lane, header.total, header.offset),
+                  broken(lane, "fragment"));
     lane->sequence = header.sequence;
     lane->seen = header.sequence;
     *out = header;
@@ -535,23 +520,17 @@ static pye_status take(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
 /* A frame that begins a message came. */
 static pye_status announce(pye_lane *lane, const pye_lane_header *header)
 {
-    if (header->offset != 0) {
-        return broken(lane, "first fragment");
-    }
-    if (!in_turn(lane, header->kind, !lane->host)) {
-        return broken(lane, "turn");
-    }
+    PYE_REFUSE_IF(header->offset != 0, broken(lane, "first fragment"));
+    PYE_REFUSE_IF(!in_turn(lane, header->kind, !lane->host), broken(lane, "turn"));
     began(lane, header->kind);
     lane->kind = header->kind;
     lane->index = header->index;
     lane->total = header->total;
     lane->received = 0;
     lane->length = header->length;
-    if (header->total > lane->limit) {
+    if (PYE_GUARD(header->total > lane->limit)) {
         /* The host may not refuse by answering: a reply this long breaks the protocol. */
-        if (lane->host) {
-            return broken(lane, "total");
-        }
+        PYE_REFUSE_IF(lane->host, broken(lane, "total"));
         lane->phase = TURN;
         return PYE_E_LIMIT;
     }
@@ -569,8 +548,6 @@ static pye_status aborted(pye_lane *lane)
 
 pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms)
 {
-    pye_status rc;
-
     memset(out, 0, sizeof(*out));
     if (lane->phase == ANNOUNCED) { /* an early answer, taken by pye_lane_write */
         out->sequence = lane->sequence;
@@ -581,13 +558,8 @@ pye_status pye_lane_wait(pye_lane *lane, pye_lane_header *out, uint32_t slice_ms
         out->total = lane->total;
         return PYE_OK;
     }
-    if (lane->phase != AWAIT) {
-        return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
-    }
-    rc = take(lane, out, slice_ms);
-    if (rc != PYE_OK) {
-        return rc;
-    }
+    PYE_REFUSE_IF(lane->phase != AWAIT, lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE);
+    PYE_TRY(take(lane, out, slice_ms));
     return announce(lane, out);
 }
 
@@ -615,44 +587,36 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
     uint64_t total = 0;
 
     for (size_t i = 0; i < num; i++) {
-        if (segments[i].len > UINT64_MAX - total) {
-            return PYE_E_LENGTH;
-        }
+        PYE_REFUSE_IF(segments[i].len > UINT64_MAX - total, PYE_E_LENGTH);
         total += segments[i].len;
     }
     if (lane->phase == TURN) {
-        if (!in_turn(lane, kind, lane->host)) {
-            return PYE_E_STATE;
-        }
+        PYE_REFUSE_IF(!in_turn(lane, kind, lane->host), PYE_E_STATE);
         /* Seen now or never: the worker's next answer would write over it. */
-        if (lane->host && __atomic_load_n(word_at(lane->in, 0), __ATOMIC_RELAXED) != lane->seen) {
-            return broken(lane, "sequence");
-        }
+        PYE_REFUSE_IF(lane->host &&
+                          __atomic_load_n(word_at(lane->in, 0), __ATOMIC_RELAXED) != lane->seen,
+                      broken(lane, "sequence"));
         began(lane, kind);
         lane->writing = kind;
         lane->sent = 0;
         lane->prepared = 0;
         await_bulk(lane, total);
-    } else if (lane->phase != WRITING) {
+    } else if (PYE_GUARD(lane->phase != WRITING)) {
         return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
     }
     for (;;) {
         if (lane->phase == WRITING) {
             pye_lane_header header;
-            pye_status rc = take(lane, &header, slice_ms);
 
-            if (rc != PYE_OK) {
-                return rc;
-            }
+            PYE_TRY(take(lane, &header, slice_ms));
             if (header.kind == PYE_FRAME_ABORT) {
                 return aborted(lane);
             }
             if (is_early_answer(lane, header.kind)) {
                 return announce(lane, &header);
             }
-            if (header.kind != (lane->host ? PYE_FRAME_ACK : PYE_FRAME_NEXT)) {
-                return broken(lane, "turn");
-            }
+            PYE_REFUSE_IF(header.kind != (lane->host ? PYE_FRAME_ACK : PYE_FRAME_NEXT),
+                          broken(lane, "turn"));
         }
         const uint64_t offset = lane->sent;
         const uint32_t length = (uint32_t)fragment_length(lane, total, offset);
@@ -718,8 +682,8 @@ pye_status pye_lane_read_split(pye_lane *lane, uint8_t *head, size_t head_len, u
                 goto done;
             }
             /* BND-17: the sizes stay those that were announced. */
-            if (header.kind != lane->kind || header.index != lane->index ||
-                header.total != lane->total || header.offset != lane->received) {
+            if (PYE_GUARD(header.kind != lane->kind || header.index != lane->index ||
+                          header.total != lane->total || header.offset != lane->received)) {
                 rc = broken(lane, "fragment");
                 goto done;
             }
@@ -754,7 +718,6 @@ done:
 static pye_status drop_frame(pye_lane *lane, uint32_t slice_ms)
 {
     pye_lane_header header;
-    pye_status rc;
     const enum phase phase = lane->phase;
 
     if (phase == ANNOUNCED) {
@@ -762,14 +725,9 @@ static pye_status drop_frame(pye_lane *lane, uint32_t slice_ms)
         header.length = lane->length;
         header.total = lane->total;
     } else {
-        rc = take(lane, &header, slice_ms);
-        if (rc != PYE_OK) {
-            return rc;
-        }
+        PYE_TRY(take(lane, &header, slice_ms));
         if (phase == ABORTING) {
-            if (header.kind != PYE_FRAME_ACK) {
-                return broken(lane, "turn");
-            }
+            PYE_REFUSE_IF(header.kind != PYE_FRAME_ACK, broken(lane, "turn"));
             if (lane->dropping) {
                 undo(lane, lane->writing);
             }
@@ -777,22 +735,16 @@ static pye_status drop_frame(pye_lane *lane, uint32_t slice_ms)
             return PYE_OK;
         }
         if (header.kind == PYE_FRAME_ACK) {
-            if (phase != WRITING) {
-                return broken(lane, "turn");
-            }
+            PYE_REFUSE_IF(phase != WRITING, broken(lane, "turn"));
             lane->dropping = 1;
             lane->phase = ABORTING;
             publish_control(lane, PYE_FRAME_ABORT);
             return PYE_OK;
         }
-        if (phase == WRITING && !is_early_answer(lane, header.kind)) {
-            return broken(lane, "turn");
-        }
+        PYE_REFUSE_IF(phase == WRITING && !is_early_answer(lane, header.kind),
+                      broken(lane, "turn"));
         if (phase != READING) {
-            rc = announce(lane, &header);
-            if (rc != PYE_OK) {
-                return rc;
-            }
+            PYE_TRY(announce(lane, &header));
         }
     }
     if (header.length == header.total - header.offset) {
@@ -807,19 +759,11 @@ static pye_status drop_frame(pye_lane *lane, uint32_t slice_ms)
 
 pye_status pye_lane_drain_to(pye_lane *lane, uint32_t depth, uint32_t slice_ms)
 {
-    if (!lane->host) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(!lane->host, PYE_E_ARGUMENT);
     for (int i = 0; i < DRAIN_STEPS; i++) {
-        if (lane->phase == BROKEN) {
-            return PYE_E_PROTOCOL;
-        }
+        PYE_REFUSE_IF(lane->phase == BROKEN, PYE_E_PROTOCOL);
         if (lane->phase != TURN) {
-            const pye_status rc = drop_frame(lane, slice_ms);
-
-            if (rc != PYE_OK) {
-                return rc;
-            }
+            PYE_TRY(drop_frame(lane, slice_ms));
         } else if (lane->depth <= depth) {
             return PYE_OK;
         } else { /* trusted code waits for an answer that nobody will give */
@@ -860,9 +804,7 @@ pye_status pye_lane_note_set(pye_lane *lane, const uint8_t *note, size_t len)
 {
     uint8_t line[PYE_LANE_NOTE_SIZE] = {0};
 
-    if (len > sizeof(line) || note_length(note, len) != len) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(len > sizeof(line) || note_length(note, len) != len, PYE_E_ARGUMENT);
     if (len > 0) {
         memcpy(line, note, len);
     }
@@ -884,7 +826,7 @@ size_t pye_lane_note_get(const pye_lane *lane, uint8_t out[PYE_LANE_NOTE_SIZE])
         memcpy(out + i, &word, 8);
     }
     used = note_length(out, PYE_LANE_NOTE_SIZE);
-    if (used < PYE_LANE_NOTE_SIZE && out[used] != 0) {
+    if (PYE_GUARD(used < PYE_LANE_NOTE_SIZE && out[used] != 0)) {
         used = 0;
     }
     memset(out + used, 0, PYE_LANE_NOTE_SIZE - used);

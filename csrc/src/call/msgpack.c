@@ -12,9 +12,7 @@ typedef struct {
 
 static int skip(cursor *c, uint64_t len)
 {
-    if (len > c->left) {
-        return 0;
-    }
+    PYE_REFUSE_IF(len > c->left, 0);
     c->at += len;
     c->left -= (size_t)len;
     return 1;
@@ -25,9 +23,7 @@ static int number(cursor *c, unsigned width, uint64_t *out)
 {
     uint64_t value = 0;
 
-    if (width > c->left) {
-        return 0;
-    }
+    PYE_REFUSE_IF(width > c->left, 0);
     for (unsigned i = 0; i < width; i++) {
         value = value << 8 | c->at[i];
     }
@@ -43,9 +39,7 @@ static int value(cursor *c, uint64_t *items, int *nested)
 
     *items = 0;
     *nested = 0;
-    if (c->left == 0) {
-        return 0;
-    }
+    PYE_REFUSE_IF(c->left == 0, 0);
     const uint8_t head = *c->at;
     c->at++;
     c->left--;
@@ -96,9 +90,7 @@ static int value(cursor *c, uint64_t *items, int *nested)
     case 0xde: /* map */
     case 0xdf:
         *nested = 1;
-        if (!number(c, head == 0xde ? 2 : 4, &n)) {
-            return 0;
-        }
+        PYE_REFUSE_IF(!number(c, head == 0xde ? 2 : 4, &n), 0);
         *items = n * 2;
         return 1;
     default:
@@ -113,23 +105,15 @@ pye_status pye_msgpack_check(const uint8_t *data, size_t len, uint32_t max_depth
     uint64_t total = 0;
     uint32_t depth = 0;
 
-    if (max_depth == 0 || max_depth > DEPTH) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(max_depth == 0 || max_depth > DEPTH, PYE_E_ARGUMENT);
     do {
         uint64_t items;
         int nested;
 
-        if (!value(&c, &items, &nested)) {
-            return PYE_E_ARGUMENT;
-        }
-        if (items > c.left) { /* each needs a byte at least */
-            return PYE_E_ARGUMENT;
-        }
+        PYE_REFUSE_IF(!value(&c, &items, &nested), PYE_E_ARGUMENT);
+        PYE_REFUSE_IF(items > c.left, PYE_E_ARGUMENT); /* each needs a byte at least */
         total += items;
-        if (total > PYE_MSGPACK_MAX_ITEMS || (nested && depth == max_depth)) {
-            return PYE_E_LIMIT;
-        }
+        PYE_REFUSE_IF(total > PYE_MSGPACK_MAX_ITEMS || (nested && depth == max_depth), PYE_E_LIMIT);
         if (items > 0) {
             open[depth++] = items;
         } else {
@@ -138,5 +122,6 @@ pye_status pye_msgpack_check(const uint8_t *data, size_t len, uint32_t max_depth
             }
         }
     } while (depth > 0);
-    return c.left == 0 ? PYE_OK : PYE_E_ARGUMENT;
+    PYE_REFUSE_IF(c.left != 0, PYE_E_ARGUMENT);
+    return PYE_OK;
 }

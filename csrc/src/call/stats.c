@@ -46,21 +46,17 @@ pye_status pye_stats_new(pye_stats **out, uint32_t lanes, uint32_t functions,
     uint32_t most;
 
     *out = NULL;
-    if (lanes == 0 || lanes > PYE_LANE_MAX_LANES || clock == NULL) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(lanes == 0 || lanes > PYE_LANE_MAX_LANES || clock == NULL, PYE_E_ARGUMENT);
     most = PYE_STATS_MAX_CELLS / lanes - 1;
     stats = calloc(1, sizeof(*stats));
-    if (stats == NULL) {
-        return PYE_E_NO_MEMORY;
-    }
+    PYE_REFUSE_IF(stats == NULL, PYE_E_NO_MEMORY);
     stats->clock = clock;
     stats->lanes = lanes;
     stats->functions = functions < most ? functions : most;
     stats->enabled = 1;
     stats->states = calloc(lanes, sizeof(*stats->states));
     stats->cells = calloc((size_t)lanes * (stats->functions + 1), sizeof(*stats->cells));
-    if (stats->states == NULL || stats->cells == NULL) {
+    if (PYE_GUARD(stats->states == NULL || stats->cells == NULL)) {
         pye_stats_free(stats);
         return PYE_E_NO_MEMORY;
     }
@@ -92,10 +88,9 @@ void pye_stats_enable(pye_stats *stats, int on)
 /* Returns the cell of a function on a lane, or NULL when nothing is counted. */
 static pye_stats_counts *cell(pye_stats *stats, uint32_t lane, uint32_t function)
 {
-    if (stats == NULL || lane >= stats->lanes ||
-        __atomic_load_n(&stats->enabled, __ATOMIC_RELAXED) == 0) {
-        return NULL;
-    }
+    PYE_REFUSE_IF(stats == NULL || lane >= stats->lanes ||
+                      __atomic_load_n(&stats->enabled, __ATOMIC_RELAXED) == 0,
+                  NULL);
     if (function > stats->functions) {
         function = stats->functions;
     }
@@ -217,9 +212,7 @@ void pye_stats_depth(pye_stats *stats, uint64_t waiting)
 pye_status pye_stats_read(const pye_stats *stats, uint32_t function, pye_stats_counts *out)
 {
     memset(out, 0, sizeof(*out));
-    if (stats == NULL || function > stats->functions) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(stats == NULL || function > stats->functions, PYE_E_ARGUMENT);
     for (uint32_t lane = 0; lane < stats->lanes; lane++) {
         const pye_stats_counts *counts =
             &stats->cells[(size_t)lane * (stats->functions + 1) + function];

@@ -1,4 +1,5 @@
 /* ecdsa.c - verification of ECDSA P-256: chooses the implementation, and tests it. */
+#include "base/check.h"
 #include "crypto/p256_ifma.h"
 
 #include <stdlib.h>
@@ -65,9 +66,7 @@ pye_status pye_p256_verify(uint8_t *verdicts, const pye_p256_table *generator,
                            const pye_p256_claim *claims, size_t count)
 {
     memset(verdicts, PYE_P256_DOUBT, count);
-    if (!supported()) {
-        return PYE_E_UNSUPPORTED;
-    }
+    PYE_REFUSE_IF(!supported(), PYE_E_UNSUPPORTED);
 #if defined(__x86_64__)
     pye_p256_claim group[AT_A_TIME];
     size_t place[AT_A_TIME], held = 0;
@@ -103,9 +102,7 @@ pye_status pye_p256_self_test(const pye_p256_table *generator)
     uint8_t wrong[4 * AT_A_TIME][PYE_P256_SIGNATURE_SIZE];
     pye_p256_claim claims[4 * AT_A_TIME];
 
-    if (!table) {
-        return PYE_E_UNSUPPORTED;
-    }
+    PYE_REFUSE_IF(!table, PYE_E_UNSUPPORTED);
     /* Every second one is good; the others have one bit changed, each another one. */
     for (size_t i = 0; i < 4 * AT_A_TIME; i++) {
         memcpy(wrong[i], test_signature, sizeof(wrong[i]));

@@ -41,24 +41,16 @@ pye_status pye_gcm_init(pye_gcm_key *key, const uint8_t *secret, size_t secret_l
 {
     const gcm_implementation *chosen = NULL;
 
-    if (key == NULL || secret == NULL) {
-        return PYE_E_ARGUMENT;
-    }
-    if ((uintptr_t)key % PYE_GCM_KEY_ALIGN != 0) {
-        return PYE_E_ALIGNMENT;
-    }
-    if (secret_len != 16 && secret_len != 32) {
-        return PYE_E_LENGTH;
-    }
+    PYE_REFUSE_IF(key == NULL || secret == NULL, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF((uintptr_t)key % PYE_GCM_KEY_ALIGN != 0, PYE_E_ALIGNMENT);
+    PYE_REFUSE_IF(secret_len != 16 && secret_len != 32, PYE_E_LENGTH);
     allowed &= pye_gcm_implementations();
     for (size_t i = 0; i < NUM_IMPLEMENTATIONS; i++) {
         if (allowed & implementations[i]->id) {
             chosen = implementations[i];
         }
     }
-    if (chosen == NULL) {
-        return PYE_E_UNSUPPORTED;
-    }
+    PYE_REFUSE_IF(chosen == NULL, PYE_E_UNSUPPORTED);
     chosen->init(key, secret, secret_len);
     chosen->clean();
     key->implementation = chosen;
@@ -81,20 +73,15 @@ static pye_status check(const pye_gcm_key *key, const uint8_t *out, const uint8_
                         const uint8_t *iv, const uint8_t *data, size_t data_len,
                         const uint8_t *aad, size_t aad_len)
 {
-    if (key == NULL || tag == NULL || iv == NULL ||
-        (data_len != 0 && (data == NULL || out == NULL)) || (aad_len != 0 && aad == NULL)) {
-        return PYE_E_ARGUMENT;
-    }
-    if (key->implementation == NULL) {
-        return PYE_E_STATE;
-    }
-    if (data_len > PYE_GCM_MAX_DATA || aad_len > PYE_GCM_MAX_AAD) {
-        return PYE_E_LIMIT;
-    }
-    if ((out != data && gcm_overlap(out, data_len, data, data_len)) ||
-        gcm_overlap(out, data_len, tag, PYE_GCM_TAG_SIZE)) {
-        return PYE_E_OVERLAP;
-    }
+    PYE_REFUSE_IF(key == NULL || tag == NULL || iv == NULL ||
+                      (data_len != 0 && (data == NULL || out == NULL)) ||
+                      (aad_len != 0 && aad == NULL),
+                  PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(key->implementation == NULL, PYE_E_STATE);
+    PYE_REFUSE_IF(data_len > PYE_GCM_MAX_DATA || aad_len > PYE_GCM_MAX_AAD, PYE_E_LIMIT);
+    PYE_REFUSE_IF((out != data && gcm_overlap(out, data_len, data, data_len)) ||
+                      gcm_overlap(out, data_len, tag, PYE_GCM_TAG_SIZE),
+                  PYE_E_OVERLAP);
     return PYE_OK;
 }
 
@@ -121,7 +108,7 @@ pye_status pye_gcm_open(const pye_gcm_key *key, uint8_t *out, const uint8_t iv[P
     PYE_CHECK(check(key, out, tag, iv, data, data_len, aad, aad_len));
     key->implementation->open(key, out, computed, iv, data, data_len, aad, aad_len);
     key->implementation->clean();
-    if (!gcm_tag_equal(tag, computed)) {
+    if (PYE_GUARD(!gcm_tag_equal(tag, computed))) {
         pye_wipe(out, data_len);
         rc = PYE_E_AUTH;
     }

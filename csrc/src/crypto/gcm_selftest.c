@@ -80,15 +80,12 @@ done:
 
 pye_status pye_gcm_self_test(uint32_t implementation)
 {
-    if (implementation == 0 || (implementation & (implementation - 1)) != 0) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(implementation == 0 || (implementation & (implementation - 1)) != 0,
+                  PYE_E_ARGUMENT);
     for (size_t i = 0; i < sizeof(answers) / sizeof(answers[0]); i++) {
         const pye_status rc = test_one(&answers[i], implementation);
 
-        if (rc != PYE_OK) {
-            return rc == PYE_E_UNSUPPORTED ? rc : PYE_E_SELF_TEST;
-        }
+        PYE_REFUSE_IF(rc != PYE_OK, rc == PYE_E_UNSUPPORTED ? rc : PYE_E_SELF_TEST);
     }
     return PYE_OK;
 }

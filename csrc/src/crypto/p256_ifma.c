@@ -11,6 +11,7 @@
  * doublings: the lanes take every fourth one and are added up at the end. (2) Keys without a table
  * are multiplied by windows of 5 bits, one key a lane.
  */
+#include "base/check.h"
 #include "crypto/p256_ifma.h"
 
 #if defined(__x86_64__)
@@ -370,9 +371,7 @@ int pye_p256_points_make(pye_p256_points *to, const uint8_t key[PYE_P256_KEY_SIZ
     multiples *all;
     point base;
 
-    if (memcmp(key, PRIME, 32) >= 0 || memcmp(key + 32, PRIME, 32) >= 0) {
-        return 0;
-    }
+    PYE_REFUSE_IF(memcmp(key, PRIME, 32) >= 0 || memcmp(key + 32, PRIME, 32) >= 0, 0);
     for (size_t lane = 0; lane < LANES; lane++) {
         put(&x, lane, key);
         put(&y, lane, key + 32);
@@ -383,13 +382,9 @@ int pye_p256_points_make(pye_p256_points *to, const uint8_t key[PYE_P256_KEY_SIZ
     base.y = fe_mul(&base.y, &r2);
     base.z = fe_set(P_ONE);
     base.infinity = 0;
-    if (on_curve(&base.x, &base.y) != ALL_LANES) {
-        return 0;
-    }
+    PYE_REFUSE_IF(on_curve(&base.x, &base.y) != ALL_LANES, 0);
     all = aligned_alloc(64, (sizeof(*all) + 63) / 64 * 64);
-    if (!all) {
-        return 0;
-    }
+    PYE_REFUSE_IF(!all, 0);
     for (size_t group = 0; group < GROUPS; group++) {
         uint64_t(*rows)[JACOBIAN][LANES] = all->rows + group * COMB_ENTRIES;
         point windows = base, sum;
@@ -603,11 +598,11 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
         const __mmask8 bit = (__mmask8)(1u << i);
         const uint8_t *key = claims[i].key;
         verdicts[i] = PYE_P256_INVALID;
-        if (!in_range(claims[i].signature)) {
+        if (PYE_GUARD(!in_range(claims[i].signature))) {
             continue;
         }
         if (claims[i].table == NULL) {
-            if (memcmp(key, PRIME, 32) >= 0 || memcmp(key + 32, PRIME, 32) >= 0) {
+            if (PYE_GUARD(memcmp(key, PRIME, 32) >= 0 || memcmp(key + 32, PRIME, 32) >= 0)) {
                 verdicts[i] = PYE_P256_DOUBT;
                 continue;
             }
@@ -677,7 +672,7 @@ void pye_p256_verify_four(uint8_t *verdicts, const pye_p256_points *generator,
     for (size_t i = 0; i < count; i++) {
         if (judged >> i & 1) {
             verdicts[i] = PYE_P256_INVALID;
-            if (doubt >> i & 1) {
+            if (PYE_GUARD(doubt >> i & 1)) {
                 verdicts[i] = PYE_P256_DOUBT;
             } else if (equal >> i & 1) {
                 verdicts[i] = PYE_P256_VALID;

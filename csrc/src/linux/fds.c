@@ -1,5 +1,6 @@
 /* fds.c - which descriptors a process has, and whether shared memory from a peer is safe to map. */
 #define _GNU_SOURCE
+#include "base/check.h"
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
 
@@ -22,23 +23,17 @@ pye_status pye_fd_check_memfd(int fd, uint64_t size, uint32_t seals, uint64_t *o
     int found;
 
     *out_size = 0;
-    if ((seals & PYE_SEAL_SHRINK) == 0) {
-        return PYE_E_ARGUMENT;
-    }
-    if (fstat(fd, &stat) != 0) {
-        return PYE_E_OS;
-    }
+    PYE_REFUSE_IF((seals & PYE_SEAL_SHRINK) == 0, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(fstat(fd, &stat) != 0, PYE_E_OS);
     /* Files of a tmpfs have seals too, but carry SEAL alone, so SHRINK is never among them; a
      * memfd has no name. Anything else answers EINVAL. */
     found = fcntl(fd, F_GET_SEALS);
-    if (!S_ISREG(stat.st_mode) || stat.st_nlink != 0 || found < 0 ||
-        ((uint32_t)found & seals) != seals) {
+    if (PYE_GUARD(!S_ISREG(stat.st_mode) || stat.st_nlink != 0 || found < 0 ||
+                  ((uint32_t)found & seals) != seals)) {
         errno = EPERM;
         return PYE_E_DENIED;
     }
-    if (stat.st_size <= 0 || (size != 0 && (uint64_t)stat.st_size != size)) {
-        return PYE_E_LENGTH;
-    }
+    PYE_REFUSE_IF(stat.st_size <= 0 || (size != 0 && (uint64_t)stat.st_size != size), PYE_E_LENGTH);
     *out_size = (uint64_t)stat.st_size;
     return PYE_OK;
 }
@@ -50,14 +45,11 @@ static pye_status close_range_of(unsigned int first, unsigned int last)
 
 pye_status pye_fds_close_except(const int *keep, size_t num_keep)
 {
-    pye_status rc;
     int sorted[MAX_KEEP];
     size_t count = 0;
     unsigned int first = 0;
 
-    if (num_keep > MAX_KEEP) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(num_keep > MAX_KEEP, PYE_E_ARGUMENT);
     for (size_t i = 0; i < num_keep; i++) {
         size_t at = count;
 
@@ -75,10 +67,7 @@ pye_status pye_fds_close_except(const int *keep, size_t num_keep)
         const unsigned int kept = (unsigned int)sorted[i];
 
         if (kept > first) {
-            rc = close_range_of(first, kept - 1);
-            if (rc != PYE_OK) {
-                return rc;
-            }
+            PYE_TRY(close_range_of(first, kept - 1));
         }
         first = kept + 1;
     }

@@ -1,5 +1,6 @@
 /* harden.c - single switches that make a process harder to read, trace or misuse. */
 #define _GNU_SOURCE
+#include "base/check.h"
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
 
@@ -17,8 +18,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include "base/check.h"
 
 #define PR_SET_MDWE_NUMBER 65
 #define MDWE_REFUSE_EXEC_GAIN_BIT 1
@@ -52,17 +51,11 @@ pye_status pye_harden_parent_death(int signal, int parent_pidfd)
 {
     struct pollfd parent = {.fd = parent_pidfd, .events = POLLIN};
 
-    if (signal < 0 || signal > 64) {
-        return PYE_E_ARGUMENT;
-    }
-    if (prctl(PR_SET_PDEATHSIG, (long)signal, 0L, 0L, 0L) != 0) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(signal < 0 || signal > 64, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(prctl(PR_SET_PDEATHSIG, (long)signal, 0L, 0L, 0L) != 0, pye_os_status(errno));
     /* The parent may have ended before the line above. In a new pid namespace getppid() is 0
      * whatever happened, so only a descriptor can tell. */
-    if (parent_pidfd >= 0 && poll(&parent, 1, 0) != 0) {
-        return PYE_E_PEER_LOST;
-    }
+    PYE_REFUSE_IF(parent_pidfd >= 0 && poll(&parent, 1, 0) != 0, PYE_E_PEER_LOST);
     return PYE_OK;
 }
 
@@ -102,32 +95,26 @@ pye_status pye_harden_capabilities(void)
     int may_set;
 
     memset(data, 0, sizeof(data));
-    if (syscall(SYS_capget, &header, data) != 0) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(syscall(SYS_capget, &header, data) != 0, pye_os_status(errno));
     may_set = (data[0].effective & (1u << CAP_SETPCAP)) != 0;
     if (may_set) {
         /* Capabilities that this kernel does not have end the loop with EINVAL. */
         for (long cap = 0; cap < 64; cap++) {
             if (prctl(PR_CAPBSET_DROP, cap, 0L, 0L, 0L) != 0) {
-                if (errno != EINVAL) {
-                    return pye_os_status(errno);
-                }
+                PYE_REFUSE_IF(errno != EINVAL, pye_os_status(errno));
                 break;
             }
         }
-        if (prctl(PR_SET_SECUREBITS, locked, 0L, 0L, 0L) != 0) {
-            return pye_os_status(errno);
-        }
+        PYE_REFUSE_IF(prctl(PR_SET_SECUREBITS, locked, 0L, 0L, 0L) != 0, pye_os_status(errno));
     }
     /* Needs no capability; EINVAL before Linux 4.3, which has no ambient set. */
     (void)prctl(PR_CAP_AMBIENT_NUMBER, (long)PR_CAP_AMBIENT_CLEAR, 0L, 0L, 0L);
     memset(data, 0, sizeof(data));
-    if (syscall(SYS_capset, &header, data) != 0 || syscall(SYS_capget, &header, data) != 0) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(syscall(SYS_capset, &header, data) != 0 ||
+                      syscall(SYS_capget, &header, data) != 0,
+                  pye_os_status(errno));
     for (int i = 0; i < 2; i++) {
-        if ((data[i].effective | data[i].permitted | data[i].inheritable) != 0) {
+        if (PYE_GUARD((data[i].effective | data[i].permitted | data[i].inheritable) != 0)) {
             errno = EPERM;
             return PYE_E_DENIED;
         }
@@ -144,19 +131,13 @@ pye_status pye_harden_tracer(int64_t *out_pid)
     const int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
 
     *out_pid = 0;
-    if (fd < 0) {
-        return errno == ENOENT ? PYE_E_UNSUPPORTED : pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(fd < 0, errno == ENOENT ? PYE_E_UNSUPPORTED : pye_os_status(errno));
     len = read(fd, text, sizeof(text) - 1);
     (void)close(fd);
-    if (len <= 0) {
-        return PYE_E_OS;
-    }
+    PYE_REFUSE_IF(len <= 0, PYE_E_OS);
     text[len] = '\0';
     at = strstr(text, label);
-    if (at == NULL) {
-        return PYE_E_UNSUPPORTED;
-    }
+    PYE_REFUSE_IF(at == NULL, PYE_E_UNSUPPORTED);
     *out_pid = (int64_t)strtol(at + sizeof(label) - 1, NULL, 10);
     return PYE_OK;
 }
@@ -167,9 +148,7 @@ pye_status pye_harden_threads(uint32_t *out_count)
 
     *out_count = 0;
     /* The folder has one subfolder a thread, and its link count says how many. */
-    if (stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink < 3) {
-        return PYE_E_UNSUPPORTED;
-    }
+    PYE_REFUSE_IF(stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink < 3, PYE_E_UNSUPPORTED);
     *out_count = (uint32_t)tasks.st_nlink - 2;
     return PYE_OK;
 }

@@ -1,6 +1,7 @@
 /* landlock.c - everything that Landlock can forbid is forbidden, but reading /dev/urandom.
  * The numbers are those of linux/landlock.h, which older system headers lack. */
 #define _GNU_SOURCE
+#include "base/check.h"
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
 
@@ -66,7 +67,7 @@ pye_status pye_sandbox_landlock(uint32_t *out_abi)
     const long abi = syscall(PYE_NR_LANDLOCK_CREATE, NULL, 0, CREATE_RULESET_VERSION);
 
     *out_abi = 0;
-    if (abi < 1) {
+    if (PYE_GUARD(abi < 1)) {
         /* EOPNOTSUPP: built in but switched off at boot. */
         return abi < 0 && errno == EOPNOTSUPP ? PYE_E_UNSUPPORTED : pye_os_status(errno);
     }
@@ -82,9 +83,7 @@ pye_status pye_sandbox_landlock(uint32_t *out_abi)
         size += sizeof(attr.scoped);
     }
     fd = (int)syscall(PYE_NR_LANDLOCK_CREATE, &attr, size, 0);
-    if (fd < 0) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(fd < 0, pye_os_status(errno));
     allow_urandom(fd);
     rc = pye_os_result(syscall(PYE_NR_LANDLOCK_RESTRICT, fd, 0));
     (void)close(fd);

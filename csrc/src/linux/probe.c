@@ -4,6 +4,7 @@
  * made then too, so that a refusal for another reason does not count. What the namespaces, Landlock
  * and capabilities refuse is tried before seccomp, which would refuse all of it at the door. */
 #define _GNU_SOURCE
+#include "base/check.h"
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
 
@@ -156,20 +157,11 @@ pye_status pye_sandbox_before(pye_sandbox *sandbox)
     int baseline;
 
     sandbox->landlock_abi = sandbox->secret_kind = sandbox->proved = 0;
-    if (sandbox->step != 0) {
-        return PYE_E_STATE;
-    }
-    rc = pye_harden_threads(&threads);
-    if (rc != PYE_OK) {
-        return rc;
-    }
-    if (threads != 1) { /* the others would stay outside Landlock */
-        return PYE_E_STATE;
-    }
-    rc = pye_harden_no_new_privs();
-    if (rc != PYE_OK) {
-        return rc;
-    }
+    PYE_REFUSE_IF(sandbox->step != 0, PYE_E_STATE);
+    PYE_TRY(pye_harden_threads(&threads));
+    /* the others would stay outside Landlock */
+    PYE_REFUSE_IF(threads != 1, PYE_E_STATE);
+    PYE_TRY(pye_harden_no_new_privs());
     prove(sandbox, PYE_BIT_UNTRACED, pye_harden_tracer(&tracer) == PYE_OK && tracer == 0);
     prove(sandbox, PYE_BIT_NO_CAPABILITIES, no_capabilities());
     prove_namespaces(sandbox);
@@ -180,9 +172,8 @@ pye_status pye_sandbox_before(pye_sandbox *sandbox)
         prove(sandbox, PYE_BIT_LANDLOCK, baseline == 0 && try_open() == EACCES);
     }
     rc = pye_sandbox_seccomp_loading();
-    if (rc != PYE_OK && rc != PYE_E_UNSUPPORTED && rc != PYE_E_DENIED && rc != PYE_E_OS) {
-        return rc;
-    }
+    PYE_REFUSE_IF(rc != PYE_OK && rc != PYE_E_UNSUPPORTED && rc != PYE_E_DENIED && rc != PYE_E_OS,
+                  rc);
     sandbox->step = 1;
     return PYE_OK;
 }
@@ -202,12 +193,8 @@ pye_status pye_sandbox_after(pye_sandbox *sandbox, uint32_t flags)
     const int jit = (flags & PYE_SECCOMP_JIT) != 0;
     pye_status rc;
 
-    if (sandbox->step != 1) {
-        return PYE_E_STATE;
-    }
-    if ((flags & ~(uint32_t)PYE_SECCOMP_JIT) != 0) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(sandbox->step != 1, PYE_E_STATE);
+    PYE_REFUSE_IF((flags & ~(uint32_t)PYE_SECCOMP_JIT) != 0, PYE_E_ARGUMENT);
     if (!jit) {
         const int baseline = try_exec_memory();
 
@@ -216,9 +203,8 @@ pye_status pye_sandbox_after(pye_sandbox *sandbox, uint32_t flags)
         }
     }
     rc = pye_sandbox_seccomp(flags);
-    if (rc != PYE_OK && rc != PYE_E_UNSUPPORTED && rc != PYE_E_DENIED && rc != PYE_E_OS) {
-        return rc;
-    }
+    PYE_REFUSE_IF(rc != PYE_OK && rc != PYE_E_UNSUPPORTED && rc != PYE_E_DENIED && rc != PYE_E_OS,
+                  rc);
     prove(sandbox, PYE_BIT_SECCOMP, rc == PYE_OK && seccomp_refuses());
     sandbox->step = 2;
     return PYE_OK;
@@ -229,9 +215,7 @@ pye_status pye_sandbox_probe(pye_sandbox *sandbox, uint32_t *out_bits)
     uint32_t had;
 
     *out_bits = 0;
-    if (sandbox->step != 2) {
-        return PYE_E_STATE;
-    }
+    PYE_REFUSE_IF(sandbox->step != 2, PYE_E_STATE);
     had = sandbox->proved;
     prove_switches(sandbox);
     prove(sandbox, PYE_BIT_SECCOMP, seccomp_refuses());

@@ -8,6 +8,7 @@
  * is, hence the search: 80 comparisons in a row would be the longest part of closing a sandbox.
  * A pointer argument cannot be judged: what it points to can change. */
 #define _GNU_SOURCE
+#include "base/check.h"
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
 
@@ -240,15 +241,14 @@ static pye_status install(const program_t *program, unsigned int flags)
     struct sock_filter code[MAX_PROGRAM];
     long result;
 
-    if (program->len > MAX_PROGRAM) {
-        return PYE_E_STATE;
-    }
+    PYE_REFUSE_IF(program->len > MAX_PROGRAM, PYE_E_STATE);
     for (unsigned short i = 0; i < program->len; i++) {
         code[i] = program->code[i];
     }
     fprog.filter = code;
     result = syscall(PYE_NR_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, &fprog);
-    if (result > 0) { /* a thread that has another filter, so cannot be brought in line */
+    /* A thread that has another filter cannot be brought in line. */
+    if (PYE_GUARD(result > 0)) {
         errno = ESRCH;
         return PYE_E_STATE;
     }
@@ -271,9 +271,7 @@ pye_status pye_sandbox_seccomp(uint32_t flags)
     uint16_t calls[sizeof(always) / sizeof(always[0])];
     program_t program;
 
-    if ((flags & ~(uint32_t)PYE_SECCOMP_JIT) != 0) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF((flags & ~(uint32_t)PYE_SECCOMP_JIT) != 0, PYE_E_ARGUMENT);
     put_head(&program, NATIVE_ARCH);
     allow_without_bits(&program, SYS_mmap, 2, exec);
     allow_without_bits(&program, SYS_mprotect, 2, exec);
@@ -342,12 +340,9 @@ pye_status pye_seccomp_deny(const int *calls, size_t num_calls, int error_number
 {
     program_t program;
 
-    if (num_calls > MAX_DENIED || error_number < 1 || error_number > 4095) {
-        return PYE_E_ARGUMENT;
-    }
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(num_calls > MAX_DENIED || error_number < 1 || error_number > 4095,
+                  PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) != 0, pye_os_status(errno));
     program.len = 0;
     put_load(&program, offsetof(struct seccomp_data, nr));
     for (size_t i = 0; i < num_calls; i++) {

@@ -5,6 +5,7 @@
  * creator from a forked child without a system call, and tells `free` whether the data is there:
  * in a child the pages are absent (MADV_DONTFORK) and another mapping may be in their place. */
 #define _GNU_SOURCE
+#include "base/check.h"
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
 
@@ -42,9 +43,7 @@ static pye_status map_secret(uint8_t *data, size_t size)
     void *mapped;
     const int fd = (int)syscall(PYE_NR_MEMFD_SECRET, O_CLOEXEC);
 
-    if (fd < 0) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(fd < 0, pye_os_status(errno));
     rc = pye_os_result(ftruncate(fd, (off_t)size));
     if (rc == PYE_OK) {
         mapped = mmap(data, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
@@ -61,12 +60,9 @@ static pye_status map_anonymous(uint8_t *data, size_t size, uint32_t *kind)
 
     /* A failed map_secret may have left a hole where the reservation was: nothing else may take
      * it meanwhile, but MAP_FIXED puts our pages there either way. */
-    if (mmap(data, size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) {
-        return pye_os_status(errno);
-    }
-    if (madvise(data, size, MADV_DONTDUMP) != 0) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(mmap(data, size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED,
+                  pye_os_status(errno));
+    PYE_REFUSE_IF(madvise(data, size, MADV_DONTDUMP) != 0, pye_os_status(errno));
     /* Not mlock(): AddressSanitizer replaces that by a success that locks nothing. */
     *kind = syscall(SYS_mlock, data, size) == 0 ? PYE_SECMEM_LOCKED : PYE_SECMEM_UNLOCKED;
     return PYE_OK;
@@ -84,26 +80,22 @@ pye_status pye_secmem_new(void **out, size_t size, uint32_t *kind)
 
     *out = NULL;
     *kind = 0;
-    if (size == 0 || size > (size_t)1 << 46) {
-        return PYE_E_LENGTH;
-    }
+    PYE_REFUSE_IF(size == 0 || size > (size_t)1 << 46, PYE_E_LENGTH);
     base = mmap(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(base == MAP_FAILED, pye_os_status(errno));
     data = base + 2 * page;
-    if (mprotect(base, page, PROT_READ | PROT_WRITE) != 0) {
+    if (PYE_GUARD(mprotect(base, page, PROT_READ | PROT_WRITE) != 0)) {
         rc = pye_os_status(errno);
         goto fail;
     }
     *kind = PYE_SECMEM_SECRET;
     if (map_secret(data, data_size) != PYE_OK) {
         rc = map_anonymous(data, data_size, kind);
-        if (rc != PYE_OK) {
+        if (PYE_GUARD(rc != PYE_OK)) {
             goto fail;
         }
     }
-    if (madvise(data, data_size, MADV_DONTFORK) != 0) {
+    if (PYE_GUARD(madvise(data, data_size, MADV_DONTFORK) != 0)) {
         rc = pye_os_status(errno);
         goto fail;
     }
@@ -151,9 +143,7 @@ pye_status pye_secmem_limit(uint64_t *out_soft, uint64_t *out_hard)
     struct rlimit limit;
 
     *out_soft = *out_hard = 0;
-    if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0) {
-        return pye_os_status(errno);
-    }
+    PYE_REFUSE_IF(getrlimit(RLIMIT_MEMLOCK, &limit) != 0, pye_os_status(errno));
     *out_soft = limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : (uint64_t)limit.rlim_cur;
     *out_hard = limit.rlim_max == RLIM_INFINITY ? UINT64_MAX : (uint64_t)limit.rlim_max;
     return PYE_OK;
@@ -173,13 +163,9 @@ pye_status pye_secmem_new(void **out, size_t size, uint32_t *kind)
 
     *out = NULL;
     *kind = 0;
-    if (size == 0 || size > (size_t)1 << 40) {
-        return PYE_E_LENGTH;
-    }
+    PYE_REFUSE_IF(size == 0 || size > (size_t)1 << 40, PYE_E_LENGTH);
     base = calloc(1, (size + 2 * HEAD + 63) / 64 * 64);
-    if (base == NULL) {
-        return PYE_E_NO_MEMORY;
-    }
+    PYE_REFUSE_IF(base == NULL, PYE_E_NO_MEMORY);
     const size_t shift = HEAD + (HEAD - (uintptr_t)base % HEAD) % HEAD;
     *out = base + shift;
     ((head_t *)(void *)(base + shift - HEAD))->mark = MARK;

@@ -5,6 +5,7 @@
  * is. That address is what the kernel clears at thread exit (PR_GET_TID_ADDRESS), or else the only
  * word of the thread descriptor that holds the id in this process and in a forked child. */
 #define _GNU_SOURCE
+#include "base/check.h"
 #include "linux/sys.h"
 #include "pyenclave/linux.h"
 
@@ -127,7 +128,7 @@ static uintptr_t find_tid_address(uint32_t flags)
 /* The child's first steps, on every way: tie its life to the parent's. */
 static void begin_child(pye_spawned *out, int parent_pidfd)
 {
-    if (pye_harden_parent_death(SIGKILL, parent_pidfd) != PYE_OK) {
+    if (PYE_GUARD(pye_harden_parent_death(SIGKILL, parent_pidfd) != PYE_OK)) {
         _exit(1);
     }
     (void)close(parent_pidfd);
@@ -236,7 +237,7 @@ static void run_middle(pye_spawned *out, uint32_t namespaces, const int report[2
     if (pid == 0) {
         (void)close(report[1]);
         /* Parent death counts from the real maker, so wait until the middle is reaped. */
-        if (read(go[0], &byte, 1) != 1) {
+        if (PYE_GUARD(read(go[0], &byte, 1) != 1)) {
             _exit(1);
         }
         (void)close(go[0]);
@@ -260,38 +261,31 @@ static pye_status spawn_double_fork(pye_spawned *out, uint32_t namespaces, int p
 
     out->way = namespaces != 0 ? PYE_SPAWN_DOUBLE_FORK : PYE_SPAWN_FORK;
     /* The worker becomes this process's child when the middle ends. */
-    if (prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) != 0 || pipe2(report, O_CLOEXEC) != 0 ||
-        pipe2(go, O_CLOEXEC) != 0) {
-        rc = pye_os_status(errno);
-        goto done;
-    }
+    PYE_REQUIRE(prctl(PR_SET_CHILD_SUBREAPER, 1L, 0L, 0L, 0L) == 0, pye_os_status(errno));
+    PYE_REQUIRE(pipe2(report, O_CLOEXEC) == 0, pye_os_status(errno));
+    PYE_REQUIRE(pipe2(go, O_CLOEXEC) == 0, pye_os_status(errno));
     middle = fork();
-    if (middle < 0) {
-        rc = pye_os_status(errno);
-        goto done;
-    }
+    PYE_REQUIRE(middle >= 0, pye_os_status(errno));
     if (middle == 0) {
         run_middle(out, namespaces, report, go, parent_pidfd);
         return PYE_OK; /* the worker */
     }
     (void)close(report[1]);
     report[1] = -1;
-    if (read(report[0], &said, sizeof(said)) != (ssize_t)sizeof(said)) {
+    if (PYE_GUARD(read(report[0], &said, sizeof(said)) != (ssize_t)sizeof(said))) {
         said.pid = -EIO;
     }
     while (waitpid(middle, &status, 0) < 0 && errno == EINTR) {
     }
-    if (said.pid <= 0) {
+    if (PYE_GUARD(said.pid <= 0)) {
         errno = (int)-said.pid;
         rc = pye_os_status(errno);
         goto done;
     }
     out->pid = said.pid;
     out->namespaces = said.namespaces;
-    rc = pye_pidfd_open(&out->pidfd, said.pid);
-    if (rc == PYE_OK && write(go[1], "g", 1) != 1) {
-        rc = pye_os_status(errno);
-    }
+    PYE_CHECK(pye_pidfd_open(&out->pidfd, said.pid));
+    PYE_REQUIRE(write(go[1], "g", 1) == 1, pye_os_status(errno));
 done:
     for (int i = 0; i < 2; i++) {
         if (report[i] >= 0) {
@@ -313,25 +307,16 @@ pye_status pye_spawn_worker(pye_spawned *out, uint32_t namespaces, uint32_t flag
 
     memset(out, 0, sizeof(*out));
     out->pidfd = -1;
-    if ((namespaces & ~(uint32_t)PYE_NS_ALL) != 0 ||
-        (flags & ~(uint32_t)(PYE_SPAWN_NO_CLONE | PYE_SPAWN_NO_TID_PRCTL)) != 0) {
-        return PYE_E_ARGUMENT;
-    }
-    rc = pye_harden_threads(&threads);
-    if (rc != PYE_OK) {
-        return rc;
-    }
-    if (threads != 1) {
-        return PYE_E_STATE;
-    }
+    PYE_REFUSE_IF((namespaces & ~(uint32_t)PYE_NS_ALL) != 0 ||
+                      (flags & ~(uint32_t)(PYE_SPAWN_NO_CLONE | PYE_SPAWN_NO_TID_PRCTL)) != 0,
+                  PYE_E_ARGUMENT);
+    PYE_TRY(pye_harden_threads(&threads));
+    PYE_REFUSE_IF(threads != 1, PYE_E_STATE);
     out->outer_pid = getpid();
     for (size_t i = 0; i < PYE_NUM_NS; i++) {
         out->outer_ns[i] = pye_namespace_id(i);
     }
-    rc = pye_pidfd_open(&self, getpid());
-    if (rc != PYE_OK) {
-        return rc;
-    }
+    PYE_TRY(pye_pidfd_open(&self, getpid()));
     if ((flags & PYE_SPAWN_NO_CLONE) == 0) {
         tid_address = find_tid_address(flags);
     }

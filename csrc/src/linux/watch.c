@@ -174,7 +174,7 @@ pye_status pye_watch_new(pye_watch **out, uint32_t num, int event_fd)
             (void)pthread_mutex_destroy(&watch->lock);
         }
     }
-    if (error != 0) {
+    if (PYE_GUARD(error != 0)) {
         (void)close(watch->event_fd);
         errno = error;
         rc = PYE_E_OS;
@@ -189,7 +189,7 @@ done:
 
 void pye_watch_set(pye_watch *watch, uint32_t slot, uint32_t *word, uint32_t expected)
 {
-    if (slot >= watch->num) {
+    if (PYE_GUARD(slot >= watch->num)) {
         return;
     }
     pthread_mutex_lock(&watch->lock);

@@ -75,25 +75,19 @@ static int flags_ok(uint64_t flags)
     if (flags == PYE_SGX_TCS) {
         return 1;
     }
-    if ((flags & ~access) != PYE_SGX_REG) {
-        return 0;
-    }
+    PYE_REFUSE_IF((flags & ~access) != PYE_SGX_REG, 0);
     return (flags & PYE_SGX_W) == 0 || (flags & PYE_SGX_R) != 0;
 }
 
 static pye_status check_pages(const pye_sgx_measure *ctx, uint64_t num_pages, uint64_t offset,
                               uint64_t flags)
 {
-    if (ctx->size == 0 || !between_pages(ctx)) {
-        return PYE_E_STATE;
-    }
-    if (offset % PYE_SGX_PAGE_SIZE != 0) {
-        return PYE_E_ALIGNMENT;
-    }
-    if (offset > ctx->size || num_pages > (ctx->size - offset) / PYE_SGX_PAGE_SIZE) {
-        return PYE_E_ARGUMENT;
-    }
-    return flags_ok(flags) ? PYE_OK : PYE_E_ARGUMENT;
+    PYE_REFUSE_IF(ctx->size == 0 || !between_pages(ctx), PYE_E_STATE);
+    PYE_REFUSE_IF(offset % PYE_SGX_PAGE_SIZE != 0, PYE_E_ALIGNMENT);
+    PYE_REFUSE_IF(offset > ctx->size || num_pages > (ctx->size - offset) / PYE_SGX_PAGE_SIZE,
+                  PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(!flags_ok(flags), PYE_E_ARGUMENT);
+    return PYE_OK;
 }
 
 pye_status pye_sgx_add(pye_sgx_measure *ctx, uint64_t offset, uint64_t flags)

@@ -13,12 +13,8 @@
 
 static pye_status check_range(uint64_t num_pages, uint64_t gpa)
 {
-    if (gpa % PAGE != 0) {
-        return PYE_E_ALIGNMENT;
-    }
-    if (gpa > END_OF_MEMORY || num_pages > (END_OF_MEMORY - gpa) / PAGE) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(gpa % PAGE != 0, PYE_E_ALIGNMENT);
+    PYE_REFUSE_IF(gpa > END_OF_MEMORY || num_pages > (END_OF_MEMORY - gpa) / PAGE, PYE_E_ARGUMENT);
     return PYE_OK;
 }
 

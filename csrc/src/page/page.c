@@ -34,18 +34,12 @@ size_t pye_page_key_size(void)
 pye_status pye_page_key_init(pye_page_key *key, const uint8_t *secret, size_t secret_len,
                              const uint8_t enclave[PYE_PAGE_ENCLAVE_SIZE], uint32_t allowed)
 {
-    if (key == NULL || enclave == NULL) {
-        return PYE_E_ARGUMENT;
-    }
-    if ((uintptr_t)key % PYE_PAGE_KEY_ALIGN != 0) {
-        return PYE_E_ALIGNMENT;
-    }
-    const pye_status rc = pye_gcm_init(&key->gcm, secret, secret_len, allowed);
-    if (rc == PYE_OK) {
-        memcpy(key->enclave, enclave, PYE_PAGE_ENCLAVE_SIZE);
-        atomic_store_explicit(&key->word, 1, memory_order_release);
-    }
-    return rc;
+    PYE_REFUSE_IF(key == NULL || enclave == NULL, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF((uintptr_t)key % PYE_PAGE_KEY_ALIGN != 0, PYE_E_ALIGNMENT);
+    PYE_TRY(pye_gcm_init(&key->gcm, secret, secret_len, allowed));
+    memcpy(key->enclave, enclave, PYE_PAGE_ENCLAVE_SIZE);
+    atomic_store_explicit(&key->word, 1, memory_order_release);
+    return PYE_OK;
 }
 
 /* leave ends a call; the last one out of a destroyed key wipes it. */
@@ -65,17 +59,11 @@ static inline pye_status enter(pye_page_key *key, uint64_t num_versions, uint64_
     uint64_t next;
 
     do {
-        if (word == 0) {
-            return PYE_E_STATE;
-        }
-        if (word & ENDED) {
-            return PYE_E_CLOSED;
-        }
-        if ((word & USERS_MASK) == USERS_MASK) {
-            return PYE_E_BUSY;
-        }
+        PYE_REFUSE_IF(word == 0, PYE_E_STATE);
+        PYE_REFUSE_IF(word & ENDED, PYE_E_CLOSED);
+        PYE_REFUSE_IF((word & USERS_MASK) == USERS_MASK, PYE_E_BUSY);
         next = word & VERSION_MASK;
-        if (num_versions > PYE_PAGE_MAX_PAGES + 1 - next) {
+        if (PYE_GUARD(num_versions > PYE_PAGE_MAX_PAGES + 1 - next)) {
             pye_page_key_destroy(key);
             return PYE_E_LIMIT;
         }
@@ -118,17 +106,11 @@ const char *pye_page_key_implementation(const pye_page_key *key)
 
 pye_status pye_page_key_skip(pye_page_key *key, uint64_t next)
 {
-    if (key == NULL || next > PYE_PAGE_MAX_PAGES + 1) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(key == NULL || next > PYE_PAGE_MAX_PAGES + 1, PYE_E_ARGUMENT);
     uint64_t word = atomic_load_explicit(&key->word, memory_order_relaxed);
     do {
-        if (word == 0 || (word & ENDED)) {
-            return word == 0 ? PYE_E_STATE : PYE_E_CLOSED;
-        }
-        if (next < (word & VERSION_MASK)) {
-            return PYE_E_ARGUMENT;
-        }
+        PYE_REFUSE_IF(word == 0 || (word & ENDED), word == 0 ? PYE_E_STATE : PYE_E_CLOSED);
+        PYE_REFUSE_IF(next < (word & VERSION_MASK), PYE_E_ARGUMENT);
     } while (!atomic_compare_exchange_weak_explicit(&key->word, &word,
                                                     (word & ~VERSION_MASK) | next,
                                                     memory_order_acq_rel, memory_order_relaxed));
@@ -162,13 +144,10 @@ void pye_page_header(uint8_t header[64], const uint8_t enclave[PYE_PAGE_ENCLAVE_
 
 static inline pye_status check_one(const uint8_t *out, const uint8_t *in, const uint8_t *tag)
 {
-    if (out == NULL || in == NULL || tag == NULL) {
-        return PYE_E_ARGUMENT;
-    }
-    if ((out != in && gcm_overlap(out, PYE_PAGE_SIZE, in, PYE_PAGE_SIZE)) ||
-        gcm_overlap(out, PYE_PAGE_SIZE, tag, PYE_PAGE_TAG_SIZE)) {
-        return PYE_E_OVERLAP;
-    }
+    PYE_REFUSE_IF(out == NULL || in == NULL || tag == NULL, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF((out != in && gcm_overlap(out, PYE_PAGE_SIZE, in, PYE_PAGE_SIZE)) ||
+                      gcm_overlap(out, PYE_PAGE_SIZE, tag, PYE_PAGE_TAG_SIZE),
+                  PYE_E_OVERLAP);
     return PYE_OK;
 }
 
@@ -214,7 +193,7 @@ pye_status pye_page_open(pye_page_key *key, uint8_t out[PYE_PAGE_SIZE],
     page.tag = computed;
     key->gcm.implementation->open_pages(&key->gcm, &page, 1, 0);
     key->gcm.implementation->clean();
-    if (!gcm_tag_equal(tag, computed)) {
+    if (PYE_GUARD(!gcm_tag_equal(tag, computed))) {
         pye_wipe(out, PYE_PAGE_SIZE);
         rc = PYE_E_AUTH;
     }
@@ -292,7 +271,7 @@ static pye_status open_batch(const pye_page_key *key, const batch *b, const uint
         for (size_t i = 0; i < group; i++) {
             const uint8_t *tag = b->jobs != NULL ? b->jobs[done + i].tag
                                                  : tags + (done + i) * PYE_PAGE_TAG_SIZE;
-            if (!gcm_tag_equal(tag, computed[i])) {
+            if (PYE_GUARD(!gcm_tag_equal(tag, computed[i]))) {
                 rc = PYE_E_AUTH;
             }
         }
@@ -312,20 +291,14 @@ static pye_status open_batch(const pye_page_key *key, const batch *b, const uint
 static pye_status check_batch(const uint8_t *out, const uint8_t *in, const uint8_t *tags,
                               size_t num_pages, const pye_page_info *first)
 {
-    if (first == NULL || out == NULL || in == NULL || tags == NULL) {
-        return PYE_E_ARGUMENT;
-    }
-    if (num_pages == 0 || num_pages > SIZE_MAX / PYE_PAGE_SIZE) {
-        return PYE_E_LENGTH;
-    }
-    if (first->address > UINT64_MAX - (uint64_t)(num_pages - 1) * PYE_PAGE_SIZE) {
-        return PYE_E_ARGUMENT;
-    }
+    PYE_REFUSE_IF(first == NULL || out == NULL || in == NULL || tags == NULL, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(num_pages == 0 || num_pages > SIZE_MAX / PYE_PAGE_SIZE, PYE_E_LENGTH);
+    PYE_REFUSE_IF(first->address > UINT64_MAX - (uint64_t)(num_pages - 1) * PYE_PAGE_SIZE,
+                  PYE_E_ARGUMENT);
     const size_t len = num_pages * PYE_PAGE_SIZE;
-    if ((out != in && gcm_overlap(out, len, in, len)) ||
-        gcm_overlap(out, len, tags, num_pages * PYE_PAGE_TAG_SIZE)) {
-        return PYE_E_OVERLAP;
-    }
+    PYE_REFUSE_IF((out != in && gcm_overlap(out, len, in, len)) ||
+                      gcm_overlap(out, len, tags, num_pages * PYE_PAGE_TAG_SIZE),
+                  PYE_E_OVERLAP);
     return PYE_OK;
 }
 
@@ -372,18 +345,10 @@ done:
 
 static pye_status check_jobs(const pye_page_job *jobs, size_t num_jobs)
 {
-    if (jobs == NULL) {
-        return PYE_E_ARGUMENT;
-    }
-    if (num_jobs == 0) {
-        return PYE_E_LENGTH;
-    }
+    PYE_REFUSE_IF(jobs == NULL, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(num_jobs == 0, PYE_E_LENGTH);
     for (size_t i = 0; i < num_jobs; i++) {
-        const pye_status rc = check_one(jobs[i].out, jobs[i].in, jobs[i].tag);
-
-        if (rc != PYE_OK) {
-            return rc;
-        }
+        PYE_TRY(check_one(jobs[i].out, jobs[i].in, jobs[i].tag));
     }
     return PYE_OK;
 }
