@@ -1,0 +1,99 @@
+/* lane.h - the private end of a lane, for the files that make it up: lane.c (messages), frame.h
+ * (their headers), turn.h (who may send what), await.c (waiting), note.c. docs/formats/ring.md. */
+#ifndef PYE_SRC_CALL_LANE_H
+#define PYE_SRC_CALL_LANE_H
+
+#include "call/spin.h"
+#include "pyenclave/call.h"
+
+#define ALIGNMENT 128 /* processors fetch lines in pairs */
+#define PLACES 4 /* for fragments: a line written again has left the reader's cache by then */
+#define STATE_ASLEEP 0
+#define STATE_CPU 4
+#define STATE_TAKEN 64 /* in a line of its own that nobody reads before the worker is gone */
+#define STATE_NOTE 64  /* likewise, of a host: PYE_LANE_NOTE_SIZE bytes */
+
+/* Where a side stands. Host: TURN first; worker: AWAIT first. */
+enum phase {
+    TURN,      /* may write a message */
+    WRITING,   /* a fragment is out, more follow when the other side asks */
+    AWAIT,     /* the first frame of a message is to come */
+    ANNOUNCED, /* its header is checked, its payload is in the slot */
+    READING,   /* the next fragment was asked for */
+    ABORTING,  /* host: ABORT is out, ACK is to come */
+    BROKEN
+};
+
+struct pye_lane {
+    uint8_t *in;  /* the other side's slot */
+    uint8_t *out; /* this side's slot */
+    uint8_t *mine;
+    uint8_t *theirs;
+    pye_wait_ops ops;
+    spin_state spin;
+    const char *broken;
+    uint64_t limit;
+    uint64_t total;    /* of the message that is read */
+    uint64_t received; /* of it */
+    uint64_t sent;     /* of the one that is written */
+    uint32_t slot_size;
+    uint32_t number;
+    uint32_t sequence; /* of the exchange that is under way */
+    uint32_t seen;     /* last sequence taken from `in` */
+    uint32_t used;     /* bytes of `out` that are not zero */
+    uint32_t half;     /* bytes of a fragment, one of PLACES */
+    int prepared;      /* the next fragment of the message that is written is in the slot */
+    uint32_t cpu;      /* as published: number + 1, or 0 */
+    uint32_t length;   /* of the fragment in the slot */
+    uint16_t kind;     /* of the message that is read */
+    uint16_t index;
+    uint16_t writing; /* kind of the message that is written */
+    uint16_t held;    /* OCALL or ITEM: what the host has to answer; else 0 */
+    uint32_t depth;   /* calls under way */
+    int dropping;     /* ABORTING: what is dropped is this side's own message */
+    int host;
+    enum phase phase;
+    int bulk;             /* the answer is to much data: */
+    spin_state spin_bulk; /* judged apart */
+    uint64_t named;       /* bytes in shared memory that the next message names */
+};
+
+static inline uint32_t *word_at(uint8_t *base, size_t offset)
+{
+    return (uint32_t *)(void *)(base + offset);
+}
+
+static inline uint64_t *long_at(uint8_t *base, size_t offset)
+{
+    return (uint64_t *)(void *)(base + offset);
+}
+
+static inline pye_status broken(pye_lane *lane, const char *check)
+{
+    lane->phase = BROKEN;
+    lane->broken = check;
+    return PYE_E_PROTOCOL;
+}
+
+/* How long the fragment at `offset` of a message of `total` bytes must be. Fragments lie in the
+ * slot's PLACES by turns: while the receiver copies one, the sender writes the next. */
+static inline uint64_t fragment_length(const pye_lane *lane, uint64_t total, uint64_t offset)
+{
+    const uint64_t left = total - offset;
+
+    return total <= lane->slot_size || left < lane->half ? left : lane->half;
+}
+
+/* Where in a slot the fragment is; of private numbers only. */
+static inline size_t fragment_place(const pye_lane *lane, uint64_t total, uint64_t offset)
+{
+    const uint64_t which = total <= lane->slot_size ? 0 : offset / lane->half % PLACES;
+
+    return PYE_LANE_HEADER_SIZE + (size_t)which * lane->half;
+}
+
+/* await.c: wait until the other side's word moves on from what was last taken. PYE_E_TIMEOUT: it
+ * did not in `slice_ms`. */
+PYE_MUST_USE pye_status pye_lane_await(pye_lane *lane, uint32_t slice_ms);
+
+#endif
