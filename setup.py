@@ -1,7 +1,6 @@
 """Native parts of the build. Everything declarative is in pyproject.toml."""
 
 import os
-import platform
 import sysconfig
 from glob import glob
 
@@ -15,7 +14,15 @@ LIMITED_API = "0x030b0000"
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 SANITIZE = os.environ.get("PYENCLAVE_SANITIZE") == "1"
 WERROR = os.environ.get("PYENCLAVE_WERROR") == "1"
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Of the target, not of this machine: _PYTHON_HOST_PLATFORM names it in a cross build
+# (docs/aarch64.md). An image of several machines at once (universal2) gets neither's flags.
+MACHINE = sysconfig.get_platform().rpartition("-")[2].lower()
+PROTECT = {
+    "x86_64": ["-fcf-protection"],
+    "amd64": ["-fcf-protection"],
+    "aarch64": ["-mbranch-protection=standard"],
+    "arm64": ["-mbranch-protection=standard"],
+}
 
 WARN = [
     "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wvla", "-Wundef", "-Wconversion",
@@ -24,7 +31,7 @@ WARN = [
 ]  # fmt: skip
 HARDEN = [
     "-fvisibility=hidden", "-fstack-protector-strong", "-fstack-clash-protection",
-    *(["-fcf-protection"] if X86 else []),
+    *PROTECT.get(MACHINE, []),
     "-fno-strict-overflow", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2",
 ]  # fmt: skip
 # -fno-wrapv: Python's own flags contain -fwrapv, which hides signed overflow from UBSan.

@@ -118,7 +118,11 @@ static NOINLINE void save_stack(void)
     /* what lies below our own frame is what the calls before have left */
     for (size_t i = 0; i < DEPTH / 8 - 64; i++) {
         uint64_t word;
+#if defined(__aarch64__)
+        __asm__ volatile("ldr %0, [%1]" : "=r"(word) : "r"(top - DEPTH / 8 + i));
+#else
         __asm__ volatile("movq (%1), %0" : "=r"(word) : "r"(top - DEPTH / 8 + i));
+#endif
         found_stack[i] = word;
     }
 }
@@ -128,6 +132,12 @@ static NOINLINE void save_registers(void)
     memset(registers, 0, sizeof(registers));
 #if defined(__AVX512F__)
 #define SAVE(n) __asm__ volatile("vmovdqu64 %%zmm" #n ", %0" : "=m"(*(uint64_t(*)[8])(registers + 8 * n)))
+    SAVE(0); SAVE(1); SAVE(2); SAVE(3); SAVE(4); SAVE(5); SAVE(6); SAVE(7);
+    SAVE(8); SAVE(9); SAVE(10); SAVE(11); SAVE(12); SAVE(13); SAVE(14); SAVE(15);
+    SAVE(16); SAVE(17); SAVE(18); SAVE(19); SAVE(20); SAVE(21); SAVE(22); SAVE(23);
+    SAVE(24); SAVE(25); SAVE(26); SAVE(27); SAVE(28); SAVE(29); SAVE(30); SAVE(31);
+#elif defined(__aarch64__)
+#define SAVE(n) __asm__ volatile("str q" #n ", %0" : "=m"(*(uint64_t(*)[2])(registers + 8 * n)))
     SAVE(0); SAVE(1); SAVE(2); SAVE(3); SAVE(4); SAVE(5); SAVE(6); SAVE(7);
     SAVE(8); SAVE(9); SAVE(10); SAVE(11); SAVE(12); SAVE(13); SAVE(14); SAVE(15);
     SAVE(16); SAVE(17); SAVE(18); SAVE(19); SAVE(20); SAVE(21); SAVE(22); SAVE(23);
