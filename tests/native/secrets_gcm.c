@@ -1,4 +1,4 @@
-/* secrets_gcm.c - two looks at where AES-GCM's secrets go; built and run by test_gcm_secrets.py.
+/* secrets_gcm.c - two looks at where AES-GCM's secrets go; built and run by test_secrets.py.
  *
  * secrets_gcm ct N    under valgrind: keys are marked undefined, so that a branch or an index that
  *                     depends on one is an error (CRY-02). N is a PYE_GCM_ implementation.

@@ -8,26 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from borders import ALL_FEATURES, gcm_masks
 
 from pyenclave import _core
-from pyenclave._ffi import lib
 from pyenclave.errors import UnsealError
 
 KEY = bytes(range(32))
-ALL_FEATURES = 0xFFFFFFFF
-MASKS = {
-    "portable": 0,
-    "aesni": lib.PYE_CPU_SSSE3 | lib.PYE_CPU_AESNI | lib.PYE_CPU_PCLMUL,
-    "vaes256": ALL_FEATURES & ~lib.PYE_CPU_AVX512,
-    "vaes512": ALL_FEATURES,
-    "armv8": ALL_FEATURES,
-}
+MASKS = gcm_masks()
 
 
 @pytest.fixture(params=list(MASKS))
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in _core.gcm_implementations():
-        pytest.skip(f"this CPU does not offer {request.param}")
     _core.cpu_set_mask(MASKS[request.param])
     yield request.param
     _core.cpu_set_mask(ALL_FEATURES)

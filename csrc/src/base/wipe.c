@@ -1,4 +1,5 @@
 /* wipe.c - zeroing that stays, and comparison in constant time. */
+#include "base/public.h"
 #include "pyenclave/base.h"
 
 #include <string.h>
@@ -21,5 +22,7 @@ int pye_ct_equal(const void *a, const void *b, size_t len)
     for (size_t i = 0; i < len; i++) {
         difference |= (uint32_t)(x[i] ^ y[i]);
     }
-    return (int)(((difference - 1) >> 31) & 1);
+    difference = ((difference - 1) >> 31) & 1;
+    PYE_PUBLIC(difference);
+    return (int)difference;
 }

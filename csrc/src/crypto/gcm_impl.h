@@ -2,6 +2,7 @@
 #ifndef PYE_SRC_CRYPTO_GCM_IMPL_H
 #define PYE_SRC_CRYPTO_GCM_IMPL_H
 
+#include "base/public.h"
 #include "crypto/aes_portable.h"
 #include "crypto/ghash_portable.h"
 #include "pyenclave/gcm.h"
@@ -117,7 +118,9 @@ static inline int gcm_tag_equal(const uint8_t a[16], const uint8_t b[16])
     uint64_t difference = (x[0] ^ y[0]) | (x[1] ^ y[1]);
     /* The compiler must not see that only zero matters, or it may branch early. */
     __asm__ volatile("" : "+r"(difference));
-    return difference == 0;
+    difference = difference == 0;
+    PYE_PUBLIC(difference);
+    return (int)difference;
 }
 
 static inline void gcm_store_be64(uint8_t out[8], uint64_t value)
