@@ -8,6 +8,8 @@ from typing_extensions import Buffer
 
 # ---- base ------------------------------------------------------------------------------------
 
+SANITIZED: bool
+
 def cpu_features() -> int: ...
 def cpu_set_mask(mask: int) -> None: ...
 

@@ -44,11 +44,29 @@ __all__ = [
     "reset_signals",
     "sandbox_after_threads",
     "sandbox_before_threads",
+    "sanitizer_environment",
     "secret_memory_kind",
     "spawn",
     "thread_count",
     "tracer",
 ]
+
+# ---- the build ---------------------------------------------------------------------------------
+
+_SANITIZER_NAMES: Final = ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS")
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """
+    Return what a program needs of this environment to load a sanitizer build.
+
+    Of any other build nothing passes: what the platform and its zygotes load is not for the
+    environment to say. Whether this is one was decided when the core was compiled.
+    """
+    if not _core.SANITIZED:
+        return {}
+    return {name: os.environ[name] for name in _SANITIZER_NAMES if name in os.environ}
+
 
 # ---- features --------------------------------------------------------------------------------
 

@@ -36,7 +36,21 @@ cdef extern from "pyenclave.h" nogil:
     uint32_t pye_cpu_features()
     void pye_cpu_set_mask(uint32_t mask)
 
+cdef extern from *:
+    """
+    #if defined(__SANITIZE_ADDRESS__)
+    #define PYE_SANITIZED 1
+    #else
+    #define PYE_SANITIZED 0
+    #endif
+    """
+    enum:
+        PYE_SANITIZED
+
 from pyenclave import errors as _errors
+
+# Whether this is a sanitizer build (PYENCLAVE_SANITIZE in setup.py): never one that is shipped.
+SANITIZED = PYE_SANITIZED == 1
 
 
 cdef int fail(pye_status status, str what) except -1:

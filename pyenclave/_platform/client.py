@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import msgspec
 
+from pyenclave._native import sanitizer_environment
 from pyenclave._platform.endpoint import Endpoint, no_fork, not_inherited, runtime_name
 from pyenclave._platform.state import State
 from pyenclave._platform.wire import raise_failure
@@ -73,8 +74,6 @@ _ENVIRONMENT: Final = (
     "TMPDIR",
     "TZ",
 )
-# A sanitizer build cannot load without its runtime; no other build lets these through.
-_SANITIZER_ENVIRONMENT: Final = ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS")
 
 _Fds = list[int]  # inside the class, ``list`` is a method
 _Answer = TypeVar("_Answer", bound=msgspec.Struct)
@@ -539,8 +538,8 @@ def _spawn(state: State, endpoint: Endpoint, config: Start, channel_fd: int) -> 
     told = msgspec.json.encode(msgspec.structs.replace(config, channel=channel_fd)).decode()
     flags = (*_FLAGS, *(["-B"] if sys.dont_write_bytecode else []))
     command = [sys.executable, *flags, "-c", _BOOTSTRAP, told, *config.roots.path]
-    names = _ENVIRONMENT + (_SANITIZER_ENVIRONMENT if _is_sanitizer_build() else ())
-    environment = {name: os.environ[name] for name in names if name in os.environ}
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    environment |= sanitizer_environment()
     log = _open_log(state, endpoint)
     try:
         # Popen waits for the end of a pipe of which a child forked meanwhile would have a copy.
@@ -583,14 +582,3 @@ def _open_log(state: State, endpoint: Endpoint) -> int | None:
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
     return fd
-
-
-def _is_sanitizer_build() -> bool:
-    if "asan" not in os.environ.get("LD_PRELOAD", ""):
-        return False  # a sanitizer build could not have been loaded into this process
-    from pyenclave import _core
-    from pyenclave.formats import elf
-
-    with open(_core.__file__, "rb") as file:
-        needs = elf.parse(file.read(), _core.__file__).needs
-    return any(name.startswith("libasan.") for name in needs)

@@ -25,6 +25,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyenclave._native import sanitizer_environment
 from pyenclave._platform.runtime import verify_runtime
 from pyenclave._platform.spares import Spare, Spares, readable
 from pyenclave.calls.channel import close_all
@@ -504,11 +505,7 @@ def _failed_by_itself(process: subprocess.Popen[bytes]) -> bool:
 def _environment(*, sanitized: bool) -> dict[str, str]:
     """Return the whole environment of a zygote: nothing of the host's gets through."""
     environment = dict(START_ENVIRONMENT)
-    if sanitized:
-        for name in ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS"):
-            if name in os.environ:
-                environment[name] = os.environ[name]
-    return environment
+    return environment | sanitizer_environment() if sanitized else environment
 
 
 def _error(data: bytes) -> EnclaveError:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyenclave._native import sanitizer_environment
 from pyenclave.errors import ImageError
 from pyenclave.formats import elf
 from pyenclave.formats.lock import (
@@ -157,7 +158,7 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
             [sys.executable, *START_FLAGS, "-c", code],
             input=marshal.dumps(dict(request)),
             capture_output=True,
-            env=dict(START_ENVIRONMENT),
+            env={**START_ENVIRONMENT, **sanitizer_environment()},
             cwd="/",
             timeout=_TIMEOUT,
             check=False,
