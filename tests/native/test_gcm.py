@@ -421,7 +421,7 @@ def test_CRY_10_every_implementation_passes_its_self_test() -> None:
 
 
 def test_the_fastest_implementation_that_the_mask_leaves_is_chosen() -> None:
-    assert tuple(MASKS) == AVAILABLE
+    assert set(MASKS) == set(AVAILABLE)
     for name in AVAILABLE:
         with chosen(name):
             assert _core.gcm_implementations()[-1] == name
