@@ -1,12 +1,11 @@
 """
-Rows ``ecall_worker``, ``ecall_python`` and ``ecall_sleeping``: a call, against what a Python
-program would use instead to run a function in another process; and ``ecall_map_256``, a batch of
-them, against single calls.
+Rows ``ecall_worker`` and ``ecall_python``: a call, against what a Python program would use instead
+to run a function in another process; ``ecall_map_256``, a batch of them, against single calls;
+``ecall_array``, a large argument and result.
 
-Both sides of a subject and of its peers are bound to the same two processors (for
-``ecall_sleeping``: to one), subject and peers take turns, and each answer is compared. How near
-two processors are is measured with a line that goes to and fro; calls between far ones cost
-several times more, so rows say which they were.
+Both sides of a subject and of its peers are bound to the same two processors, subject and peers
+take turns, and each answer is compared. How near two processors are is measured with a line that
+goes to and fro; calls between far ones cost several times more, so rows say which they were.
 """
 
 from __future__ import annotations
@@ -19,30 +18,31 @@ import shutil
 import statistics
 import subprocess
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 import pyenclave
 from pyenclave import _core
+from pyenclave.benchmarks import _echo
+from pyenclave.benchmarks.rows import AbsentError, Row, figures, scratch
+from pyenclave.calls.signature import Signature
 from pyenclave.host import Enclave
 from pyenclave.image import build
 
-__all__ = ["ecall_array", "ecall_map_256", "ecall_python", "ecall_sleeping", "ecall_worker"]
-
-Row = dict[str, Any]
+__all__ = ["ecall_array", "ecall_map_256", "ecall_python", "ecall_worker"]
 
 _NEAR = 250.0  # ns for a line to go and come back: below, two processors are near
 _ROUNDS = 15
 _DATA = bytes(range(64))
 _BUMPED = bytes(byte + 1 for byte in _DATA)
 _FRAME_CALL = 1
+_FRAME_PING = 2
 
 
 # ---- processors ----------------------------------------------------------------------------------
@@ -138,7 +138,10 @@ def _pipe(serve: Callable[[Connection], None]) -> Iterator[tuple[Connection, int
 def _native_image(folder: Path) -> bytes:
     """Build an image of the native function, with the compiler that Python names."""
     source = Path(__file__).with_name("_native.c")
-    compiler = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) or "cc"
+    named = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    compiler = shutil.which(named) or shutil.which("cc")
+    if compiler is None:
+        raise AbsentError("a C compiler")
     library = folder / "libbump.so"
     include = f"-I{pyenclave.get_include()}"
     # Optimized as the project itself is: rows are about calls, so the function shall cost little.
@@ -154,10 +157,11 @@ def _native_image(folder: Path) -> bytes:
 
 @contextlib.contextmanager
 def _launched(make: Callable[[Path], bytes]) -> Iterator[Enclave]:
-    with tempfile.TemporaryDirectory(prefix="pyenclave-bench-") as name:
-        folder = Path(name)
-        with Enclave(make(folder), state=folder / "state", quiet=True) as enclave:
-            yield enclave
+    with (
+        scratch() as folder,
+        Enclave(make(folder), state=folder / "state", quiet=True) as enclave,
+    ):
+        yield enclave
 
 
 def _script_image(folder: Path) -> bytes:
@@ -213,18 +217,19 @@ def _compare(answer: object, expected: object) -> None:
 def _take_turns(
     *cases: tuple[Callable[[], object], int, object],
     measure: Callable[[Callable[[], object], int, object], float] = _per_call,
-) -> list[float]:
-    """Measure the cases round by round and return the median of each."""
+) -> list[list[float]]:
+    """Measure the cases round by round and return what each took, in ns a call."""
     for call, _, expected in cases:
         _per_call(call, 50, expected)
     seen: list[list[float]] = [[] for _ in cases]
     for _ in range(_ROUNDS):
         for times, (call, count, expected) in zip(seen, cases, strict=True):
             times.append(measure(call, count, expected))
-    return [statistics.median(times) for times in seen]
+    return seen
 
 
 def _row(name: str, value: float, peer: str, peer_value: float, **more: object) -> Row:
+    """Return a row of figures without spread."""
     return {
         "name": name,
         "value": value,
@@ -236,11 +241,11 @@ def _row(name: str, value: float, peer: str, peer_value: float, **more: object) 
     }
 
 
-def _cores(host: int, worker: int, trip: float) -> dict[str, object]:
+def _cores(host: int, worker: int, trip: float) -> Row:
     if host == worker:
         return {"cores": "same"}
     kind = "near" if trip < _NEAR else "far"
-    return {"cores": kind, "note": f"a line goes there and back in {trip:.0f} ns"}
+    return {"cores": kind, "line": round(trip)}
 
 
 def ecall_worker() -> list[Row]:
@@ -274,36 +279,79 @@ def ecall_worker() -> list[Row]:
                 ring.append(in_c())
                 return None
 
-            value, _, pipe_value, pool_value = _take_turns(
+            ours, _, by_pipe, by_pool = _take_turns(
                 (native, 2000, _BUMPED),
                 (rounds, 1, None),
                 (through_pipe, 150, _BUMPED),
                 (lambda: pool.submit(bump, _DATA).result(), 30, _BUMPED),
             )
-    cores = _cores(host, worker, trip)
+    del ring[:-_ROUNDS]  # the others warmed up
+    more = {**_cores(host, worker, trip), "native": statistics.median(ring)}
     return [
-        _row("ecall_worker", value, "multiprocessing.Pipe", pipe_value, **cores),
-        _row("ecall_worker/ProcessPoolExecutor", value, "ProcessPoolExecutor", pool_value, **cores),
-        _row("ecall_worker/c_ring", value, "the same ring in C", statistics.median(ring), **cores),
+        figures("ecall_worker", ours, by_pipe, peer="multiprocessing.Pipe", **more),
+        figures(
+            "ecall_worker/ProcessPoolExecutor", ours, by_pool, peer="ProcessPoolExecutor", **more
+        ),
+        figures("ecall_worker/c_ring", ours, ring, peer="the same ring in C", **more),
     ]
 
 
-def ecall_python() -> Row:
-    """Measure a Python function of two scalars, both sides awake on two processors."""
+def _in_process(a: int, b: float) -> Callable[[], object]:
+    """
+    Return a call with its serialisation both ways that crosses nowhere.
+
+    By MessagePack of msgspec, the fastest that Python has: our own encoder writes into a ring, and
+    its way in from Python alone is slower.
+    """
+    encode = msgspec.msgpack.Encoder().encode
+    arguments = msgspec.msgpack.Decoder(tuple[int, float]).decode
+    result = msgspec.msgpack.Decoder(float).decode
+    function = _echo.add
+
+    def call() -> object:
+        return result(encode(function(*arguments(encode((a, b))))))
+
+    return call
+
+
+def ecall_python() -> list[Row]:
+    """
+    Measure a Python function of two scalars, both sides awake on two processors.
+
+    The second row takes away what crossing alone costs, an echo of as many bytes by the worker's C
+    loop, and compares what is left with the same call and serialisation in one process.
+    """
     host, worker, trip = _processors()
     with _launched(_script_image) as enclave, _pipe(_serve_sum) as (pipe, pipe_pid):
+        lanes = enclave._run.lanes  # type: ignore[union-attr] # noqa: SLF001 - the C loop's
         function = enclave.add
+        sent = Signature.of(_echo.add).request_plan.encode((40, 2.0))
+        crossing: list[float] = []
 
         def through_pipe() -> object:
             pipe.send((40, 2.0))
             return pipe.recv()
 
+        def cross() -> object:
+            seconds = _core.ring_round_trips(lanes, _FRAME_PING, 0, sent, 2000)
+            crossing.append(seconds / 2000 * 1e9)
+            return None
+
         with _bound(host, (enclave.info.pid, worker), (pipe_pid, worker)):
-            value, pipe_value = _take_turns(
-                (lambda: function(40, 2.0), 2000, 42.0), (through_pipe, 150, 42.0)
+            ours, _, alone, by_pipe = _take_turns(
+                (lambda: function(40, 2.0), 2000, 42.0),
+                (cross, 1, None),
+                (_in_process(40, 2.0), 2000, 42.0),
+                (through_pipe, 150, 42.0),
             )
-    cores = _cores(host, worker, trip)
-    return _row("ecall_python", value, "multiprocessing.Pipe", pipe_value, **cores)
+    del crossing[:-_ROUNDS]
+    more = {**_cores(host, worker, trip), "native": statistics.median(crossing)}
+    # A round whose crossing was disturbed can be longer than the call of that round.
+    left = [max(call - echo, 1.0) for call, echo in zip(ours, crossing, strict=True)]
+    beside = figures("ecall_python/in_process", left, alone, peer="the same in one process", **more)
+    whole, crossed = statistics.median(ours), statistics.median(crossing)
+    beside["note"] = f"a call takes {whole:.0f} ns, of which crossing is {crossed:.0f} ns"
+    return [figures("ecall_python", ours, by_pipe, peer="multiprocessing.Pipe", **more), beside]
 
 
 def ecall_map_256() -> Row:
@@ -318,9 +366,10 @@ def ecall_map_256() -> Row:
             return enclave.map("bump", rows).array()
 
         with _bound(host, (enclave.info.pid, worker)):
-            value, peer = _take_turns((packed, 50, want), (lambda: function(_DATA), 2000, _BUMPED))
+            ours, single = _take_turns((packed, 50, want), (lambda: function(_DATA), 2000, _BUMPED))
     cores = _cores(host, worker, trip)
-    return _row("ecall_map_256", value / 256, "ecall_worker", peer, **cores)
+    each = [value / len(rows) for value in ours]
+    return figures("ecall_map_256", each, single, peer="ecall_worker", **cores)
 
 
 def ecall_array() -> list[Row]:
@@ -344,7 +393,7 @@ def ecall_array() -> list[Row]:
             return second
 
         with _bound(host, (enclave.info.pid, worker)):
-            value, into, shared, peer = _take_turns(
+            ours, into, shared, copied = _take_turns(
                 (lambda: negate(data), 20, want),
                 (lambda: negate(data, out=kept), 20, want),
                 (lambda: negate(there, out=back), 20, want),
@@ -353,54 +402,6 @@ def ecall_array() -> list[Row]:
             )
     cores = _cores(host, worker, trip)
     return [
-        _row("ecall_array", value, "two copies", peer, **cores),
-        _row("ecall_array/out", into, "two copies", peer, **cores),
-        _row("ecall_array/shared", shared, "two copies", peer, **cores),
+        figures(f"ecall_array{way}", taken, copied, peer="two copies", **cores)
+        for way, taken in (("", ours), ("/out", into), ("/shared", shared))
     ]
-
-
-def ecall_sleeping() -> Row:
-    """Measure a call to a worker that sleeps, all on one processor: its wake is in the figure."""
-    host = min(os.sched_getaffinity(0))
-    count = 150
-    ours: list[float] = []
-    theirs: list[float] = []
-    with _launched(_native_image) as enclave, _pipe(_serve_bytes) as (pipe, pipe_pid):
-        lanes = enclave._run.lanes  # type: ignore[union-attr] # noqa: SLF001
-        function = enclave.bump
-        with _bound(host, (enclave.info.pid, host), (pipe_pid, host)):
-            for _ in range(_ROUNDS):
-                ours.extend(_asleep(lambda: function(_DATA), lambda: lanes.asleep(0), count))
-
-                def through_pipe() -> object:
-                    pipe.send(_DATA)
-                    return pipe.recv()
-
-                theirs.extend(_asleep(through_pipe, lambda: _blocked(pipe_pid), count))
-    return _row(
-        "ecall_sleeping",
-        statistics.median(ours),
-        "multiprocessing.Pipe",
-        statistics.median(theirs),
-        cores="same",
-    )
-
-
-def _blocked(pid: int) -> bool:
-    """Whether the process sleeps, as the kernel tells."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b") ")[2][:1] == b"S"
-
-
-def _asleep(call: Callable[[], object], sleeps: Callable[[], bool], count: int) -> list[float]:
-    """Time single calls, each made when the other side has gone to sleep."""
-    times = []
-    for _ in range(count):
-        while not sleeps():
-            os.sched_yield()
-        start = time.perf_counter_ns()
-        answer = call()
-        times.append(float(time.perf_counter_ns() - start))
-        if answer != _BUMPED:
-            raise AssertionError("a wrong answer")
-    return times

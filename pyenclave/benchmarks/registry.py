@@ -1,26 +1,28 @@
 """
 The table of benchmark rows, and how they are run.
 
-A row is a dictionary ``{"name", "value", "unit", "peer", "peer_value", "ratio"}``; ``ratio`` is
-above 1 where ours is better. Subject and peer are interleaved in one process, with the same
-inputs, through the public interface, all checks on, and their results are compared.
+``pyenclave.benchmarks.rows`` says what a row is. Subject and peer are interleaved in one process,
+with the same inputs, through the public interface, all checks on, and their results are compared.
+``docs/benchmarks.md`` describes every row.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pyenclave import _core
 from pyenclave._native import cpu_features
+from pyenclave.benchmarks.rows import AbsentError, Row
 
-__all__ = ["machine", "names", "run"]
-
-Row = dict[str, Any]
+__all__ = ["machine", "names", "run", "select", "source"]
 
 # Row → the module and function that measures it (one function may give several rows).
 _ROWS: dict[str, tuple[str, str]] = {
@@ -32,7 +34,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "snp_digest": ("launch_digest", "snp_digest"),
     "ecall_worker": ("calls", "ecall_worker"),
     "ecall_python": ("calls", "ecall_python"),
-    "ecall_sleeping": ("calls", "ecall_sleeping"),
+    "ecall_sleeping": ("sleeping", "ecall_sleeping"),
     "ecall_counted": ("counting", "ecall_counted"),
     "ecall_async": ("async_calls", "ecall_async"),
     "ecall_map_256": ("calls", "ecall_map_256"),
@@ -49,29 +51,94 @@ _ROWS: dict[str, tuple[str, str]] = {
     "import_attestation": ("verifying", "import_attestation"),
 }
 
+# Row → modules that its peer or the row itself needs, with the names they are installed by. A row
+# without its peer is measured against something else, or not at all.
+_PEERS: dict[str, dict[str, str]] = {
+    "snp_digest": {"sevsnpmeasure": "sev-snp-measure"},
+    "fastapi_overhead": {"fastapi": "fastapi", "uvicorn": "uvicorn"},
+    "verify_sgx_quote": {"dcap_qvl": "dcap-qvl"},
+    "verify_sgx_quote_known": {"dcap_qvl": "dcap-qvl"},
+    "verify_tdx_quote": {"dcap_qvl": "dcap-qvl"},
+    "verify_tdx_quote_known": {"dcap_qvl": "dcap-qvl"},
+}
+
 
 def names() -> list[str]:
     """Return the names of all rows, in the order in which they run."""
     return list(_ROWS)
 
 
-def run(
-    only: tuple[str, ...], *, progress: Callable[[str], None]
-) -> Iterator[tuple[str, list[Row]]]:
+def source(name: str) -> str:
+    """Return the file that makes row *name*, relative to the project."""
+    return f"pyenclave/benchmarks/{_ROWS[name][0]}.py"
+
+
+def select(patterns: Sequence[str]) -> list[str]:
     """
-    Run the rows named in *only* (none: all).
+    Return the rows that *patterns* name, in the order in which they run.
+
+    Args:
+        patterns: Names, or shell patterns of names (``ecall_*``); none: all rows.
 
     Raises:
-        ValueError: A name is not a row's.
+        ValueError: One of them names no row; the message says which come near.
     """
-    unknown = sorted(set(only) - set(_ROWS))
-    if unknown:
-        raise ValueError(f"no such row: {', '.join(unknown)} (see bench --list)")
-    for name in only or tuple(_ROWS):
-        progress(f"measuring {name}")
-        module, function = _ROWS[name]
+    if not patterns:
+        return names()
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in _ROWS if fnmatchcase(name, pattern)}
+        if not found:
+            near = difflib.get_close_matches(pattern, _ROWS, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"no such row: {pattern!r}{hint} (bench --list names them)")
+        chosen |= found
+    return [name for name in _ROWS if name in chosen]
+
+
+def run(
+    chosen: Sequence[str], *, progress: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[str, list[Row]]]:
+    """
+    Measure the rows *chosen*, one after the other.
+
+    A row that fails does not end the others: it becomes a row with ``error``. One whose means are
+    not installed becomes a row with ``absent``.
+
+    Yields:
+        Each row's name, and what was measured for it.
+    """
+    for number, name in enumerate(chosen, 1):
+        progress(f"{number}/{len(chosen)} measuring {name}")
+        yield name, _measure(name)
+
+
+def _measure(name: str) -> list[Row]:
+    module, function = _ROWS[name]
+    absent = [
+        installed
+        for needed, installed in _PEERS.get(name, {}).items()
+        if importlib.util.find_spec(needed) is None
+    ]
+    try:
         measured = getattr(import_module(f"pyenclave.benchmarks.{module}"), function)()
-        yield name, measured if isinstance(measured, list) else [measured]
+    except AbsentError as error:
+        return [{"name": name, "absent": list(error.names)}]
+    except ModuleNotFoundError as error:
+        missing = (error.name or "?").partition(".")[0]
+        if missing == "pyenclave":
+            return [_failed(name, error)]
+        return [{"name": name, "absent": [missing]}]
+    except Exception as error:  # whatever it was: hours of other rows are not lost for one
+        return [_failed(name, error)]
+    rows: list[Row] = measured if isinstance(measured, list) else [measured]
+    if not rows:
+        return [{"name": name, "absent": absent}]
+    return [{**row, "absent": absent} for row in rows] if absent else rows
+
+
+def _failed(name: str, error: Exception) -> Row:
+    return {"name": name, "error": f"{type(error).__name__}: {error}"}
 
 
 def machine() -> dict[str, Any]:
@@ -87,7 +154,11 @@ def machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "features": list(cpu_features()),
-        "kernels": {"gcm": _core.Gcm(bytes(32)).implementation},
+        "kernels": {
+            "gcm": _core.Gcm(bytes(32)).implementation,
+            "sha256": _core.sha256_variant(),
+            "sha384_lanes": _core.snp_variant(),
+        },
         "python": platform.python_version(),
         "kernel": platform.release(),
     }

@@ -1,0 +1,131 @@
+"""The table of rows: selecting, failing in part, peers that are absent, figures and goals."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pyenclave.benchmarks import goals, registry
+from pyenclave.benchmarks.rows import AbsentError, figures, quartiles, spread
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A registry of three rows whose functions a test gives."""
+    module = ModuleType("pyenclave.benchmarks._planted")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(registry, "_ROWS", {name: ("_planted", name) for name in "abc"})
+    monkeypatch.setattr(registry, "_PEERS", {"b": {"json": "json", "no_such_module": "no-such"}})
+    for name in "abc":
+        setattr(module, name, lambda name=name: figures(name, [2.0], [4.0], peer="p"))
+    return vars(module)
+
+
+def measured() -> list[dict[str, Any]]:
+    return [row for _, found in registry.run(registry.names()) for row in found]
+
+
+def raising(error: Exception) -> Any:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_an_unknown_row_is_refused_with_the_names_that_come_near() -> None:
+    with pytest.raises(ValueError, match=r"'seal_pag'; did you mean .*seal_page.*--list"):
+        registry.select(["seal_pag"])
+    with pytest.raises(ValueError, match=r"'\*x\*y\*z' \(bench --list"):
+        registry.select(["seal_page", "*x*y*z"])
+
+
+def test_patterns_select_rows_in_the_order_of_the_table() -> None:
+    found = registry.select(["open_page", "seal_*", "open_page"])
+    assert found == [name for name in registry.names() if name in found]
+    assert {"seal_page", "open_page", "seal_pages_64"} <= set(found)
+    assert registry.select([]) == registry.names()
+
+
+def test_a_row_that_fails_does_not_lose_the_others(rows: dict[str, Any]) -> None:
+    rows["b"] = raising(OSError("no\nmemory"))
+    a, b, c = measured()
+    assert (a["ratio"], c["ratio"]) == (2.0, 2.0)
+    assert b == {"name": "b", "error": "OSError: no\nmemory"}
+
+
+def test_what_is_not_installed_is_named(rows: dict[str, Any]) -> None:
+    rows["a"] = raising(AbsentError("a C compiler"))
+    rows["c"] = raising(ModuleNotFoundError("No module named 'x.y'", name="x.y"))
+    a, b, c = measured()
+    assert a == {"name": "a", "absent": ["a C compiler"]}
+    assert (b["ratio"], b["absent"]) == (2.0, ["no-such"])
+    assert c == {"name": "c", "absent": ["x"]}
+    rows["b"] = list
+    assert measured()[1] == {"name": "b", "absent": ["no-such"]}
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_failure(rows: dict[str, Any]) -> None:
+    rows["a"] = raising(ModuleNotFoundError("gone", name="pyenclave.gone"))
+    assert measured()[0]["error"] == "ModuleNotFoundError: gone"
+
+
+def test_progress_counts_the_rows(rows: dict[str, Any]) -> None:
+    said: list[str] = []
+    list(registry.run(["a", "c"], progress=said.append))
+    assert said == ["1/2 measuring a", "2/2 measuring c"]
+
+
+def test_quartiles_are_those_of_the_rounds() -> None:
+    assert quartiles([5.0]) == [5.0, 5.0]
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == [2.0, 4.0]
+
+
+def test_the_ratio_is_above_one_where_ours_is_better() -> None:
+    less = figures("x", [1.0, 2.0, 3.0], [4.0, 4.0, 6.0], peer="p")
+    assert (less["value"], less["peer_value"], less["ratio"]) == (2.0, 4.0, 2.0)
+    assert less["ratio_spread"] == [2.0, 3.0]
+    more = figures("x", [8.0], [2.0], peer="p", unit="/s", more=True, cores="far")
+    assert (more["ratio"], more["ratio_spread"], more["cores"]) == (4.0, [4.0, 4.0], "far")
+
+
+def test_rounds_that_are_not_pairs_are_compared_with_the_median() -> None:
+    found = spread([1.0, 2.0, 4.0], [4.0, 8.0], scale=1e3)
+    assert found["spread"] == [1500.0, 3000.0]
+    assert found["ratio_spread"] == quartiles([6.0, 3.0, 1.5])
+    assert statistics.median([4.0, 8.0]) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("row", "wide", "goal", "met"),
+    [
+        ({"name": "seal_page", "ratio": 3.8, "peer": "cryptography"}, True, 3.8, True),
+        ({"name": "seal_page", "ratio": 3.7, "peer": "cryptography"}, True, 3.8, False),
+        ({"name": "seal_page", "ratio": 9.0, "peer": "cryptography"}, False, 3.8, None),
+        ({"name": "ecall_worker", "ratio": 20, "peer": "p", "cores": "far"}, False, 18, True),
+        ({"name": "ecall_worker", "ratio": 20, "peer": "p", "cores": "near"}, False, 60, False),
+        ({"name": "verify_sgx_quote", "ratio": 3.1, "peer": "dcap-qvl"}, False, 3, True),
+        ({"name": "verify_sgx_quote", "ratio": 9, "peer": "three bare"}, False, 3, None),
+    ],
+)
+def test_a_row_is_judged_only_where_its_goal_is_about_it(
+    row: dict[str, Any], wide: bool, goal: float, met: bool | None
+) -> None:
+    assert goals.judge(row, wide=wide) == (goal, met)
+
+
+def test_a_row_without_a_goal_is_not_judged() -> None:
+    assert goals.judge({"name": "verify_batch", "ratio": 0.1}, wide=True) is None
+
+
+def test_every_goal_is_of_a_row() -> None:
+    assert {name.partition("/")[0] for name in goals.GOALS} <= set(registry.names())
+
+
+def test_the_machine_says_what_ran_on_it() -> None:
+    machine = registry.machine()
+    assert machine["cores"] >= 1
+    assert set(machine["kernels"]) == {"gcm", "sha256", "sha384_lanes"}
