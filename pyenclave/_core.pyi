@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import Condition, Event
 from types import TracebackType
 from typing import Any, Self, final
@@ -140,6 +140,10 @@ class SgxMeasurement:
     def extend(self, offset: int, chunk: Buffer) -> None: ...
     def digest(self) -> bytes: ...
     def copy(self) -> SgxMeasurement: ...
+
+def sgx_add_many(
+    jobs: Iterable[tuple[SgxMeasurement, Iterable[tuple[int, int, Buffer | None]]]],
+) -> None: ...
 
 # ---- launch.pxi ------------------------------------------------------------------------------
 

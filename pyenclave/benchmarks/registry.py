@@ -30,6 +30,8 @@ _ROWS: dict[str, tuple[str, str]] = {
     "open_page": ("sealing", "open_page"),
     "seal_pages_64": ("sealing", "seal_pages_64"),
     "mrenclave": ("measuring", "mrenclave"),
+    "mrenclave_16": ("measuring", "mrenclave_16"),
+    "sha384_pages": ("measuring", "sha384_pages"),
     "measure_1gib": ("measuring_large", "measure_1gib"),
     "snp_digest": ("launch_digest", "snp_digest"),
     "ecall_worker": ("calls", "ecall_worker"),

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
 try:
@@ -19,7 +21,7 @@ try:
 except ImportError:  # another system, or a checkout that was not built
     _core = None  # type: ignore[assignment]
 
-__all__ = ["NATIVE", "PAGE_SIZE", "PortableMeasurement", "Recorder", "begin", "sha256"]
+__all__ = ["NATIVE", "PAGE_SIZE", "PortableMeasurement", "Recorder", "add_many", "begin", "sha256"]
 
 NATIVE: bool = "SgxMeasurement" in dir(_core)
 PAGE_SIZE = 4096
@@ -46,6 +48,19 @@ def begin(size: int, ssa_frame_size: int = 1) -> Recorder:
     if NATIVE:
         return _core.SgxMeasurement(size, ssa_frame_size)
     return PortableMeasurement(size, ssa_frame_size)
+
+
+def add_many(jobs: Sequence[tuple[Recorder, Sequence[tuple[int, int, Buffer | None]]]]) -> None:
+    """Add to each measurement its runs of pages: offset, flags, content (None: one, unmeasured)."""
+    if NATIVE:
+        _core.sgx_add_many(cast("list[tuple[_core.SgxMeasurement, Any]]", jobs))
+        return
+    for measurement, pages in jobs:
+        for offset, flags, content in pages:
+            if content is None:
+                measurement.add_unmeasured(1, offset, flags)
+            else:
+                measurement.add_pages(content, offset, flags)
 
 
 def sha256(data: Buffer) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pyenclave.errors import EnclaveStateError, MeasurementError, SignatureError
 from pyenclave.formats._binary import shorten
-from pyenclave.measurement._records import PAGE_SIZE, begin, sha256
+from pyenclave.measurement._records import PAGE_SIZE, add_many, begin, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +25,7 @@ __all__ = [
     "PAGE_SIZE",
     "check_launch",
     "compute_q1_q2",
+    "measure_many",
     "measure_pages",
     "mrsigner",
     "q1_q2_valid",
@@ -107,6 +108,56 @@ def measure_pages(
         return measurement.digest()
     except (ValueError, OverflowError, EnclaveStateError) as error:
         raise MeasurementError(f"the enclave cannot be built: {error}") from None
+
+
+def measure_many(
+    enclaves: Iterable[tuple[Iterable[tuple[int, int, Buffer | None]], int]],
+    *,
+    ssa_frame_size: int = 1,
+) -> list[bytes]:
+    """
+    Compute the MRENCLAVEs of several enclaves side by side.
+
+    One MRENCLAVE is one chain of SHA-256, which nothing makes shorter; sixteen chains take two
+    fifths of the time that they take one after the other (with AVX-512), and less if the enclaves
+    have pages at the same offsets.
+
+    Args:
+        enclaves: For each its pages, as ``measure_pages`` takes them, and its size in bytes. All
+            pages of all enclaves are held at once.
+        ssa_frame_size: Pages of one SSA frame, of every enclave.
+
+    Returns:
+        The MRENCLAVEs, in the order of *enclaves*.
+
+    Raises:
+        MeasurementError: As of ``measure_pages``, with the enclave's number, from 0.
+    """
+    listed = [(list(pages), size) for pages, size in enclaves]
+    try:
+        measurements = [begin(size, ssa_frame_size) for _, size in listed]
+        if all(_disjoint(pages) for pages, _ in listed):
+            add_many([(to, pages) for to, (pages, _) in zip(measurements, listed, strict=True)])
+            return [measurement.digest() for measurement in measurements]
+    except (ValueError, OverflowError):
+        pass  # one by one tells which, and why
+    result = []
+    for number, (pages, size) in enumerate(listed):
+        try:
+            result.append(measure_pages(pages, size=size, ssa_frame_size=ssa_frame_size))
+        except MeasurementError as error:
+            raise MeasurementError(f"enclave {number}: {error}") from None
+    return result
+
+
+def _disjoint(pages: Iterable[tuple[int, int, Buffer | None]]) -> bool:
+    """Return whether no page is added twice."""
+    taken = _Taken()
+    for offset, _, content in pages:
+        length = PAGE_SIZE if content is None else memoryview(content).nbytes
+        if length and not taken.add(offset, offset + length):
+            return False
+    return True
 
 
 def mrsigner(modulus: Buffer) -> bytes:

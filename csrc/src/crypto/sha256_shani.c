@@ -3,7 +3,7 @@
  * The rounds are one chain of sha256rnds2, 32 a block; everything else hides in its latency. So a
  * stream whose blocks lie apart costs nothing more than one that lies in one piece, if the state
  * stays in registers: that is what pye_sha256_gather_shani is for. */
-#include "crypto/sha256.h"
+#include "crypto/sha256_lanes.h"
 
 #if defined(__x86_64__)
 #pragma GCC target("sse2,ssse3,sha")
@@ -97,6 +97,48 @@ void pye_sha256_gather_shani(uint32_t h[8], const uint8_t *const *blocks, size_t
         block(&abef, &cdgh, blocks[i]);
     }
     store_state(h, abef, cdgh);
+}
+
+/* Two messages fill the latency of each other's rounds. */
+INLINE void block2(__m128i state[4], const uint8_t *data0, const uint8_t *data1)
+{
+    const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
+    const __m128i in[4] = {state[0], state[1], state[2], state[3]};
+    __m128i w[4];
+    __m128i v[4];
+
+    for (int i = 0; i < 4; i++) {
+        w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)(data0 + 16 * i)),
+                                swap);
+        v[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)(data1 + 16 * i)),
+                                swap);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; r++) {
+        rounds4(&state[0], &state[1], w[r & 3], pye_sha256_k + 4 * r);
+        rounds4(&state[2], &state[3], v[r & 3], pye_sha256_k + 4 * r);
+        if (r < 12) {
+            w[r & 3] = schedule(w[r & 3], w[(r + 1) & 3], w[(r + 2) & 3], w[(r + 3) & 3]);
+            v[r & 3] = schedule(v[r & 3], v[(r + 1) & 3], v[(r + 2) & 3], v[(r + 3) & 3]);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        state[i] = _mm_add_epi32(state[i], in[i]);
+    }
+}
+
+void pye_sha256_gather2_shani(uint32_t h0[8], const uint8_t *const *blocks0, uint32_t h1[8],
+                              const uint8_t *const *blocks1, size_t num_blocks)
+{
+    __m128i state[4];
+
+    load_state(&state[0], &state[1], h0);
+    load_state(&state[2], &state[3], h1);
+    for (size_t i = 0; i < num_blocks; i++) {
+        block2(state, blocks0[i], blocks1[i]);
+    }
+    store_state(h0, state[0], state[1]);
+    store_state(h1, state[2], state[3]);
 }
 #else
 typedef int pye_sha256_shani_unused; /* a translation unit must not be empty */

@@ -1,7 +1,7 @@
 /* sha_selftest.c - known answers for everything in hash.h, on each implementation. */
 #include "base/check.h"
 #include "crypto/cmac.h"
-#include "crypto/sha256.h"
+#include "crypto/sha256_lanes.h"
 #include "crypto/sha512_lanes.h"
 
 #include <string.h>
@@ -46,6 +46,66 @@ static int test_sha256(uint32_t variant)
     pye_sha256_final(&ctx, out);
     return memcmp(out, sha256_want, sizeof(out)) == 0;
 }
+
+#if defined(__x86_64__)
+/* A message of its own for each lane, three blocks each: contiguous, own and common. */
+static int test_sha256_lanes(const pye_sha256_lanes_code *code)
+{
+    uint8_t data[PYE_SHA256_MAX_LANES][2 * PYE_SHA256_BLOCK_SIZE];
+    const uint8_t *from[PYE_SHA256_MAX_LANES];
+    pye_sha256_lanes state;
+    pye_sha256_words words;
+    const uint32_t last = code->lanes - 1;
+    int same = 1;
+
+    for (size_t i = 0; i < PYE_SHA256_MAX_LANES; i++) {
+        for (size_t j = 0; j < sizeof(data[i]); j++) {
+            data[i][j] = (uint8_t)(i * 29 + j * 7);
+        }
+        from[i] = data[i];
+        for (size_t j = 0; j < 8; j++) {
+            state.h[j][i] = pye_sha256_k[i + j];
+        }
+        for (size_t j = 0; j < 16; j++) {
+            uint32_t x;
+
+            memcpy(&x, data[i] + 4 * j, sizeof(x));
+            words.w[j][i] = __builtin_bswap32(x);
+        }
+    }
+    code->blocks(&state, from, 2);
+    code->own(&state, &words);
+    code->expand(&words, 0);
+    code->common(&state, &words, last);
+    for (size_t i = 0; i < code->lanes; i++) {
+        uint32_t h[8];
+
+        memcpy(h, pye_sha256_k + i, sizeof(h));
+        pye_sha256_blocks_portable(h, data[i], 2);
+        pye_sha256_blocks_portable(h, data[i], 1);
+        pye_sha256_blocks_portable(h, data[last], 1);
+        for (size_t j = 0; j < 8; j++) {
+            same &= h[j] == state.h[j][i];
+        }
+    }
+    return same;
+}
+
+static int test_sha256_pair(void)
+{
+    const uint8_t *blocks[2] = {(const uint8_t *)pye_sha256_k, (const uint8_t *)pye_sha384_initial};
+    const uint8_t *other[2] = {blocks[1], blocks[0]};
+    uint32_t pair[2][8];
+    uint32_t one[2][8];
+
+    memcpy(pair, pye_sha256_k, sizeof(pair));
+    memcpy(one, pye_sha256_k, sizeof(one));
+    pye_sha256_gather2_shani(pair[0], blocks, pair[1], other, 2);
+    pye_sha256_gather(PYE_SHA256_PORTABLE, one[0], blocks, 2);
+    pye_sha256_gather(PYE_SHA256_PORTABLE, one[1], other, 2);
+    return memcmp(pair, one, sizeof(one)) == 0;
+}
+#endif
 
 static int test_sha384(void)
 {
@@ -156,6 +216,15 @@ pye_status pye_hash_self_test(void)
         PYE_REQUIRE(test_sha512_blocks(pye_sha512_blocks_bmi2), PYE_E_SELF_TEST);
     }
     PYE_REQUIRE(test_lanes(pye_cpu_features()), PYE_E_SELF_TEST);
+    if ((pye_cpu_features() & PYE_CPU_AVX2) != 0) {
+        PYE_REQUIRE(test_sha256_lanes(&pye_sha256_lanes_avx2), PYE_E_SELF_TEST);
+    }
+    if ((pye_cpu_features() & PYE_CPU_AVX512) != 0) {
+        PYE_REQUIRE(test_sha256_lanes(&pye_sha256_lanes_avx512), PYE_E_SELF_TEST);
+    }
+    if (pye_sha256_select() == PYE_SHA256_SHANI) {
+        PYE_REQUIRE(test_sha256_pair(), PYE_E_SELF_TEST);
+    }
 #elif defined(__aarch64__)
     if ((pye_cpu_features() & PYE_CPU_ARM_SHA512) != 0) {
         PYE_REQUIRE(test_sha512_blocks(pye_sha512_blocks_armv8), PYE_E_SELF_TEST);

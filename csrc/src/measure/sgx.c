@@ -6,42 +6,9 @@
 #include "pyenclave/measure.h"
 
 #include "base/check.h"
-#include "crypto/sha256.h"
-
-#include <string.h>
-
-#define RECORD PYE_SHA256_BLOCK_SIZE
-#define CHUNKS (PYE_SGX_PAGE_SIZE / PYE_SGX_CHUNK_SIZE)
-#define BLOCKS_A_CHUNK (PYE_SGX_CHUNK_SIZE / PYE_SHA256_BLOCK_SIZE)
-/* EADD, then for each chunk EEXTEND and its content. */
-#define BLOCKS_A_PAGE (1 + CHUNKS * (1 + BLOCKS_A_CHUNK))
-#define NO_CHUNK UINT64_MAX
-
-static void store64(uint8_t *p, uint64_t x)
-{
-    for (size_t i = 0; i < 8; i++) {
-        p[i] = (uint8_t)(x >> (8 * i));
-    }
-}
-
-/* One record: eight bytes of tag, then the words a and b, then zeros. */
-static void put_record(uint8_t out[RECORD], const char tag[8], uint64_t a, uint64_t b)
-{
-    memcpy(out, tag, 8);
-    store64(out + 8, a);
-    store64(out + 16, b);
-    memset(out + 24, 0, RECORD - 24);
-}
+#include "measure/sgx_records.h"
 
 static const char tag_ecreate[8] = {'E', 'C', 'R', 'E', 'A', 'T', 'E', 0};
-static const char tag_eadd[8] = {'E', 'A', 'D', 'D', 0, 0, 0, 0};
-static const char tag_eextend[8] = {'E', 'E', 'X', 'T', 'E', 'N', 'D', 0};
-
-static void take_blocks(pye_sgx_measure *ctx, const uint8_t *data, size_t num_blocks)
-{
-    pye_sha256_blocks(ctx->sha.variant, ctx->sha.h, data, num_blocks);
-    ctx->sha.total += num_blocks * PYE_SHA256_BLOCK_SIZE;
-}
 
 pye_status pye_sgx_create(pye_sgx_measure *ctx, uint64_t size, uint32_t ssa_frame_size)
 {
@@ -62,8 +29,7 @@ done:
     return rc;
 }
 
-/* Sixteen chunks or none: between pages, no chunk of the last page is partly done. */
-static int between_pages(const pye_sgx_measure *ctx)
+int pye_sgx_between_pages(const pye_sgx_measure *ctx)
 {
     return ctx->next_chunk == NO_CHUNK || ctx->next_chunk % PYE_SGX_PAGE_SIZE == 0;
 }
@@ -79,10 +45,10 @@ static int flags_ok(uint64_t flags)
     return (flags & PYE_SGX_W) == 0 || (flags & PYE_SGX_R) != 0;
 }
 
-static pye_status check_pages(const pye_sgx_measure *ctx, uint64_t num_pages, uint64_t offset,
-                              uint64_t flags)
+pye_status pye_sgx_check_pages(const pye_sgx_measure *ctx, uint64_t num_pages, uint64_t offset,
+                               uint64_t flags)
 {
-    PYE_REFUSE_IF(ctx->size == 0 || !between_pages(ctx), PYE_E_STATE);
+    PYE_REFUSE_IF(ctx->size == 0 || !pye_sgx_between_pages(ctx), PYE_E_STATE);
     PYE_REFUSE_IF(offset % PYE_SGX_PAGE_SIZE != 0, PYE_E_ALIGNMENT);
     PYE_REFUSE_IF(offset > ctx->size || num_pages > (ctx->size - offset) / PYE_SGX_PAGE_SIZE,
                   PYE_E_ARGUMENT);
@@ -95,7 +61,7 @@ pye_status pye_sgx_add(pye_sgx_measure *ctx, uint64_t offset, uint64_t flags)
     pye_status rc;
     uint8_t record[RECORD];
 
-    PYE_CHECK(check_pages(ctx, 1, offset, flags));
+    PYE_CHECK(pye_sgx_check_pages(ctx, 1, offset, flags));
     put_record(record, tag_eadd, offset, flags);
     take_blocks(ctx, record, 1);
     ctx->next_chunk = offset;
@@ -122,46 +88,8 @@ done:
     return rc;
 }
 
-/* The blocks of measured pages by reference: `records` holds EADD and sixteen EEXTENDs, whose
- * offsets alone differ from page to page; `blocks` points to them and to the content between. */
-typedef struct {
-    uint8_t records[1 + CHUNKS][RECORD];
-    const uint8_t *blocks[BLOCKS_A_PAGE];
-} page_stream;
-
-static void begin_stream(page_stream *stream, uint64_t flags)
-{
-    size_t n = 0;
-
-    put_record(stream->records[0], tag_eadd, 0, flags);
-    stream->blocks[n++] = stream->records[0];
-    for (size_t i = 0; i < CHUNKS; i++) {
-        put_record(stream->records[1 + i], tag_eextend, 0, 0);
-        stream->blocks[n] = stream->records[1 + i];
-        n += 1 + BLOCKS_A_CHUNK;
-    }
-}
-
-/* Hash one page; its chunk i is at content + i * stride (stride 0: every chunk is the same). */
-static void take_page(pye_sgx_measure *ctx, page_stream *stream, uint64_t offset,
-                      const uint8_t *content, size_t stride)
-{
-    size_t n = 1;
-
-    store64(stream->records[0] + 8, offset);
-    for (size_t i = 0; i < CHUNKS; i++) {
-        store64(stream->records[1 + i] + 8, offset + i * PYE_SGX_CHUNK_SIZE);
-        n++;
-        for (size_t j = 0; j < BLOCKS_A_CHUNK; j++) {
-            stream->blocks[n++] = content + i * stride + j * PYE_SHA256_BLOCK_SIZE;
-        }
-    }
-    pye_sha256_gather(ctx->sha.variant, ctx->sha.h, stream->blocks, BLOCKS_A_PAGE);
-    ctx->sha.total += BLOCKS_A_PAGE * PYE_SHA256_BLOCK_SIZE;
-}
-
-static void take_unmeasured(pye_sgx_measure *ctx, size_t num_pages, uint64_t offset,
-                            uint64_t flags)
+void pye_sgx_take_unmeasured(pye_sgx_measure *ctx, size_t num_pages, uint64_t offset,
+                             uint64_t flags)
 {
     uint8_t records[32][RECORD];
 
@@ -186,7 +114,7 @@ pye_status pye_sgx_add_pages(pye_sgx_measure *ctx, const uint8_t *pages, size_t 
     pye_status rc;
     page_stream stream;
 
-    PYE_CHECK(check_pages(ctx, num_pages, offset, flags));
+    PYE_CHECK(pye_sgx_check_pages(ctx, num_pages, offset, flags));
     if (measured) {
         begin_stream(&stream, flags);
         for (size_t i = 0; i < num_pages; i++) {
@@ -194,7 +122,7 @@ pye_status pye_sgx_add_pages(pye_sgx_measure *ctx, const uint8_t *pages, size_t 
                       PYE_SGX_CHUNK_SIZE);
         }
     } else {
-        take_unmeasured(ctx, num_pages, offset, flags);
+        pye_sgx_take_unmeasured(ctx, num_pages, offset, flags);
     }
     ctx->next_chunk = num_pages != 0 ? NO_CHUNK : ctx->next_chunk;
     ctx->num_pages += num_pages;
@@ -209,7 +137,7 @@ pye_status pye_sgx_add_filled(pye_sgx_measure *ctx, uint32_t word, size_t num_pa
     page_stream stream;
     uint8_t chunk[PYE_SGX_CHUNK_SIZE];
 
-    PYE_CHECK(check_pages(ctx, num_pages, offset, flags));
+    PYE_CHECK(pye_sgx_check_pages(ctx, num_pages, offset, flags));
     for (size_t i = 0; i < sizeof(chunk); i++) {
         chunk[i] = (uint8_t)(word >> (8 * (i % 4)));
     }
@@ -228,7 +156,7 @@ pye_status pye_sgx_digest(const pye_sgx_measure *ctx, uint8_t out[PYE_SHA256_SIZ
     pye_status rc;
     pye_sha256_ctx copy;
 
-    PYE_REQUIRE(ctx->size != 0 && between_pages(ctx), PYE_E_STATE);
+    PYE_REQUIRE(ctx->size != 0 && pye_sgx_between_pages(ctx), PYE_E_STATE);
     copy = ctx->sha;
     pye_sha256_final(&copy, out);
     rc = PYE_OK;

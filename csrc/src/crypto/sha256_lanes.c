@@ -1,0 +1,31 @@
+/* sha256_lanes.c - which lanes of SHA-256 a CPU is given. */
+#include "crypto/sha256_lanes.h"
+
+const pye_sha256_lanes_code *pye_sha256_lanes_select(void)
+{
+#if defined(__x86_64__)
+    const uint32_t features = pye_cpu_features();
+
+    if (features & PYE_CPU_AVX512) {
+        return &pye_sha256_lanes_avx512;
+    }
+    /* Eight lanes without three-way logic and rotations lose against the SHA extensions. */
+    if ((features & PYE_CPU_AVX2) && pye_sha256_select() == PYE_SHA256_PORTABLE) {
+        return &pye_sha256_lanes_avx2;
+    }
+#endif
+    return NULL;
+}
+
+void pye_sha256_gather2(uint32_t variant, uint32_t h0[8], const uint8_t *const *blocks0,
+                        uint32_t h1[8], const uint8_t *const *blocks1, size_t num_blocks)
+{
+#if defined(__x86_64__)
+    if (variant == PYE_SHA256_SHANI) {
+        pye_sha256_gather2_shani(h0, blocks0, h1, blocks1, num_blocks);
+        return;
+    }
+#endif
+    pye_sha256_gather(variant, h0, blocks0, num_blocks);
+    pye_sha256_gather(variant, h1, blocks1, num_blocks);
+}
