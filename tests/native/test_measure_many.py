@@ -86,7 +86,7 @@ def test_one_refused_run_leaves_every_measurement_as_it_was(
     before = [one.digest() for one in measurements]
     jobs: list[tuple[Any, Runs]] = [(one, [(0, RW, bytes(4096))]) for one in measurements]
     jobs[at][1].append(wrong)
-    with pytest.raises(ValueError, match="sgx_add_many|whole pages"):
+    with pytest.raises(ValueError, match=r"sgx_add_many|whole pages"):
         _core.sgx_add_many(jobs)
     assert [one.digest() for one in measurements] == before
     jobs[at][1].pop()
