@@ -1,6 +1,10 @@
 /* sha512_lanes_avx2.c - SHA-384 of four pages at once. */
 #if defined(__x86_64__)
 #pragma GCC target("avx2")
+#if !defined(__clang__)
+/* gcc undoes the order in which a round adds up, which is the one with the shortest chain. */
+#pragma GCC optimize("no-tree-reassoc")
+#endif
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>

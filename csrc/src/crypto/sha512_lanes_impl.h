@@ -29,42 +29,53 @@ static inline word big1(word x)
     return xor3(ror(x, 14), ror(x, 18), ror(x, 41));
 }
 
-#define ROUND(a, b, c, d, e, f, g, h, i)                                                           \
+/* The message word that takes the place of w[i]. */
+#define NEXT(i)                                                                                    \
+    (w[i] = add(add(w[i], small0(w[((i) + 1) & 15])),                                              \
+                add(w[((i) + 9) & 15], small1(w[((i) + 14) & 15]))))
+
+/* One round; `x` is the message word with its constant. */
+#define ROUND(a, b, c, d, e, f, g, h, x)                                                           \
     do {                                                                                           \
-        word t;                                                                                    \
+        word t = add(add(h, x), choose(e, f, g));                                                  \
                                                                                                    \
-        if (r != 0) {                                                                              \
-            w[i] = add(add(w[i], small0(w[((i) + 1) & 15])),                                       \
-                       add(w[((i) + 9) & 15], small1(w[((i) + 14) & 15])));                        \
-        }                                                                                          \
-        t = add(add(h, splat(pye_sha512_k[r + (i)])), w[i]);                                       \
-        t = add(t, add(choose(e, f, g), big1(e)));                                                 \
+        t = add(t, big1(e));                                                                       \
         d = add(d, t);                                                                             \
         h = add(t, add(majority(a, b, c), big0(a)));                                               \
     } while (0)
 
-static void compress(word s[8], word w[16])
+#define ROUNDS16(X)                                                                                \
+    do {                                                                                           \
+        ROUND(a, b, c, d, e, f, g, h, X(0));                                                       \
+        ROUND(h, a, b, c, d, e, f, g, X(1));                                                       \
+        ROUND(g, h, a, b, c, d, e, f, X(2));                                                       \
+        ROUND(f, g, h, a, b, c, d, e, X(3));                                                       \
+        ROUND(e, f, g, h, a, b, c, d, X(4));                                                       \
+        ROUND(d, e, f, g, h, a, b, c, X(5));                                                       \
+        ROUND(c, d, e, f, g, h, a, b, X(6));                                                       \
+        ROUND(b, c, d, e, f, g, h, a, X(7));                                                       \
+        ROUND(a, b, c, d, e, f, g, h, X(8));                                                       \
+        ROUND(h, a, b, c, d, e, f, g, X(9));                                                       \
+        ROUND(g, h, a, b, c, d, e, f, X(10));                                                      \
+        ROUND(f, g, h, a, b, c, d, e, X(11));                                                      \
+        ROUND(e, f, g, h, a, b, c, d, X(12));                                                      \
+        ROUND(d, e, f, g, h, a, b, c, X(13));                                                      \
+        ROUND(c, d, e, f, g, h, a, b, X(14));                                                      \
+        ROUND(b, c, d, e, f, g, h, a, X(15));                                                      \
+    } while (0)
+
+#define FIRST(i) add(w[i], splat(pye_sha512_k[i]))
+#define LATER(i) add(NEXT(i), splat(pye_sha512_k[r + (i)]))
+
+static inline __attribute__((always_inline)) void compress(word s[8], word w[16])
 {
     word a = s[0], b = s[1], c = s[2], d = s[3];
     word e = s[4], f = s[5], g = s[6], h = s[7];
 
-    for (size_t r = 0; r < 80; r += 16) {
-        ROUND(a, b, c, d, e, f, g, h, 0);
-        ROUND(h, a, b, c, d, e, f, g, 1);
-        ROUND(g, h, a, b, c, d, e, f, 2);
-        ROUND(f, g, h, a, b, c, d, e, 3);
-        ROUND(e, f, g, h, a, b, c, d, 4);
-        ROUND(d, e, f, g, h, a, b, c, 5);
-        ROUND(c, d, e, f, g, h, a, b, 6);
-        ROUND(b, c, d, e, f, g, h, a, 7);
-        ROUND(a, b, c, d, e, f, g, h, 8);
-        ROUND(h, a, b, c, d, e, f, g, 9);
-        ROUND(g, h, a, b, c, d, e, f, 10);
-        ROUND(f, g, h, a, b, c, d, e, 11);
-        ROUND(e, f, g, h, a, b, c, d, 12);
-        ROUND(d, e, f, g, h, a, b, c, 13);
-        ROUND(c, d, e, f, g, h, a, b, 14);
-        ROUND(b, c, d, e, f, g, h, a, 15);
+    ROUNDS16(FIRST);
+#pragma GCC unroll 1
+    for (size_t r = 16; r < 80; r += 16) {
+        ROUNDS16(LATER);
     }
     s[0] = add(s[0], a);
     s[1] = add(s[1], b);
