@@ -135,7 +135,7 @@ def _pipe(serve: Callable[[Connection], None]) -> Iterator[tuple[Connection, int
 # ---- enclaves ------------------------------------------------------------------------------------
 
 
-def _native_image(folder: Path) -> bytes:
+def _native_image(folder: Path, *, threads: int = 1) -> bytes:
     """Build an image of the native function, with the compiler that Python names."""
     source = Path(__file__).with_name("_native.c")
     named = (sysconfig.get_config_var("CC") or "cc").split()[0]
@@ -150,7 +150,8 @@ def _native_image(folder: Path) -> bytes:
     )
     manifest = folder / "enclave.toml"
     manifest.write_text(
-        '[enclave]\nname = "bench"\nnative = "libbump.so"\nproduct_id = 1\nsecurity_version = 1\n'
+        '[enclave]\nname = "bench"\nnative = "libbump.so"\nproduct_id = 1\n'
+        f"security_version = 1\nthreads = {threads}\n"
     )
     return build.build(manifest)
 
