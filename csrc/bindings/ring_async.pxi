@@ -32,275 +32,10 @@ cdef enum:
     HOT_US = 12             # for a call that waited: the worker answered just now, so it is awake
     PROBE = 64              # of the calls that are not looked for, every so many-th is
     TURN_US = 1000          # then the loop gets its turn
+    UNSEEN_US = 500         # what took longer is not looked for when it could be
+    TURNS_US = 30           # a short call is looked for in each turn, before a watcher is told
 
 cdef double POLL_S = 0.005  # between two looks where nothing can be watched
-
-
-@cython.final
-cdef class AsyncCall:
-    """
-    A call that was not answered at once.
-
-    Its ``future`` is done when ``take()`` has something: the answer, or the call itself, held by
-    an ocall (then ``request`` and ``respond``) or an item of a stream (``item`` and ``more``).
-    """
-
-    cdef AsyncLanes lanes
-    cdef AsyncFunction function    # None: a control frame, or a batch
-    cdef AsyncCall parent          # in whose ocall this call is nested
-    cdef BatchCall batched
-    cdef Batch batch
-    cdef object out
-    cdef Shared shared             # its place is that of `out`, if the call named it
-    cdef tuple arrays              # in shared memory, that the worker may still look at
-    cdef Message *message          # until all of it is sent
-    cdef int stage
-    cdef int lane
-    cdef bint armed
-    cdef bint counted
-    cdef bint begun                # before it was given up
-    cdef uint16_t kind             # of the message that is sent
-    cdef uint16_t index
-    cdef uint16_t first_kind       # of the call itself
-    cdef uint16_t first_index
-    cdef uint32_t level            # calls under way on the lane before this one
-    cdef readonly uint32_t serial  # how often it was held
-    cdef uint64_t length           # of a stream's items
-    cdef object cause
-    cdef object vacated
-    cdef pye_lane_header header
-    cdef object owner
-    cdef uint8_t *data
-    cdef object error
-    cdef uint64_t ticks            # left to look for it, of those that were given
-    cdef uint64_t given
-    cdef readonly object future
-
-    def __cinit__(self):
-        self.message = NULL
-        self.lane = -1
-        self.stage = QUEUED
-        self.armed = False
-        self.counted = False
-
-    def __dealloc__(self):
-        if self.message != NULL:
-            message_clear(self.message)
-            free(self.message)
-
-    def __reduce__(self):
-        raise TypeError("a call cannot be pickled or copied")
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more comes of this call."""
-        return self.stage == DONE
-
-    @property
-    def started(self) -> bool:
-        """Whether the trusted function may have begun."""
-        if self.stage == DROPPED or self.stage == DONE:
-            return self.begun
-        # What is sent after the call itself (an ocall's answer, MORE) is sent to one that began.
-        return self.stage >= WAITING or self.kind != self.first_kind
-
-    @property
-    def held(self) -> int:
-        """The kind of frame that the host has to answer (OCALL, ITEM), or 0."""
-        return self.header.kind if self.stage == HELD else 0
-
-    def take(self):
-        """Return the answer, raise the call's error, or return this call if it is held."""
-        if self.error is not None:
-            error = self.error
-            self.error = None
-            raise error
-        if self.stage == HELD:
-            return self
-        return self.lanes.value(self)
-
-    def request(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """Return the ocall's handler and its arguments. ArgumentError: they do not fit."""
-        self.need(<uint16_t>PYE_FRAME_OCALL)
-        owner = self.owner
-        self.owner = None
-        if owner is None:
-            raise _errors.EnclaveStateError("the ocall was read already")
-        return self.lanes.host.ocalls.request(self.header.index, owner)
-
-    def respond(self, value, error) -> None:
-        """Answer the ocall by what its handler returned or raised; ``future`` is another then."""
-        cdef Message *m
-        cdef uint16_t kind = PYE_FRAME_OCALL_RESULT
-        cdef uint16_t index = self.header.index
-        self.need(<uint16_t>PYE_FRAME_OCALL)
-        m = self.lanes.new_message()
-        try:
-            if error is None:
-                try:
-                    self.lanes.host.ocalls.response(m, index, value)
-                except (_errors.ArgumentError, TypeError) as refused:
-                    error = refused
-            if error is not None:
-                message_clear(m)
-                put_buffer(m, ocall_failure(error))
-                kind = PYE_FRAME_OCALL_ERROR
-        except BaseException:
-            self.lanes.old_message(m)
-            raise
-        self.cause = error
-        self.lanes.go_on(self, m, kind, index)
-
-    cdef void forget(self) noexcept:
-        """Wipe what was read and will not be asked for."""
-        if self.owner is not None:
-            pye_wipe(self.data, <size_t>self.header.total)
-            self.owner = None
-
-    def item(self):
-        """Return the item of the stream that came."""
-        cdef HostCall c = self.function.call
-        self.need(<uint16_t>PYE_FRAME_ITEM)
-        owner = self.owner
-        self.owner = None
-        return self.lanes.host.decode(c.result, self.data, <size_t>self.header.total, owner)
-
-    def more(self, bint stop) -> None:
-        """Ask for the stream's next item, or for its end; ``future`` is another then."""
-        self.need(<uint16_t>PYE_FRAME_ITEM)
-        self.lanes.go_on(self, self.lanes.new_message(),
-                         <uint16_t>(PYE_FRAME_STOP if stop else PYE_FRAME_MORE), 0)
-
-    def hold(self):
-        """A future that is done if the call ends while its ocall is answered."""
-        self.need(<uint16_t>PYE_FRAME_OCALL)
-        self.future = self.lanes.loop.create_future()
-        return self.future
-
-    def vacant(self):
-        """None if the lane is this call's own again, else a future for a nested call's end."""
-        if self.stage != HELD or self.lanes.calls[self.lane] is self:
-            return None
-        if self.vacated is None or self.vacated.done():
-            self.vacated = self.lanes.loop.create_future()
-        return self.vacated
-
-    cdef int need(self, uint16_t kind) except -1:
-        if self.error is not None:
-            self.take()  # the enclave ended since: that is what to say
-        if self.stage != HELD or self.header.kind != kind:
-            raise _errors.EnclaveStateError("the call does not wait for the host")
-        self.lanes.check()
-        return 0
-
-    def give_up(self) -> int:
-        """
-        Stop waiting. A queued call never starts; else its lane is free when the worker has done.
-
-        Returns the number of the lane that is still busy with it, or -1.
-        """
-        return self.lanes.drop(self)
-
-    def expired(self) -> None:
-        """Count that this call's deadline passed."""
-        pye_stats_event(self.lanes.host.counts, PYE_STATS_TIMEOUT)
-
-
-@cython.final
-cdef class AsyncFunction:
-    """A trusted function as it is called from a loop: ``begin`` is a call's first half."""
-
-    cdef AsyncLanes lanes
-    cdef HostCall call
-    cdef uint64_t patience         # ticks that a call is looked for
-    cdef uint32_t skipped
-
-    def __init__(self, AsyncLanes lanes, HostCall call):
-        self.lanes = lanes
-        self.call = call
-        self.patience = lanes.longest
-        self.skipped = 0
-
-    @property
-    def patient(self) -> bool:
-        """Whether answers are looked for before the loop gets its turn (tests)."""
-        return self.patience != 0
-
-    def begin(self, tuple args, dict kwargs):
-        """Make a call: return its answer if that came at once, else an AsyncCall."""
-        return self.make(args, kwargs, None)
-
-    def nest(self, tuple args, dict kwargs, AsyncCall held not None):
-        """The same from the handler of an ocall, on the lane of the call that it answers."""
-        held.need(<uint16_t>PYE_FRAME_OCALL)
-        return self.make(args, kwargs, held)
-
-    cdef object make(self, tuple args, dict kwargs, AsyncCall parent):
-        cdef HostCall c = self.call
-        cdef object out = None
-        cdef Message *m
-        self.lanes.check()
-        if kwargs:
-            if c.has_out:
-                out = kwargs.pop("out", None)
-            args = c.bind(args, kwargs)
-        elif PyTuple_Size(args) != c.arguments.num:
-            args = c.bind(args, kwargs)
-        if out is not None:
-            check_out(out)
-        m = self.lanes.new_message()
-        try:
-            # All of the caller's code (buffers, __index__) runs here, before a lane is taken.
-            if c.native:
-                value = <object>PyTuple_GetItem(args, 0)
-                if c.wanted:
-                    value = native_argument(value, c.wanted)
-                put_buffer(m, value)
-            else:
-                c.prepare(m, args, out)
-        except BaseException:
-            self.lanes.old_message(m)
-            pye_stats_event(self.lanes.host.counts, PYE_STATS_ARGUMENT)
-            raise
-        return self.lanes.submit(self, m, <uint16_t>PYE_FRAME_CALL, c.index, out, None, None,
-                                 parent)
-
-    cdef uint64_t look(self) noexcept:
-        """How long the call that begins now is looked for."""
-        if self.patience == 0:
-            self.skipped += 1
-            if self.skipped >= PROBE:
-                self.skipped = 0
-                return self.lanes.longest
-        return self.patience
-
-    cdef void learn(self, uint64_t given, uint64_t left) noexcept:
-        """A call was looked for: was it worth it?"""
-        if given == 0 or left == given:
-            return  # the first look found it: how long it took is not known
-        if left != 0 and given - left <= USUAL_US * PYE_LANE_TICKS:
-            self.patience = self.lanes.longest
-        else:
-            self.patience //= 2
-            if self.patience < LEAST_US * PYE_LANE_TICKS:
-                self.patience = 0
-
-
-cdef int put_buffer(Message *m, value) except -1:
-    """The whole message is the bytes of `value`."""
-    if not PyObject_CheckBuffer(value):
-        raise argument_error("argument data", "bytes or a contiguous buffer", type_name(value))
-    try:
-        PyObject_GetBuffer(value, &m.views[0], PyBUF_SIMPLE)
-    except (BufferError, ValueError) as error:
-        raise argument_error(
-            "argument data", "contiguous bytes", str(error),
-            "Use numpy.ascontiguousarray(...) on it.") from None
-    m.num_views = 1
-    m.segments[0].data = <const uint8_t *>m.views[0].buf
-    m.segments[0].len = <size_t>m.views[0].len
-    m.num_segments = 1
-    return 0
 
 
 @cython.final
@@ -333,6 +68,10 @@ cdef class AsyncLanes:
     cdef bint pumping
     cdef bint has_thread
     cdef bint coming               # the loop was asked to call ``ready``
+    cdef dict habits               # of functions, by index
+    cdef uint32_t joined           # calls of this turn that were not answered at once
+    cdef uint32_t crowd            # of the turns before, in sixteenths
+    cdef uint64_t deferred         # since when calls wait for the turn's end though a lane is free
     cdef object __weakref__
 
     def __cinit__(self):
@@ -352,6 +91,10 @@ cdef class AsyncLanes:
         self.queue = _OrderedDict()
         self.calls = [None] * <Py_ssize_t>host.num
         self.longest = LONGEST_US * PYE_LANE_TICKS if inline else 0
+        self.habits = {}
+        self.joined = 0
+        self.crowd = 0
+        self.deferred = 0
 
     def __dealloc__(self):
         if self.spare != NULL:
@@ -388,13 +131,19 @@ cdef class AsyncLanes:
         cdef AsyncCall call
         cdef uint32_t i
         calls = list(self.queue)
+        carriers = []
         self.queue.clear()
         self.host.waiting = 0
         for i in range(self.host.num):
             call = self.calls[i]
             self.calls[i] = None
             while call is not None:
-                calls.append(call)
+                if call.members is None:
+                    calls.append(call)
+                else:
+                    calls += [member for member in call.members
+                              if (<AsyncCall>member).stage != DONE]
+                    carriers.append(call)
                 call = call.parent
         self.active = 0
         for call in calls:
@@ -405,9 +154,14 @@ cdef class AsyncLanes:
                 self.end(call)
             call.stage = DONE
             self.vacate(call)
+        for call in carriers:
+            call.stage = DONE
+            end_carried(self, call)
 
     cdef bint may_have_begun(self, AsyncCall call):
         """Whether the function may have begun, when the worker is gone."""
+        if call.carrier is not None:
+            call = call.carrier
         if call.stage == WAITING and call.kind == call.first_kind:
             lane = self.host.lanes[call.lane]
             # A call that the worker never took did not begin.
@@ -514,8 +268,12 @@ cdef class AsyncLanes:
                 self.old_message(m)
                 raise
             level = pye_lane_depth(self.host.lanes[lane])
-        elif not self.queue:
-            lane = self.free_lane()
+        else:
+            try:
+                lane = lane_now(self, function, m, out)
+            except BaseException:
+                self.old_message(m)
+                raise
         shared = m.shared
         arrays = named_arrays(m, out)
         given = ticks = function.look() if function is not None else self.longest
@@ -541,7 +299,8 @@ cdef class AsyncLanes:
                         turn_over = not self.has_turn()
                         if not turn_over:
                             function.learn(given, ticks)
-                            return self.quick(function, lane, index, <size_t>header.total)
+                            function.habit.short = True
+                            return read_now(self, function, lane, index, <size_t>header.total)
         call = AsyncCall.__new__(AsyncCall)
         call.lanes = self
         call.function = function
@@ -563,6 +322,7 @@ cdef class AsyncLanes:
             self.queue[call] = None
             self.host.waiting = <int>len(self.queue)
             pye_stats_depth(self.host.counts, <uint64_t>self.host.waiting)
+            count_joined(self, function)
             return call
         call.parent = parent
         if stage != QUEUED:
@@ -574,6 +334,9 @@ cdef class AsyncLanes:
         call.ticks = ticks
         call.given = given
         if asleep:  # it wakes up while the loop goes on; then its answer is looked for
+            call.ticks = call.given = 0
+            call.unseen = True
+            count_joined(self, function)
             call.future = self.loop.create_future()
             self.soon()
             return call
@@ -584,11 +347,12 @@ cdef class AsyncLanes:
             return call.take()
         if finished:
             if call.stage == DONE and not turn_over and self.has_turn():
-                return self.value(call)
+                return call.value()
             # The loop gets its turn now, and then the caller its answer.
             call.future = self.loop.create_future()
             call.future.set_result(None)
             return call
+        count_joined(self, function)
         call.future = self.loop.create_future()
         self.soon()
         return call
@@ -603,35 +367,6 @@ cdef class AsyncLanes:
             return True
         self.turn = now
         return False
-
-    cdef object quick(self, AsyncFunction function, int lane, uint16_t index, size_t total):
-        """Read and decode an answer of one fragment; its lane is free then."""
-        cdef HostCall c = function.call
-        cdef pye_lane *this = self.host.lanes[lane]
-        cdef pye_status status
-        cdef uint8_t[SMALL] small
-        cdef uint8_t *data = small
-        cdef object owner = None
-        try:
-            if c.native:
-                owner = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>total)
-                data = <uint8_t *><char *>owner
-            elif c.result.arrays or total > SMALL:
-                owner = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>total)
-                data = <uint8_t *>PyByteArray_AsString(owner)
-        except MemoryError:
-            status = pye_lane_drain(this, 0)
-            self.let_go(lane)
-            raise
-        status = pye_lane_read(this, data, total, 0)
-        if status == PYE_OK:
-            pye_stats_answer(self.host.counts, <uint32_t>lane, index, total)
-        self.let_go(lane)
-        if status != PYE_OK:
-            raise self.broken(pye_lane_broken(this).decode())
-        if c.native:
-            return owner if c.element is None else native_array(owner, c.element)
-        return self.host.decode(c.result, data, total, owner)
 
     cdef int let_go(self, int lane) except -1:
         pye_stats_finish(self.host.counts, <uint32_t>lane)
@@ -649,7 +384,9 @@ cdef class AsyncLanes:
         call.stage = SENDING
         if call.function is not None and call.function.call.note is not None and not call.counted:
             self.host.show(lane, call.function.call.note)
-        if call.kind == PYE_FRAME_CALL and not call.counted:
+        call.since = pye_clock_ns()
+        if ((call.kind == PYE_FRAME_CALL and not call.counted)
+                or (call.members is not None and not (<AsyncCall>call.members[0]).counted)):
             pye_stats_time(self.host.counts, <uint32_t>lane, call.index)
         call.given = call.ticks = (
             call.function.look() if call.function is not None and not call.counted
@@ -714,6 +451,8 @@ cdef class AsyncLanes:
                     if call.first_kind == PYE_FRAME_CALL:
                         pye_stats_begin(self.host.counts, <uint32_t>call.lane, call.index,
                                         call.message.segments, call.message.num_segments)
+                    elif call.members is not None:
+                        count_sent(self, call)
                 if status == PYE_OK:
                     self.old_message(call.message)
                     call.message = NULL
@@ -721,10 +460,10 @@ cdef class AsyncLanes:
             if call.stage == WAITING:
                 status = pye_lane_wait(lane, &call.header, 0)
                 if status == PYE_OK:
-                    status = self.judge(call, lane)
+                    status = call.judge(lane)
                 if status == PYE_OK:
                     try:
-                        self.make_room(call)
+                        call.make_room()
                         call.stage = READING
                     except MemoryError as error:
                         call.error = error
@@ -777,36 +516,15 @@ cdef class AsyncLanes:
         self.give_back(call)
         return True
 
-    cdef pye_status judge(self, AsyncCall call, pye_lane *lane) except? -1:
-        """Whether what came is what may answer this call."""
-        cdef bint streams = call.function is not None and call.function.call.streams
-        if call.header.kind == PYE_FRAME_OCALL:
-            if call.first_kind != PYE_FRAME_CALL and call.first_kind != PYE_FRAME_BATCH:
-                return pye_lane_refuse(lane, "turn")
-            if self.host.ocalls is None or call.header.index >= self.host.ocalls.num:
-                return pye_lane_refuse(lane, "ocall")
-        elif call.header.kind == PYE_FRAME_ITEM:
-            if not streams:
-                return pye_lane_refuse(lane, "turn")
-        elif call.header.kind == PYE_FRAME_RESULT and streams and call.header.total:
-            return pye_lane_refuse(lane, "stream")
-        return PYE_OK
-
-    cdef int make_room(self, AsyncCall call) except -1:
-        """Make what the announced message is read into; its size is below the message limit."""
-        cdef Py_ssize_t total = <Py_ssize_t>call.header.total
-        cdef bint plain = call.batched is None and (
-            call.function is None or call.function.call.native)
-        if (call.header.kind == PYE_FRAME_ERROR
-                or (call.header.kind == PYE_FRAME_RESULT and plain)):
-            call.owner = PyBytes_FromStringAndSize(NULL, total)
-            call.data = <uint8_t *><char *>call.owner
-        else:
-            call.owner = PyByteArray_FromStringAndSize(NULL, total)
-            call.data = <uint8_t *>PyByteArray_AsString(call.owner)
-        return 0
-
     cdef int answered(self, AsyncCall call) except -1:
+        cdef uint64_t took
+        if call.members is not None:
+            return hand_out(self, call)
+        if call.function is not None and call.serial == 0:
+            took = pye_clock_ns() - call.since
+            call.function.habit.saw(took, call.header.total)
+            if call.unseen and took > UNSEEN_US * 1000:
+                call.function.learn(self.longest, 0)
         if call.first_kind == PYE_FRAME_CALL:
             pye_stats_answer(self.host.counts, <uint32_t>call.lane, call.first_index, call.length)
         if call.header.kind == PYE_FRAME_ERROR:
@@ -858,6 +576,8 @@ cdef class AsyncLanes:
         return self.finish(call)
 
     cdef int finish(self, AsyncCall call) except -1:
+        if call.members is not None:
+            return end_carried(self, call)
         future = call.future
         if future is not None and not future.done():
             try:
@@ -865,112 +585,6 @@ cdef class AsyncLanes:
             except RuntimeError:
                 pass  # its loop was closed: nobody waits any more
         return 0
-
-    cdef object value(self, AsyncCall call):
-        """Decode an answer that was read."""
-        cdef HostCall c
-        cdef object owner = call.owner
-        call.owner = None
-        if owner is None:
-            raise _errors.EnclaveStateError("the call has no answer")
-        if call.function is None:
-            return owner
-        c = call.function.call
-        if c.streams:
-            return None
-        if c.native:
-            value = owner
-            if c.element is not None:
-                value = native_array(value, c.element)
-        elif call.out is not None and call.shared.room and answer_is_there(
-                call.data, <size_t>call.header.total, call.out, call.shared.place):
-            return call.out
-        else:
-            value = self.host.decode(c.result, call.data, <size_t>call.header.total, owner)
-        return value if call.out is None else fill_out(call.out, value)
-
-    cdef int drop(self, AsyncCall call) except? -2:
-        cdef Message *m
-        if not self.host.ours():
-            call.stage = DONE  # in a forked child: the lane is the parent's call's
-        if call.stage == DONE or call.stage == DROPPED:
-            call.forget()
-            return -1
-        m = call.message
-        call.message = NULL
-        if m != NULL:
-            self.old_message(m)
-        if call.stage == QUEUED:
-            self.queue.pop(call, None)
-            self.host.waiting = <int>len(self.queue)
-            call.stage = DONE
-            return -1
-        self.end_nested(call)
-        call.begun = call.started
-        call.stage = DROPPED
-        call.out = None
-        call.forget()
-        self.disarm(call)
-        finished = self.step(call)
-        if not self.loop.is_closed():  # else nobody waits any more
-            self.soon()
-        return -1 if finished else call.lane
-
-    cdef int end_nested(self, AsyncCall call) except -1:
-        """Calls nested in one that is given up have nothing to wait for."""
-        cdef AsyncCall inner = <AsyncCall>self.calls[call.lane]
-        while inner is not None and inner is not call:
-            self.disarm(inner)
-            if inner.stage != DROPPED:
-                inner.error = _errors.CallError("the call that this one was nested in was given up")
-                self.end(inner)
-            if inner.arrays is not None:  # the worker may still write there
-                call.arrays = inner.arrays if call.arrays is None else call.arrays + inner.arrays
-            inner.stage = DONE
-            inner = inner.parent
-        self.calls[call.lane] = call
-        return 0
-
-    cdef int wait(self) except -1:
-        """Have the loop told when the worker goes on with one of the calls."""
-        cdef AsyncCall call
-        cdef uint32_t i
-        cdef uint32_t *word
-        cdef uint32_t seen
-        cdef bint again = False
-        cdef bint kick = False
-        if not self.has_watch():
-            # No descriptor or thread is to be had now. A call must not wait for ever because of it.
-            self.loop.call_later(POLL_S, self.ready)
-            return 0
-        for i in range(self.host.num):
-            call = <AsyncCall>self.calls[i]
-            if call is None or call.armed or call.stage == HELD:
-                continue
-            if pye_lane_arm(self.host.lanes[i], &word, &seen):
-                again = True
-                continue
-            call.armed = True
-            pye_watch_set(self.watch, i, word, seen)
-            kick = True
-        if kick:
-            pye_watch_kick(self.watch)
-        if again:
-            self.soon()
-        return 0
-
-    cdef bint has_watch(self) except? False:
-        cdef pye_watch *watch = NULL
-        if self.event_fd < 0:
-            try:
-                self.event_fd = self.attach()
-            except OSError:
-                return False
-        if self.watch == NULL:
-            if pye_watch_new(&watch, self.host.num, self.event_fd) != PYE_OK:
-                return False
-            self.watch = watch
-        return True
 
     cdef int soon(self) except -1:
         """
@@ -987,6 +601,9 @@ cdef class AsyncLanes:
     def ready(self) -> None:
         """Look at every lane: one of them has something, or the loop's turn is over."""
         self.coming = False
+        if self.joined:
+            self.crowd = (3 * self.crowd + 16 * min(self.joined, 256) + 2) // 4
+            self.joined = 0
         if (self.active or self.queue) and self.host.ours():
             self.turn = self.last = pye_clock_ns()
             try:
@@ -1006,6 +623,7 @@ cdef class AsyncLanes:
         self.pumping = True
         try:
             start = pye_clock_ns()
+            self.deferred = 0
             while moved:
                 moved = False
                 for i in range(self.host.num):
@@ -1024,10 +642,12 @@ cdef class AsyncLanes:
                     lane = self.free_lane()
                     if lane < 0:
                         break
-                    call = <AsyncCall>self.queue.popitem(last=False)[0]
+                    call = next_of(self)
                     self.host.waiting = <int>len(self.queue)
                     self.put(call, lane)
-                    if call.ticks < HOT_US * PYE_LANE_TICKS and self.longest != 0:
+                    if call.members is not None or pye_lane_peer_asleep(self.host.lanes[lane]):
+                        call.ticks = call.given = 0  # the loop goes on meanwhile
+                    elif call.ticks < HOT_US * PYE_LANE_TICKS and self.longest != 0:
                         call.ticks = call.given = HOT_US * PYE_LANE_TICKS
                     if self.step(call):
                         self.finish(call)
@@ -1041,7 +661,7 @@ cdef class AsyncLanes:
         finally:
             self.pumping = False
         if self.active:
-            self.wait()
+            tell_watch(self)
         return 0
 
     cdef bint came(self, uint32_t lane) noexcept:
@@ -1054,4 +674,7 @@ cdef class AsyncLanes:
 
     def still(self, int lane, call) -> bool:
         """Whether `lane` is still busy with a call that was given up."""
-        return 0 <= lane < <int>self.host.num and self.calls[lane] is call
+        if not 0 <= lane < <int>self.host.num:
+            return False
+        carrier = (<AsyncCall?>call).carrier
+        return self.calls[lane] is call or (carrier is not None and self.calls[lane] is carrier)
