@@ -10,6 +10,9 @@
 #define SPIN_SHORTEST 5000u
 /* Then this often another thread may have the core, before sleeping. */
 #define SPIN_YIELDS 2
+#ifndef SPIN_LOOKS
+#define SPIN_LOOKS 64
+#endif
 
 typedef struct {
     uint64_t budget;
@@ -33,7 +36,9 @@ static inline void spin_set_longest(spin_state *spin, uint64_t longest)
 
 static inline uint64_t spin_clock(void)
 {
-#if defined(__x86_64__)
+#if defined(SPIN_CLOCK) /* tests */
+    return SPIN_CLOCK();
+#elif defined(__x86_64__)
     return __builtin_ia32_rdtsc();
 #elif defined(__aarch64__)
     uint64_t ticks;
@@ -70,7 +75,7 @@ static inline int spin_until_changed(const spin_state *spin, uint32_t *word, uin
 {
     do {
         /* Plain loads answer faster than PAUSE, which a hypervisor may also trap. */
-        for (int i = 0; i < 64; i++) {
+        for (int i = 0; i < SPIN_LOOKS; i++) {
             if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
                 return 1;
             }
