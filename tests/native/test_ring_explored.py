@@ -78,6 +78,7 @@ PUBLISH = "__atomic_store_n(long_at(lane->out, 0), first, __ATOMIC_RELEASE);"
 ASLEEP = "__atomic_load_n(word_at(lane->theirs, STATE_ASLEEP), __ATOMIC_RELAXED) != 0"
 TELL = "    __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 1, __ATOMIC_SEQ_CST);\n"
 TOTAL = "    __atomic_store_n(long_at(lane->out, 16), total, __ATOMIC_RELAXED);\n"
+SLICE = "if (rc == PYE_E_TIMEOUT) {\n                return rc;"
 FENCE = "    __atomic_thread_fence(__ATOMIC_SEQ_CST);\n"
 
 # name: file, what is replaced, by what, the case that finds it, what it finds
@@ -122,7 +123,7 @@ FAULTS: dict[str, tuple[str, str | tuple[str, ...], str | tuple[str, ...], str, 
         "lane.c", "if (!lane->host) { /* before", "if (0) { /* before",
         "killed", "told that it did not"),
     "a read that goes on after a slice begins with zeroes": (
-        "lane.c", "            if (rc == PYE_E_TIMEOUT) {\n                return rc;", "            if (0) {", "slices-fragments", "."),
+        "lane.c", SLICE, "if (0) {", "slices-fragments", "."),
     "a dropped message counts as begun": (
         "lane.c", "undo(lane, lane->writing);", ";", "given-up-fragments", "."),
     "a broken lane goes on": (
