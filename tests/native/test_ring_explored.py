@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import core_build
 import pytest
+import ring_faults
+from ring_faults import ASLEEP, FENCE, PUBLISH, SLICE, TELL, TOTAL
+
+# The programs are built by the tests themselves, with the flags that they need.
+pytestmark = pytest.mark.no_asan
 
 HERE = Path(__file__).parent
 OWN = ("lane", "await", "note")  # the sources whose accesses are hooked
@@ -38,7 +42,7 @@ def build(folder: Path, source: Path, parts: list[Path]) -> Path:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     files = [HERE / "ring_machine.c", HERE / "ring_explore.c"]
-    flags = ["-O3", "-Wall", "-Wextra", "-Werror"]
+    flags = ["-O2", "-ftree-vectorize", "-Wall", "-Wextra", "-Werror", "-U_FORTIFY_SOURCE"]
     return core_build.objects(tmp_path_factory.mktemp("machine"), files, flags)
 
 
@@ -74,15 +78,8 @@ def test_no_order_at_all_does(explorer: Path) -> None:
 
 # ---- what is broken is found -------------------------------------------------------------------
 
-PUBLISH = "__atomic_store_n(long_at(lane->out, 0), first, __ATOMIC_RELEASE);"
-ASLEEP = "__atomic_load_n(word_at(lane->theirs, STATE_ASLEEP), __ATOMIC_RELAXED) != 0"
-TELL = "    __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 1, __ATOMIC_SEQ_CST);\n"
-TOTAL = "    __atomic_store_n(long_at(lane->out, 16), total, __ATOMIC_RELAXED);\n"
-SLICE = "if (rc == PYE_E_TIMEOUT) {\n                return rc;"
-FENCE = "    __atomic_thread_fence(__ATOMIC_SEQ_CST);\n"
-
 # name: file, what is replaced, by what, the case that finds it, what it finds
-FAULTS: dict[str, tuple[str, str | tuple[str, ...], str | tuple[str, ...], str, str]] = {
+FAULTS: dict[str, tuple[str, ring_faults.Text, ring_faults.Text, str, str]] = {
     "no fence between publishing and looking who sleeps": (
         "frame.h", FENCE, "", "calls-near", "a wake-up is lost"),
     "who sleeps is looked at before publishing": (
@@ -133,26 +130,10 @@ FAULTS: dict[str, tuple[str, str | tuple[str, ...], str | tuple[str, ...], str, 
 }  # fmt: skip
 
 
-def broken_source(
-    folder: Path, file: str, old: str | tuple[str, ...], new: str | tuple[str, ...]
-) -> Path:
-    """Copy the lane's sources with a few places of one of them changed."""
-    source = folder / "src"
-    shutil.copytree(core_build.CSRC / "src" / "call", source / "call")
-    path = source / "call" / file
-    text = path.read_text(encoding="utf-8")
-    olds, news = ((one,) if isinstance(one, str) else one for one in (old, new))
-    for before, after in zip(olds, news, strict=True):
-        assert text.count(before) == 1, f"{file} has {text.count(before)} of: {before}"
-        text = text.replace(before, after)
-    path.write_text(text, encoding="utf-8")
-    return source
-
-
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_the_explorer_finds(fault: str, machine: list[Path], tmp_path: Path) -> None:
     file, old, new, case, what = FAULTS[fault]
-    program = build(tmp_path, broken_source(tmp_path, file, old, new), machine)
+    program = build(tmp_path, ring_faults.broken_source(tmp_path, file, old, new), machine)
     done = explore(program, 100_000, case)
     assert done.returncode == 1, done.stdout
     assert re.search(rf"VIOLATION in {case}: .*{what}", done.stdout), done.stdout
@@ -161,6 +142,6 @@ def test_the_explorer_finds(fault: str, machine: list[Path], tmp_path: Path) -> 
 def test_two_places_for_fragments_would_be_enough(machine: list[Path], tmp_path: Path) -> None:
     """docs/formats/ring.md says so; with one it is a race, see above."""
     old, new = "offset / lane->half % PLACES", "offset / lane->half % 2"
-    program = build(tmp_path, broken_source(tmp_path, "lane.h", old, new), machine)
+    program = build(tmp_path, ring_faults.broken_source(tmp_path, "lane.h", old, new), machine)
     done = explore(program, BOUND, "fragments-back", "fragments-there", "given-up-fragments")
     assert done.returncode == 0, done.stdout
