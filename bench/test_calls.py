@@ -67,7 +67,7 @@ def ecall(loops: Loops) -> Iterator[Operation]:
 
         def native(count: int) -> bytes:
             functions = ("pye_lane_write", "pye_lane_wait", "pye_lane_read")
-            loops("calls", *functions, c.lane, c.out, length, c.data, count)
+            loops("calls", *functions, c.lane, _FRAME_CALL, segment, head, c.out, length, count)
             return bytes(c.out)
 
         def by_cffi(count: int) -> bytes:

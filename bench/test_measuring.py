@@ -30,7 +30,7 @@ def mrenclave(loops: Loops) -> dict[str, Run]:
     functions = ("pye_sgx_create", "pye_sgx_add_pages", "pye_sgx_digest")
 
     def native(count: int) -> bytes:
-        loops("mrenclave", *functions, out, pages, PAGES, SIZE, count)
+        loops("mrenclave", *functions, context, out, pages, PAGES, FLAGS, SIZE, count)
         return bytes(ffi.buffer(out, 32))
 
     def by_cffi(count: int) -> bytes:
@@ -65,13 +65,14 @@ def snp(loops: Loops) -> dict[str, Run]:
     keep: list[Any] = []
     firmware = _firmware()
     gpa, num_pages = (1 << 32) - len(firmware), len(firmware) // 4096
-    pages, out = aligned(len(firmware), keep), aligned(48, keep)
+    pages = aligned(len(firmware), keep)
     ffi.memmove(pages, firmware, len(firmware))
     context = ffi.new("pye_snp_measure *")
 
     def native(count: int) -> bytes:
-        loops("snp", "pye_snp_begin", "pye_snp_add_pages", out, pages, num_pages, gpa, count)
-        return bytes(ffi.buffer(out, 48))
+        functions = ("pye_snp_begin", "pye_snp_add_pages")
+        loops("snp", *functions, context, pages, num_pages, gpa, lib.PYE_SNP_NORMAL, count)
+        return bytes(ffi.buffer(context.digest))
 
     def by_cffi(count: int) -> bytes:
         for _ in range(count):

@@ -156,14 +156,14 @@ def message(size: int) -> Any:
         data, out, tag = aligned(size, keep), aligned(size, keep), aligned(16, keep)
         plain, iv, none = CONTENT[:size], bytes(12), ffi.NULL
         ffi.memmove(data, plain, size)
-        functions = ("pye_gcm_init", "pye_gcm_seal", "pye_gcm_wipe")
+        functions, any_ = ("pye_gcm_init", "pye_gcm_seal", "pye_gcm_wipe"), lib.PYE_GCM_ANY
 
         def native(count: int) -> None:
-            loops("message", *functions, key, SECRET, out, tag, iv, data, size, count)
+            loops("message", *functions, key, SECRET, any_, out, tag, iv, data, size, count)
 
         def by_cffi(count: int) -> None:
             for _ in range(count):
-                check(lib.pye_gcm_init(key, SECRET, 32, lib.PYE_GCM_ANY))
+                check(lib.pye_gcm_init(key, SECRET, 32, any_))
                 check(lib.pye_gcm_seal(key, out, tag, iv, data, size, none, 0))
                 lib.pye_gcm_wipe(key)
 

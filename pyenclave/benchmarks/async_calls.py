@@ -15,16 +15,13 @@ import contextlib
 import multiprocessing
 import os
 import shutil
-import statistics
 import subprocess
 import sysconfig
-import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from pyenclave.benchmarks.calls import (
     _BUMPED,
@@ -33,14 +30,13 @@ from pyenclave.benchmarks.calls import (
     _cores,
     _native_image,
     _processors,
-    _row,
     bump,
 )
+from pyenclave.benchmarks.rows import Row, figures, scratch
 from pyenclave.host.aio import AsyncEnclave
 
 __all__ = ["ecall_async"]
 
-Row = dict[str, Any]
 Call = Callable[[], Awaitable[bytes]]
 
 _ROUNDS = 11
@@ -160,14 +156,14 @@ async def _many(call: Call, count: int) -> float:
 
 async def _take_turns(
     measure: Callable[[Call, int], Awaitable[float]], *cases: tuple[Call, int]
-) -> list[float]:
+) -> list[list[float]]:
     for call, _ in cases:
         await measure(call, 2 * _FLIGHT)
     seen: list[list[float]] = [[] for _ in cases]
     for _ in range(_ROUNDS):
         for times, (call, count) in zip(seen, cases, strict=True):
             times.append(await measure(call, count))
-    return [statistics.median(times) for times in seen]
+    return seen
 
 
 async def _measure() -> list[Row]:
@@ -175,10 +171,9 @@ async def _measure() -> list[Row]:
     loop = asyncio.get_running_loop()
     rows = []
     with (
-        tempfile.TemporaryDirectory(prefix="pyenclave-bench-") as name,
+        scratch() as folder,
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool,
     ):
-        folder = Path(name)
         pool_pid = pool.submit(os.getpid).result()  # forked before there is anything to copy
         image = _native_image(folder)
         async with (
@@ -206,12 +201,12 @@ async def _measure() -> list[Row]:
     cores = _cores(host, worker, trip)
     for suffix, (value, pipe, pooled) in (("", one), (f"/{_FLIGHT}", many)):
         rows += [
-            _row(f"ecall_async{suffix}", value, "asyncio subprocess pipes", pipe, **cores),
-            _row(
+            figures(f"ecall_async{suffix}", value, pipe, peer="asyncio subprocess pipes", **cores),
+            figures(
                 f"ecall_async{suffix}/ProcessPoolExecutor",
                 value,
-                "ProcessPoolExecutor via run_in_executor",
                 pooled,
+                peer="ProcessPoolExecutor via run_in_executor",
                 **cores,
             ),
         ]

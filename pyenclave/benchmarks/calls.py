@@ -229,19 +229,6 @@ def _take_turns(
     return seen
 
 
-def _row(name: str, value: float, peer: str, peer_value: float, **more: object) -> Row:
-    """Return a row of figures without spread."""
-    return {
-        "name": name,
-        "value": value,
-        "unit": "ns",
-        "peer": peer,
-        "peer_value": peer_value,
-        "ratio": peer_value / value,
-        **more,
-    }
-
-
 def _cores(host: int, worker: int, trip: float) -> Row:
     if host == worker:
         return {"cores": "same"}

@@ -21,8 +21,8 @@ from pyenclave.benchmarks.calls import (  # of the same rows
     _launched,
     _native_image,
     _processors,
-    _row,
 )
+from pyenclave.benchmarks.rows import figures
 
 __all__ = ["ecall_counted"]
 
@@ -57,9 +57,8 @@ def ecall_counted() -> dict[str, Any]:
                     times[on].append(_seconds(call))
             alone = min(_core.stats_cost(_ALONE) for _ in range(3)) / _ALONE * 1e9
     counted, bare = (statistics.median(times[on]) for on in (True, False))
-    row = _row(
-        "ecall_counted", counted, "the same without counters", bare, **_cores(host, worker, trip)
-    )
+    peer, cores = "the same without counters", _cores(host, worker, trip)
+    row = figures("ecall_counted", times[True], times[False], peer=peer, **cores)
     share = (counted - bare) / bare
     row["note"] = f"counting adds {share:.2%}; in a loop of its own it takes {alone:.1f} ns"
     return row

@@ -7,11 +7,11 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from pyenclave.benchmarks.rows import scratch, spread
 from pyenclave.host import Enclave, EnclavePool
 from pyenclave.host._reserve import Reserve
 from pyenclave.image import build, keys, sign
@@ -38,14 +38,14 @@ def launch_zygote() -> dict[str, Any]:
     ours: list[float] = []
     theirs: list[float] = []
     bits: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="pyenclave-bench-") as folder:
+    with scratch() as folder:
         image = _image()
-        with Enclave(image, state=Path(folder) / "state", quiet=True) as first:
+        with Enclave(image, state=folder / "state", quiet=True) as first:
             if first.call("add", 1, 2.0) != 3.0:
                 raise AssertionError("the enclave gave a wrong answer")
             for _ in range(_ROUNDS):
                 for _ in range(_LAUNCHES):
-                    enclave = Enclave(image, state=Path(folder) / "state", quiet=True)
+                    enclave = Enclave(image, state=folder / "state", quiet=True)
                     start = time.perf_counter_ns()
                     enclave.start()
                     answer = enclave.call("add", 40, 2.0)
@@ -67,6 +67,7 @@ def launch_zygote() -> dict[str, Any]:
         "peer": "python -c 'import numpy'",
         "peer_value": peer,
         "ratio": peer / value,
+        **spread(ours, theirs),
         "bits": bits,
         "note": f"probed bits {json.dumps(bits)}",
     }
@@ -84,9 +85,9 @@ def launch_pool() -> dict[str, Any]:
     ours: list[float] = []
     theirs: list[float] = []
     bits: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="pyenclave-bench-") as folder:
+    with scratch() as folder:
         image = _image()
-        state = Path(folder) / "state"
+        state = folder / "state"
         with EnclavePool(image, state=state, size=1, warm=_LAUNCHES, quiet=True) as pool:
             reserve = pool._reserve  # noqa: SLF001 - whether it is full is nobody else's business
             if reserve is None:
@@ -119,6 +120,7 @@ def launch_pool() -> dict[str, Any]:
         "peer": "launch_zygote",
         "peer_value": peer,
         "ratio": peer / value,
+        **spread(ours, theirs),
         "bits": bits,
         "note": f"probed bits {json.dumps(bits)}",
     }

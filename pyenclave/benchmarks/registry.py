@@ -20,6 +20,7 @@ from typing import Any
 
 from pyenclave import _core
 from pyenclave._native import cpu_features
+from pyenclave.benchmarks import in_c
 from pyenclave.benchmarks.rows import AbsentError, Row
 
 __all__ = ["machine", "names", "run", "select", "source"]
@@ -131,12 +132,21 @@ def _measure(name: str) -> list[Row]:
         if missing == "pyenclave":
             return [_failed(name, error)]
         return [{"name": name, "absent": [missing]}]
-    except Exception as error:  # whatever it was: hours of other rows are not lost for one
+    except Exception as error:  # whatever it was: what other rows gave is not lost for one
         return [_failed(name, error)]
     rows: list[Row] = measured if isinstance(measured, list) else [measured]
     if not rows:
         return [{"name": name, "absent": absent}]
-    return [{**row, "absent": absent} for row in rows] if absent else rows
+    if absent:
+        return [{**row, "absent": absent} for row in rows]
+    if "native" in rows[0]:
+        return rows
+    try:
+        return [{**rows[0], **in_c.beside(rows[0])}, *rows[1:]]
+    except AbsentError:  # without a compiler there is no figure in C
+        return rows
+    except Exception as error:
+        return [*rows, _failed(f"{name}/in_c", error)]
 
 
 def _failed(name: str, error: Exception) -> Row:
@@ -161,6 +171,7 @@ def machine() -> dict[str, Any]:
             "sha256": _core.sha256_variant(),
             "sha384_lanes": _core.snp_variant(),
         },
+        "cycles": in_c.counts_cycles(),
         "python": platform.python_version(),
         "kernel": platform.release(),
     }

@@ -17,10 +17,9 @@ from collections.abc import Callable
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pyenclave._core import PageKey
+from pyenclave.benchmarks.rows import Row, spread
 
 __all__ = ["open_page", "seal_page", "seal_pages_64"]
-
-Row = dict[str, str | float]
 
 _PAGE = 4096
 _BATCH = 64
@@ -86,6 +85,7 @@ def _compare(name: str, ours: Callable[[], int], theirs: Callable[[], int], peer
         "peer": peer,
         "peer_value": statistics.median(peer_values),
         "ratio": statistics.median(b / a for a, b in zip(values, peer_values, strict=True)),
+        **spread(values, peer_values),
     }
 
 

@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from pyenclave.benchmarks.rows import spread
+
 __all__ = ["fastapi_overhead"]
 
 _CONNECTIONS = 8
@@ -47,6 +49,7 @@ def fastapi_overhead() -> list[dict[str, Any]]:
             "peer_value": peer,
             # Of rounds that were run one after the other: a busy machine is not always as busy.
             "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
+            **spread(ours, theirs, more=True),
         }
     ]
 

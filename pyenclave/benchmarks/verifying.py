@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyenclave.attestation import AppraisalPolicy, Appraisers, Endorsements, appraise, cache
+from pyenclave.benchmarks.rows import spread
 from pyenclave.formats.dcap import read_quote
 from pyenclave.testing.amd import AmdChip
 from pyenclave.testing.certificates import Key
@@ -164,6 +165,7 @@ def _measured(name: str, items: list[bytes], ours: Judge, peer: str, theirs: Jud
         "peer": peer,
         "peer_value": median(other) * 1e6,
         "ratio": median(other) / median(own),
+        **spread(own, other, scale=1e6),
     }
 
 

@@ -193,7 +193,7 @@ def _print(run: Run) -> None:
     ]
     if cells:
         output.say(output.table(cells, header=header))
-    if in_c and not cycles:
+    if machine.get("cycles") is False:
         output.say("cycles: absent, perf_event_open counts none on this machine")
     for row in run.results:
         if "error" in row:

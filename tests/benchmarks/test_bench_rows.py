@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from pyenclave.benchmarks import goals, registry
+from pyenclave.benchmarks import goals, in_c, registry
 from pyenclave.benchmarks.rows import AbsentError, figures, quartiles, spread
 
 
@@ -66,6 +67,52 @@ def test_what_is_not_installed_is_named(rows: dict[str, Any]) -> None:
     assert c == {"name": "c", "absent": ["x"]}
     rows["b"] = list
     assert measured()[1] == {"name": "b", "absent": ["no-such"]}
+
+
+def test_what_c_takes_is_beside_a_row_and_its_failure_is_told(
+    rows: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_c, "beside", lambda row: {"native": 1.0} if row["name"] == "a" else {})
+    a, b, _ = measured()
+    assert (a["native"], "native" in b) == (1.0, False)
+    monkeypatch.setattr(in_c, "beside", lambda row: raising(AssertionError("PYE_E_AUTH"))())
+    assert {"name": "c/in_c", "error": "AssertionError: PYE_E_AUTH"} in measured()
+    monkeypatch.setattr(in_c, "beside", lambda row: raising(AbsentError("a C compiler"))())
+    assert [row["ratio"] for row in measured()] == [2.0, 2.0, 2.0]
+
+
+def test_cycles_are_counted_or_said_to_be_absent() -> None:
+    """No hypervisor here may count any; then nothing else stands in for them."""
+    if not in_c.counts_cycles():
+        assert in_c.loops().cycles() is None
+        return
+    first = in_c.loops().cycles()
+    statistics.median(range(10_000))
+    assert first is not None
+    assert (in_c.loops().cycles() or 0) > first
+
+
+@pytest.mark.parametrize(("name", "unit"), [("seal_page", "ns"), ("mrenclave", "GB/s")])
+def test_the_loops_in_c_do_the_work(name: str, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_c, "_ROUNDS", 1)
+    found = in_c.beside({"name": name, "unit": unit})
+    assert found["native"] > 0
+    assert in_c.beside({"name": "ecall_array", "unit": "ns"}) == {}
+    assert set(in_c._BESIDE) <= set(registry.names())
+
+
+def test_a_status_of_the_core_is_an_error_with_its_name() -> None:
+    with pytest.raises(AssertionError, match="PYE_E_AUTH"):
+        in_c.check(32)
+
+
+def test_without_a_compiler_there_are_no_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(AbsentError, match="a C compiler"):
+        in_c.Loops(tmp_path)
 
 
 def test_a_module_of_our_own_that_is_missing_is_a_failure(rows: dict[str, Any]) -> None:

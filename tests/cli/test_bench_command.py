@@ -64,7 +64,7 @@ def test_the_table_has_ratio_goal_verdict_and_c_beside_python(capsys, measured) 
     assert ("3.10x" in seal, "3.8x" in seal) == (True, True)
     assert ("ecall_worker (far cores)" in call, "700.0 ns" in call) == (True, True)
     assert call.split()[-3:] == ["90.00x", "18x", "met"]
-    assert "cycles: absent" in out
+    assert ("cycles: absent" in out) == (not registry.machine()["cycles"])
     assert "1/2 measuring seal_page" in err
 
 
