@@ -43,7 +43,9 @@ SAN = [
 OPT = (
     ["-O1", "-g", *SAN, "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"] if SANITIZE else ["-O3", "-g0"]
 )
-LINK = ["-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--exclude-libs,ALL"]
+# Zig's linker has no --exclude-libs; what is not to be seen is hidden when it is compiled, too.
+EXCLUDE = [] if "zig" in os.environ.get("CC", "") else ["-Wl,--exclude-libs,ALL"]
+LINK = ["-Wl,-z,relro,-z,now,-z,noexecstack", *EXCLUDE]
 
 HEADERS = sorted(
     [*glob("csrc/include/**/*.h", recursive=True), *glob("csrc/src/**/*.h", recursive=True)]

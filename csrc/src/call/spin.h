@@ -4,10 +4,11 @@
 
 #include <stdint.h>
 
-/* In ticks of spin_clock: about 60 us and 2 us at 2 to 3 GHz. Waking a sleeping core costs 5 to
+/* In ticks of spin_clock, SPIN_RATE a second or near it: about 60 us and 2 us at 2 to 3 GHz. Waking a sleeping core costs 5 to
  * 13 us, so looking for less than a few times that is cheaper than sleeping. */
 #define SPIN_LONGEST 150000u
 #define SPIN_SHORTEST 5000u
+#define SPIN_RATE 2500000000u
 /* Then this often another thread may have the core, before sleeping. */
 #define SPIN_YIELDS 2
 #ifndef SPIN_LOOKS
@@ -42,13 +43,17 @@ static inline uint64_t spin_clock(void)
     return __builtin_ia32_rdtsc();
 #elif defined(__aarch64__)
     uint64_t ticks;
+    uint64_t frequency; /* 20 to 100 MHz on many machines, 1 GHz from Armv8.6 on */
     __asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
-    return ticks * 32; /* 25 to 100 MHz on most machines */
+    __asm__ volatile("mrs %0, cntfrq_el0" : "=r"(frequency));
+    return ticks * (frequency - 1 < SPIN_RATE ? SPIN_RATE / frequency : 1);
 #else
     return 0;
 #endif
 }
 
+/* On AArch64 not WFE: its wake-up is bounded only by an event stream that the kernel may have
+ * switched off, and hypervisors trap it. */
 static inline void spin_pause(void)
 {
 #if defined(__x86_64__)
