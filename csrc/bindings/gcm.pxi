@@ -76,10 +76,15 @@ cdef extern from *:
 
     static int pye_guard_enter(uint64_t *guard)
     {
-        if (__atomic_fetch_add(guard, 1, __ATOMIC_ACQUIRE) & PYE_GUARD_ENDED) {
-            __atomic_fetch_sub(guard, 1, __ATOMIC_RELAXED);
-            return 0;
-        }
+        uint64_t seen = __atomic_load_n(guard, __ATOMIC_RELAXED);
+
+        /* Who is refused was never counted: the last of those inside would not know to be it. */
+        do {
+            if (seen & PYE_GUARD_ENDED) {
+                return 0;
+            }
+        } while (!__atomic_compare_exchange_n(guard, &seen, seen + 1, 1, __ATOMIC_ACQUIRE,
+                                              __ATOMIC_RELAXED));
         return 1;
     }
 
