@@ -13,6 +13,7 @@ from setuptools.command.build_ext import build_ext
 LIMITED_API = "0x030b0000"
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 SANITIZE = os.environ.get("PYENCLAVE_SANITIZE") == "1"
+COVERAGE = os.environ.get("PYENCLAVE_COVERAGE") == "1"
 WERROR = os.environ.get("PYENCLAVE_WERROR") == "1"
 # Of the target, not of this machine: _PYTHON_HOST_PLATFORM names it in a cross build
 # (docs/aarch64.md). An image of several machines at once (universal2) gets neither's flags.
@@ -43,6 +44,9 @@ SAN = [
 OPT = (
     ["-O1", "-g", *SAN, "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"] if SANITIZE else ["-O3", "-g0"]
 )
+if COVERAGE:  # of the core only; tests/native/coverage.ld says what is done to the counters
+    OPT = ["-O1", "-g0"]
+COV = ["--coverage", "-fprofile-update=atomic", "-fdata-sections"] if COVERAGE else []
 # Zig's linker has no --exclude-libs; what is not to be seen is hidden when it is compiled, too.
 EXCLUDE = [] if "zig" in os.environ.get("CC", "") else ["-Wl,--exclude-libs,ALL"]
 LINK = ["-Wl,-z,relro,-z,now,-z,noexecstack", *EXCLUDE]
@@ -75,6 +79,8 @@ class BuildExt(build_ext):
         # gnu11, not c11: generated code uses alloca and asm.
         ext.extra_compile_args = ["-std=gnu11", *HARDEN, *OPT]
         ext.extra_link_args = [*LINK, *(SAN if SANITIZE else [])]
+        if COVERAGE:
+            ext.extra_link_args += ["--coverage", "-Wl,-T,tests/native/coverage.ld"]
         if LIMITED:
             ext.define_macros.append(("Py_LIMITED_API", LIMITED_API))
         super().build_extension(ext)
@@ -85,7 +91,7 @@ core = (
     {
         "sources": SOURCES,
         "include_dirs": ["csrc/include", "csrc/src"],
-        "cflags": ["-std=c11", "-fPIC", *WARN, *HARDEN, *OPT],
+        "cflags": ["-std=c11", "-fPIC", *WARN, *HARDEN, *OPT, *COV],
         "obj_deps": {"": HEADERS},
     },
 )

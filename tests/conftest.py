@@ -22,6 +22,12 @@ if _HOME.name != "site-packages":
 # Nor may they find the checkout's sources because they run in its folder.
 os.environ["PYTHONSAFEPATH"] = "1"
 
+if os.environ.get("PYENCLAVE_COVERAGE") == "1":
+    import counters
+
+    if not counters.share_all():
+        raise RuntimeError("PYENCLAVE_COVERAGE is set, and this build has no counters")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

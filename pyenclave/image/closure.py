@@ -336,9 +336,13 @@ class _Collector:
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            data = file.read(_MAX_FILE + 1)
+            # What is read is allocated first: a limit of a gigabyte is no size to ask for.
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(size + 1) if size <= _MAX_FILE else b""
     except OSError as error:
         raise ImageError(f"a file that runs inside cannot be read: {error}") from None
-    if len(data) > _MAX_FILE:
+    if size > _MAX_FILE:
         raise ImageError("a file that runs inside is too large", found=path)
+    if len(data) != size:
+        raise ImageError("a file that runs inside changes while it is read", found=path)
     return data

@@ -445,11 +445,14 @@ def test_the_platform_cannot_be_read_by_its_own_user(client: PlatformClient) -> 
     assert "Max core file size        0                    0" in limits
 
 
+@pytest.mark.no_asan(reason="a sanitizer build lets its own variables through")
 def test_the_platform_inherits_neither_descriptors_nor_environment(
     state_path: Path, fake_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setenv("SECRET_TOKEN", "hush")
+    for name in ("LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS"):  # a sanitizer build's only
+        monkeypatch.setenv(name, "/nowhere/libasan.so.8")
     extra = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
     for fd in extra:
         os.set_inheritable(fd, True)
@@ -461,6 +464,7 @@ def test_the_platform_inherits_neither_descriptors_nor_environment(
             if os.geteuid() == 0:
                 assert b"SECRET_TOKEN" not in environment.read_bytes()
                 assert b"PYTHONPATH" not in environment.read_bytes()
+                assert b"libasan" not in environment.read_bytes()
             assert os.getsid(client.hello.pid) != os.getsid(0)
     finally:
         for fd in extra:
