@@ -312,7 +312,10 @@ class Liar:
             data = self.answer
             self.memory[self.reply + 32 : self.reply + 32 + len(data)] = data
             struct.pack_into("<IIQQ", self.memory, self.reply + 8, len(data), 0, len(data), 0)
-            struct.pack_into("<Q", self.memory, self.reply, RESULT << 32 | sequence)
+            # In one store: pack_into zeroes the place first, and the host would see that.
+            words = memoryview(self.memory)[self.reply : self.reply + 8].cast("Q")
+            words[0] = RESULT << 32 | sequence
+            words.release()
 
     def close(self) -> None:
         self.stop = True
