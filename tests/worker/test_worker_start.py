@@ -315,6 +315,7 @@ def test_the_text_of_an_entrys_error_names_its_type(launching, zygotes, base) ->
     assert "ZeroDivisionError" in ending.message
 
 
+@pytest.mark.no_asan(reason="its runtime answers munlockall without asking the kernel")
 def test_what_is_tried_from_outside_is_as_it_was_when_the_worker_shut_itself(
     launching, zygotes, base
 ) -> None:
