@@ -156,60 +156,73 @@ INLINE v128 counter_block(uint32x4_t *counter)
     return block;
 }
 
-/* crypt_wide does the first `len` bytes, a multiple of eight blocks, and returns the new hash. The
- * hash runs beside the cipher, when sealing eight blocks behind it. Ciphertext waits for it in
- * registers: memory outside may change at any time. */
+/* crypt_batch does eight blocks and returns the new hash. The hash runs beside the cipher: when
+ * opening over what is read now, else over `c`, the eight blocks before, if there are any (`hashing`).
+ * Ciphertext waits in registers: memory outside may change at any time. */
+INLINE v128 crypt_batch(const gcm_armv8_key *k, const uint32_t rounds, const int opening,
+                        const int hashing, uint8_t *out, const uint8_t *in, v128 c[WIDTH],
+                        uint32x4_t *counter, v128 hash)
+{
+    v128 s[WIDTH];
+    product p = no_product();
+
+    HIDE(k);
+    UNROLL for (size_t i = 0; i < WIDTH; i++) {
+        s[i] = counter_block(counter);
+        if (opening) {
+            c[i] = load128(in + 16 * i);
+            PIN128(c[i]);
+        }
+    }
+    UNROLL for (uint32_t r = 0; r < rounds - 1; r++) {
+        const v128 round_key = load128(k->round_keys[r]);
+
+        UNROLL for (int i = 0; i < WIDTH; i++) {
+            s[i] = vaesmcq_u8(vaeseq_u8(s[i], round_key));
+        }
+        if (hashing && r < WIDTH) {
+            v128 x = reverse128(c[r]);
+            x = r == 0 ? veorq_u8(x, hash) : x;
+            add_block(&p, k, x, WIDTH - r);
+        }
+    }
+    if (hashing) {
+        hash = reduce_product(&p);
+    }
+    const v128 last = load128(k->round_keys[rounds - 1]);
+    const v128 whitening = load128(k->round_keys[rounds]);
+    UNROLL for (size_t i = 0; i < WIDTH; i++) {
+        const v128 x = opening ? c[i] : load128(in + 16 * i);
+        v128 y = veorq_u8(veorq_u8(vaeseq_u8(s[i], last), whitening), x);
+        store128(out + 16 * i, y);
+        if (!opening) {
+            PIN128(y); /* from here on it is not what `out` holds */
+            c[i] = y;
+        }
+    }
+    return hash;
+}
+
+/* crypt_wide does the first `len` bytes, a multiple of eight blocks, and returns the new hash. */
 INLINE v128 crypt_wide(const gcm_armv8_key *k, const uint32_t rounds, const int opening,
                        uint8_t *out, const uint8_t *in, size_t len, uint32x4_t *counter, v128 hash)
 {
     v128 c[WIDTH]; /* ciphertext, not secret, not wiped */
-    v128 s[WIDTH];
-    product p;
+    size_t done = 0;
 
-    UNROLL for (int i = 0; i < WIDTH; i++) {
-        c[i] = vdupq_n_u8(0);
+    if (len == 0) {
+        return hash;
     }
-    for (size_t done = 0; done < len; done += WIDTH * 16) {
-        const int hashing = opening || done != 0;
-
-        HIDE(k);
-        UNROLL for (size_t i = 0; i < WIDTH; i++) {
-            s[i] = counter_block(counter);
-            if (opening) {
-                c[i] = load128(in + done + 16 * i);
-                PIN128(c[i]);
-            }
-        }
-        p = no_product();
-        UNROLL for (uint32_t r = 0; r < rounds - 1; r++) {
-            const v128 round_key = load128(k->round_keys[r]);
-
-            UNROLL for (int i = 0; i < WIDTH; i++) {
-                s[i] = vaesmcq_u8(vaeseq_u8(s[i], round_key));
-            }
-            if (hashing && r < WIDTH) {
-                v128 x = reverse128(c[r]);
-                x = r == 0 ? veorq_u8(x, hash) : x;
-                add_block(&p, k, x, WIDTH - r);
-            }
-        }
-        if (hashing) {
-            hash = reduce_product(&p);
-        }
-        const v128 last = load128(k->round_keys[rounds - 1]);
-        const v128 whitening = load128(k->round_keys[rounds]);
-        UNROLL for (size_t i = 0; i < WIDTH; i++) {
-            const v128 x = opening ? c[i] : load128(in + done + 16 * i);
-            v128 y = veorq_u8(veorq_u8(vaeseq_u8(s[i], last), whitening), x);
-            store128(out + done + 16 * i, y);
-            if (!opening) {
-                PIN128(y); /* from here on it is not what `out` holds */
-                c[i] = y;
-            }
-        }
+    if (!opening) {
+        hash = crypt_batch(k, rounds, 0, 0, out, in, c, counter, hash);
+        done = WIDTH * 16;
     }
-    if (!opening && len != 0) {
-        p = no_product();
+    for (; done < len; done += WIDTH * 16) {
+        hash = crypt_batch(k, rounds, opening, 1, out + done, in + done, c, counter, hash);
+    }
+    if (!opening) {
+        product p = no_product();
+
         UNROLL for (size_t i = 0; i < WIDTH; i++) {
             v128 x = reverse128(c[i]);
             x = i == 0 ? veorq_u8(x, hash) : x;
