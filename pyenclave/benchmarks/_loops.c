@@ -4,7 +4,6 @@
  * needs no header of theirs. The functions are called through pointers into the extension module:
  * what runs is the code that users run. Structures are void here; cffi knows them. */
 #define _GNU_SOURCE
-#include <linux/perf_event.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -12,12 +11,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#if defined(__has_include)
+#if __has_include(<linux/perf_event.h>)
+#include <linux/perf_event.h>
+#endif
+#endif
+
 typedef int32_t pye_status;
 
 /* loop_cycles returns a descriptor that counts the core cycles of this thread outside the kernel,
  * or -1 where nothing counts them. A read of 8 bytes gives the count. */
 pye_status loop_cycles(void)
 {
+#if defined(PERF_FLAG_FD_CLOEXEC)
     struct perf_event_attr what;
 
     memset(&what, 0, sizeof(what));
@@ -27,6 +33,9 @@ pye_status loop_cycles(void)
     what.exclude_kernel = 1;
     what.exclude_hv = 1;
     return (int)syscall(SYS_perf_event_open, &what, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+#else
+    return -1;
+#endif
 }
 
 /* loop_cpu is what lanes ask for the number of their processor. */

@@ -47,7 +47,7 @@ class Loops:
         folder: Where the library is written.
 
     Raises:
-        AbsentError: There is no C compiler.
+        AbsentError: There is no C compiler that can.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,9 @@ class Loops:
         if compiler is None:
             raise AbsentError("a C compiler")
         target = folder / "loops.so"
-        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", target, _SOURCE], check=True)
+        command = [compiler, "-O2", "-shared", "-fPIC", "-o", target, _SOURCE]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            raise AbsentError(f"a C compiler that compiles {_SOURCE.name}")
         self._ffi: Any = FFI()
         for name, arguments in _FUNCTION.findall(_SOURCE.read_text("utf-8")):
             self._ffi.cdef(f"int {name}({_types(arguments)});")

@@ -174,7 +174,11 @@ def _measured_row(row: Row, *, wide: bool, in_c: bool, cycles: bool) -> list[str
 
 def _print(run: Run) -> None:
     machine = run.machine
-    told = [f"{machine.get('cpu')}, {machine.get('cores')} cores, kernels {machine.get('kernels')}"]
+    kernels = machine.get("kernels")
+    used = (
+        ", ".join(f"{key} {kernels[key]}" for key in kernels) if isinstance(kernels, dict) else ""
+    )
+    told = [f"{machine.get('cpu')}, {machine.get('cores')} cores; {used or 'kernels not told'}"]
     if run.when:
         told.append(f"pyenclave {run.version}, {run.when}")
     for text in told:

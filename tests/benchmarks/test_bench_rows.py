@@ -113,6 +113,14 @@ def test_without_a_compiler_there_are_no_loops(
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(AbsentError, match="a C compiler"):
         in_c.Loops(tmp_path)
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    with pytest.raises(AbsentError, match=r"compiles _loops\.c"):
+        in_c.Loops(tmp_path)
+    in_c.loops.cache_clear()
+    assert not in_c.counts_cycles()
 
 
 def test_a_module_of_our_own_that_is_missing_is_a_failure(rows: dict[str, Any]) -> None:
