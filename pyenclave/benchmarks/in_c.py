@@ -56,7 +56,7 @@ class Loops:
         if compiler is None:
             raise AbsentError("a C compiler")
         target = folder / "loops.so"
-        command = [compiler, "-O2", "-shared", "-fPIC", "-o", target, _SOURCE]
+        command: list[str | Path] = [compiler, "-O2", "-shared", "-fPIC", "-o", target, _SOURCE]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             raise AbsentError(f"a C compiler that compiles {_SOURCE.name}")
         self._ffi: Any = FFI()
