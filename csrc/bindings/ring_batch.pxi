@@ -436,9 +436,11 @@ cdef class BatchCall:
 
     # ---- waiting: one thread's way; others pack, send and unpack by themselves -------------------
 
-    def cross(self, list batches) -> list[bytearray | None]:
+    def cross(self, list batches, list answers=None) -> list[bytearray | None]:
         """
         Send batches and return their answers in order, using as many lanes as are free.
+
+        They are put into `answers`, where those before one that failed are found, too.
 
         The function's own deadline is for all of them together. One without calls gets None.
         """
@@ -452,7 +454,8 @@ cdef class BatchCall:
         if self.call.timeout >= 0:
             deadline = <double>_monotonic() + self.call.timeout
         lanes.check()
-        answers = []
+        if answers is None:
+            answers = []
         numbers = <int *>malloc(<size_t>(num + 1) * sizeof(int))
         if numbers == NULL:
             raise MemoryError()

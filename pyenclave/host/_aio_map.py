@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyenclave._core import AsyncCall, Batch, BatchCall
-from pyenclave.errors import CallError
+from pyenclave.errors import CallError, EnclaveError
 from pyenclave.host._engine import Engine
 from pyenclave.host._map import Items, Work, check_array, joined, work_for
 from pyenclave.host._options import Options
@@ -77,8 +77,12 @@ class AsyncResults(AsyncIterator[Any]):
                 if not batches:
                     return False
                 start = time.monotonic()
+                answers: list[bytearray | None] = []
                 try:
-                    answers = await self._cross(batches)
+                    await self._cross(batches, answers)
+                except EnclaveError as error:
+                    work.failed(answers, error)
+                    continue
                 except BaseException:
                     work.abandon()
                     raise
@@ -87,13 +91,19 @@ class AsyncResults(AsyncIterator[Any]):
         finally:
             self._busy = False
 
-    async def _cross(self, batches: list[Batch]) -> list[bytearray | None]:
-        """Send batches, as many at a time as there are lanes, and return their answers."""
+    async def _cross(self, batches: list[Batch], answers: list[bytearray | None]) -> None:
+        """
+        Send batches, as many at a time as there are lanes, and put their answers into *answers*.
+
+        If one fails, those before it are there.
+        """
         if len(batches) == 1:
-            return [await self._send(batches[0])]
+            answers.append(await self._send(batches[0]))
+            return
         sent = [asyncio.ensure_future(self._send(batch)) for batch in batches]
         try:
-            return await asyncio.gather(*sent)  # the first error, as it is: no group of them
+            for one in sent:  # the first error in their order, as it is: no group of them
+                answers.append(await one)
         except BaseException:
             for one in sent:
                 one.cancel()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pyenclave._core import Batch, BatchCall, HostCall
 from pyenclave.calls.signature import Signature
-from pyenclave.errors import ArgumentError, CallError
+from pyenclave.errors import ArgumentError, CallError, EnclaveError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -150,7 +150,7 @@ class Work:
 
     """
 
-    __slots__ = ("_entries", "_error", "_hurries", "_most", "call", "source")
+    __slots__ = ("_entries", "_error", "_hurries", "_most", "_over", "call", "source")
 
     def __init__(self, call: BatchCall, source: Source) -> None:
         self.call = call
@@ -158,6 +158,7 @@ class Work:
         self._error: Exception | None = None
         self._most = 1
         self._hurries = False
+        self._over = False
         self._entries: deque[_Entry] = deque()
 
     @property
@@ -202,6 +203,21 @@ class Work:
         self._error = None
         self._entries.clear()
 
+    def failed(self, answers: list[bytearray | None], error: Exception) -> None:
+        """
+        Sending failed after some answers had come: their results are given out, then *error*.
+
+        As after ``abandon`` nothing is sent again, and nothing follows.
+        """
+        waiting = [entry for entry in self._entries if not entry.answered]
+        for entry, answer in zip(waiting, answers, strict=False):
+            entry.answered, entry.answer = True, answer
+        while self._entries and not self._entries[-1].answered:
+            self._entries.pop()
+        self.source = None
+        self._error = error
+        self._over = True
+
     def answered(self, answers: list[bytearray | None], seconds: float) -> None:
         """Take the answers to all of ``next_batches``, which came in *seconds*."""
         waiting = [entry for entry in self._entries if not entry.answered]
@@ -237,7 +253,9 @@ class Work:
 
     def _again(self, batch: Batch, done: int, covered: int) -> None:
         """Put back what the enclave did not come to, before all that follows."""
-        if done < batch.count:
+        if done < batch.count and self._over:
+            self._entries.clear()  # the error comes where the first result is missing
+        elif done < batch.count:
             self._most = max(1, min(self._most, done))
             self._entries.appendleft(_Entry(batch.rest(done, covered, BUDGET_MS)))
 
@@ -299,8 +317,12 @@ class Results(Iterator[Any]):
                 if not batches:
                     return False
                 start = time.monotonic()
+                answers: list[bytearray | None] = []
                 try:
-                    answers = work.call.cross(batches)
+                    work.call.cross(batches, answers)
+                except EnclaveError as error:
+                    work.failed(answers, error)
+                    continue
                 except BaseException:
                     work.abandon()
                     raise

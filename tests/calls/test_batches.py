@@ -507,6 +507,22 @@ def test_a_deadline_ends_a_wait_and_the_lane_is_free_later(pair, until):
     assert one.add(1, 2) == 3
 
 
+def test_answers_that_came_before_a_crossing_failed_are_given_out(pair, until):
+    """Two batches are under way at a time: the first is answered, the second is not in time."""
+    one = pair(*ALL, lanes=2)
+    quick = one.functions.with_options(pyenclave.host._options.Options(timeout=0.1))
+    results = mapped(one, "sleep", [0.0, 0.4, 0.0, 0.0], functions=quick)
+    assert next(results) == 0.0
+    with pytest.raises(CallTimeoutError):
+        next(results)
+    assert list(results) == []
+    until(lambda: one.lanes.busy == 0)
+    results = mapped(one, "sleep", [0.4, 0.0], functions=quick)
+    with pytest.raises(CallTimeoutError):  # what came after it is not given out
+        next(results)
+    assert list(results) == []
+
+
 def test_two_threads_cannot_take_from_one_map(pair):
     one = pair(*ALL)
     results = mapped(one, "sleep", [0.3, 0.3])

@@ -18,6 +18,8 @@ from typing import Any
 
 import batch_model as model
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyenclave import _core
 from pyenclave.calls import errors as call_errors
@@ -475,3 +477,53 @@ async def test_an_answer_that_never_gets_on_ends_all_the_same(side):
         else:
             side.answer(payload)
     assert [outcome(call) for call in calls] == list(range(1, 41))
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_BND_06_whatever_the_answer_is_each_call_has_one_outcome(data):
+    """A right answer with some bytes changed, cut or added, against a reader of its own."""
+    items = data.draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([0, 0, 0, 1, 2]), st.sampled_from([number(7), b"", bytes(4)])
+            ),
+            min_size=3,
+            max_size=3,
+        )
+    )
+    skipped = data.draw(st.integers(0, 2))
+    answer = bytearray(model.write(items[: 3 - skipped] + [(3, b"")] * skipped, 8))
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.integers(0, len(answer) - 1))
+        answer[place] = data.draw(st.sampled_from([0, 1, 3, 8, 64, 128, 192, 255]))
+    answer = answer[: data.draw(st.sampled_from([len(answer), len(answer) - 8, 64]))]
+
+    @run
+    async def body(side):
+        _, *calls = waiting(side, 3)
+        side.answer(number(0))
+        side.answer(bytes(answer))
+        found = model.read(bytes(answer), 8, reply=True)
+        right = found is not None and len(found) == 3
+        left = [item[2] == 3 for item in found] if right else [False] * 3
+        for call, again, item in zip(calls, left, found if right else [None] * 3, strict=True):
+            assert call.future.done() is not again
+            if again:
+                continue
+            result = outcome(call)
+            if item is not None and item[1:] == (9, 0) and bytes(answer[item[0] :][:1]) == b"\0":
+                assert result == struct.unpack_from("<q", answer, item[0] + 1)[0]
+            else:
+                assert isinstance(result, int | CallError)
+        while side.lanes.busy:  # what the enclave did not come to is sent again
+            kind, _, payload = side.request()
+            if kind == BATCH:
+                side.answer_items(*[(0, one) for one in side.items()])
+            else:
+                side.answer(payload)
+        for place, (call, again) in enumerate(zip(calls, left, strict=True), 1):
+            if again:
+                assert outcome(call) == place
+
+    body()

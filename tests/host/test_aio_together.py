@@ -36,6 +36,12 @@ def odd(x: int, seconds: float = 0.0) -> int:
 
 
 @pyenclave.ecall
+def late(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+@pyenclave.ecall
 def seen() -> list[int]:
     return _seen
 '''
@@ -162,6 +168,18 @@ def test_the_worker_s_end_is_the_error_of_each_call_that_waits(make):
             assert {type(one) for one in ended} == {EnclaveLostError}
             assert not any(one.started for one in ended)
             assert len({id(one) for one in ended}) == 6
+
+    asyncio.run(main())
+
+
+def test_answers_of_a_map_that_came_before_a_crossing_failed_are_given_out(make):
+    async def main():
+        async with make(THREADS) as enclave:
+            results = enclave.options(timeout=0.15).map("late", [0.0, 0.0, 0.6])
+            assert [await soon(anext(results)) for _ in range(2)] == [0.0, 0.0]
+            with pytest.raises(CallTimeoutError):
+                await soon(anext(results))
+            assert [one async for one in results] == []
 
     asyncio.run(main())
 
