@@ -7,7 +7,8 @@
  * accepted. Offsets and sizes are in bytes from the enclave's base.
  *
  * A context is a plain struct as in hash.h: no allocation, copied by assignment, one thread at a
- * time. Nothing in it is secret. A refused call changes nothing.
+ * time. Nothing in it is secret. A refused call changes nothing; a refused pye_sgx_create leaves a
+ * context to which nothing can be added.
  */
 #ifndef PYENCLAVE_MEASURE_H
 #define PYENCLAVE_MEASURE_H

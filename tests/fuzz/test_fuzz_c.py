@@ -1,0 +1,130 @@
+"""
+The readers of the C core with inputs that nobody meant, under AddressSanitizer and UBSan.
+
+In the gate ``fuzz_c_driver.c`` changes seeds at random; with clang, coverage leads (marker
+``long``: libFuzzer, ``FUZZ_SECONDS`` for each target). The same targets serve both. Readers that
+are Python (images, SIGSTRUCT, manifests and all evidence) are in ``fuzz_targets.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import core_build
+import pytest
+import ring_faults
+
+# The programs are built by the tests themselves, with the flags that they need.
+pytestmark = pytest.mark.no_asan
+
+HERE = Path(__file__).parent
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-wrapv"]
+FLAGS = ["-O1", "-g", "-Wall", "-Werror", f"-I{HERE}"]
+# target: its file, sources of the core besides crypto, runs in the gate
+TARGETS = {
+    "host": ("lane", ["call"], 20_000),
+    "worker": ("lane", ["call"], 20_000),
+    "batch": ("readers", ["call"], 40_000),
+    "msgpack": ("readers", ["call"], 100_000),
+    "page": ("readers", ["base", "page"], 1_000),
+    "measure": ("readers", ["base", "measure"], 10_000),
+}
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=clean, cwd=folder
+    )
+
+
+@pytest.fixture(scope="module")
+def crypto(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The kernels, as gcc builds them: no target is for what is in them."""
+    folder = tmp_path_factory.mktemp("crypto")
+    used = ("gcm", "aes", "ghash", "sha256")
+    files = [file for file in core_build.sources("crypto") if file.stem.startswith(used)]
+    return core_build.objects(folder, files, ["-O0"])
+
+
+def build(
+    folder: Path, name: str, crypto: list[Path], source: Path | None = None, clang: str = ""
+) -> Path:
+    """Build a target with the driver, or with libFuzzer where *clang* is given."""
+    file, folders, _ = TARGETS[name]
+    sanitize = [SANITIZE[0].replace("=", "=fuzzer,") if clang else SANITIZE[0], *SANITIZE[1:]]
+    flags = [*FLAGS, *sanitize, f"-DFUZZ_{name.upper()}"]
+    files = [HERE / f"fuzz_c_{file}.c"]
+    if not clang:
+        files.append(HERE / "fuzz_c_driver.c")
+    if source is not None:
+        files += sorted((source / "call").glob("*.c"))
+        flags.append(f"-iquote{source}")
+    else:
+        files += [
+            file
+            for file in core_build.sources(*folders)
+            if file.parent.name != "measure" or file.stem.startswith("sgx")
+        ]
+    parts = [str(part) for part in crypto] if "base" in folders else []
+    if "base" not in folders:  # what call/ uses of it
+        files += [file for file in core_build.sources("base") if file.stem == "wipe"]
+    return core_build.program(
+        folder / f"fuzz_{name}", files, flags, link=[*sanitize, *parts], cc=clang or None
+    )
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_a_reader_of_the_core_withstands_changed_seeds(
+    name: str, crypto: list[Path], tmp_path: Path
+) -> None:
+    program = build(tmp_path, name, crypto)
+    runs = TARGETS[name][2]
+    done = run([str(program), str(runs), os.environ.get("FUZZ_SEED", "1")], tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f"{runs} runs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old"),
+    [
+        ("host", "lane.c", "header.total != lane->total || "),
+        ("worker", "lane.c", "header.total != lane->total || "),
+        ("host", "lane.h", "    lane->phase = BROKEN;\n"),
+        ("batch", "batch.c", "PYE_REQUIRE(size <= len - at, PYE_E_ARGUMENT);"),
+        ("msgpack", "msgpack.c", "PYE_REFUSE_IF(len > c->left, 0);"),
+    ],
+)
+def test_a_check_that_is_gone_is_found(tmp_path: Path, name: str, file: str, old: str) -> None:
+    source = ring_faults.broken_source(tmp_path, file, old, "")
+    done = run([str(build(tmp_path, name, [], source)), "200000", "1"], tmp_path)
+    assert done.returncode != 0, done.stdout
+    assert re.search("FINDING|AddressSanitizer|runtime error", done.stderr), done.stderr[-4000:]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(90_000)
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_a_reader_of_the_core_withstands_libfuzzer(
+    name: str, crypto: list[Path], tmp_path: Path
+) -> None:
+    clang = shutil.which("clang")
+    if clang is None:
+        pytest.skip("clang is not installed")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    maker = build(tmp_path / "maker", name, crypto)
+    assert run([str(maker), "--seeds", str(corpus)], tmp_path).returncode == 0
+    program = build(tmp_path, name, crypto, clang=clang)
+    seconds = os.environ.get("FUZZ_SECONDS", "60")
+    options = [f"-max_total_time={seconds}", "-max_len=4096", "-print_final_stats=1", "-timeout=5"]
+    done = run([str(program), *options, str(corpus)], tmp_path)
+    found = [file.read_bytes().hex() for file in tmp_path.glob("*-*") if file.is_file()]
+    assert done.returncode == 0, f"{done.stderr[-4000:]}\n{found}"
+    last = [line for line in done.stderr.splitlines() if "cov:" in line][-1]
+    executions = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    print(f"{name}: {seconds} s, {executions and executions[1]} executions,{last.split(' ', 1)[1]}")
