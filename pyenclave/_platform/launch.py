@@ -74,6 +74,7 @@ __all__ = [
 ]
 
 _MAX_RING: Final = (1 << 32) + MAX_SHARED
+_BEGIN_TIMEOUT: Final = 10.0  # seconds: a process just forked, on a machine that is busy
 _CLOSED_TIMEOUT: Final = 30.0  # seconds: imports of the entry count
 _RUNNING_TIMEOUT: Final = 15.0
 _SEND_TIMEOUT: Final = 5.0
@@ -81,6 +82,7 @@ _MAX_GRACE: Final = 5.0  # seconds of on_stop functions: whoever closes waits fo
 _MAX_KEY: Final = 4096  # bytes of a runtime public key
 _SLICE: Final = 0.1
 _CACHED_IMAGES: Final = 16
+_ATTEMPTS: Final = 3  # processes that ended, unseen, before they were asked
 _Message = TypeVar("_Message", bound=msgspec.Struct)
 
 
@@ -94,6 +96,12 @@ class SpawnedWorker(Protocol):
     @property
     def pidfd(self) -> int:
         """Its pidfd, the caller's."""
+
+    def began(self) -> bool:
+        """Whether the worker took what it was given, as far as it said so yet."""
+
+    def forget(self) -> None:
+        """Close what :meth:`began` needs. May be called twice."""
 
 
 class WorkerFactory(Protocol):
@@ -121,12 +129,23 @@ class ZygoteFactory(Protocol):
     def ready(self, lock_bytes: bytes, *, debug: bool) -> bool:
         """Whether ``get`` and then ``spawn`` return at once, as far as is known."""
 
+    def rouse(self) -> None:
+        """Have a process that may become a worker wake up; nothing depends on it."""
+
     def close(self) -> None:
         """End all zygotes."""
 
 
 class WorkerGoneError(LaunchError):
     """A warm worker ended before it was an enclave: another one can take its place."""
+
+
+class _SlowError(LaunchError):
+    """It lives, and said nothing in time."""
+
+
+class _NotBegunError(WorkerGoneError):
+    """The process that was to be the worker had ended before it took anything."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -197,6 +216,10 @@ class Launcher:
         self._images: OrderedDict[bytes, Judged] = OrderedDict()
         self._found: dict[tuple[bool, bool], Found] = {}  # at the last launch, by debug and jit
         self._ahead: Ahead[Draft] = Ahead()
+
+    def rouse(self) -> None:
+        """A host wants something started, which was not looked at yet: wake who may be needed."""
+        self._zygotes.rouse()
 
     def _listen(self, channel: Channel, name: str) -> DebugLog:
         """
@@ -443,6 +466,23 @@ class Launcher:
         slow: Callable[[], None],
     ) -> Candidate:
         """Start a worker and bring it to where it has closed itself in, tried from both sides."""
+        for last in (*(False,) * (_ATTEMPTS - 1), True):
+            try:
+                return self._start_one(wish, image_fd, ring_fd, wanted=wanted, slow=slow)
+            except _NotBegunError:
+                if last:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _start_one(
+        self,
+        wish: Wish,
+        image_fd: int,
+        ring_fd: int,
+        *,
+        wanted: Callable[[], bool],
+        slow: Callable[[], None],
+    ) -> Candidate:
         platform_end, worker_end = Channel.pair()
         with contextlib.ExitStack() as failed:
             failed.callback(platform_end.close)
@@ -461,10 +501,11 @@ class Launcher:
                 )
             failed.callback(os.close, worker.pidfd)
             failed.callback(kill_and_wait, worker.pidfd)
+            failed.callback(worker.forget)
             attendant = self._ahead.attendant()
             failed.callback(attendant.dismiss)
             draft = self._draft_ahead(wish)
-            _expect(platform_end, worker.pidfd, messages.Shut, _CLOSED_TIMEOUT, wanted)
+            _await_shut(platform_end, worker, wanted)
             # From here on the worker's own filter refuses whatever could undo what is tried now.
             outside = probe_worker(worker.pid, worker.pidfd)
             closed = _expect(platform_end, worker.pidfd, messages.Closed, _RUNNING_TIMEOUT, wanted)
@@ -553,6 +594,25 @@ def check_ring(fd: int, wish: Wish) -> None:
         raise ArgumentError("memfd of the ring has another size", expected=expected, found=size)
 
 
+def _await_shut(channel: Channel, worker: SpawnedWorker, wanted: Callable[[], bool]) -> None:
+    """Wait until a worker says that it has closed itself in."""
+    try:
+        try:
+            _expect(channel, worker.pidfd, messages.Shut, _BEGIN_TIMEOUT, wanted)
+        except _SlowError:
+            if not worker.began():
+                raise LaunchError(f"a worker did not begin within {_BEGIN_TIMEOUT:g} s") from None
+            left = _CLOSED_TIMEOUT - _BEGIN_TIMEOUT
+            _expect(channel, worker.pidfd, messages.Shut, left, wanted)
+    except WorkerGoneError:
+        # Nobody waited for its word that it has what it was given, so it is asked for now.
+        if worker.began():
+            raise
+        raise _NotBegunError("the worker ended at once") from None
+    finally:
+        worker.forget()
+
+
 def _await_ready(candidate: Candidate, wanted: Callable[[], bool]) -> messages.Ready:
     ready = _expect(
         candidate.channel, candidate.worker.pidfd, messages.Ready, _RUNNING_TIMEOUT, wanted
@@ -626,15 +686,15 @@ def _expect(
             break
         except TimeoutError:
             if ended:
-                raise LaunchError("the worker ended while it started") from None
+                raise WorkerGoneError("the worker ended while it started") from None
             if not wanted():
                 raise LaunchError("the host is gone") from None
             if time.monotonic() >= deadline:
-                raise LaunchError(
+                raise _SlowError(
                     "the worker did not start in time", expected=f"{timeout:g} s"
                 ) from None
         except EnclaveLostError:
-            raise LaunchError(
+            raise WorkerGoneError(
                 "the worker ended while it started",
                 advice="Launch it as debug to see what it prints.",
             ) from None

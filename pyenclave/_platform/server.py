@@ -296,6 +296,7 @@ class Server:
             raise EnclaveStateError(f"a host may not send {type(message).__name__}")
         try:
             if isinstance(message, messages.Launch):
+                self._launcher.rouse()
                 return self._launch(host, message, fds)
             if isinstance(message, messages.Reserve):
                 return self._reserve(host, message, fds), (), None

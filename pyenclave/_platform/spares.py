@@ -13,7 +13,6 @@ import collections
 import contextlib
 import os
 import select
-import signal
 import socket
 import threading
 import time
@@ -32,7 +31,8 @@ MAX_SPARES: Final = 4
 _QUIET: Final = (0.02, 0.005)
 _LOOK: Final = 1.0  # seconds between two looks for workers that ended
 _RETRY: Final = 1.0  # seconds, after a fork that failed or a spare that ended unasked
-_BEGIN_SECONDS: Final = 10.0  # for a spare that is just forked and a machine that is busy
+# A spare that was roused looks for its launch so long before it sleeps again, in seconds.
+_AWAKE: Final = 0.001
 _LARGEST_IMAGE: Final = 64 << 20  # bytes; a larger one is not held on to
 
 
@@ -63,34 +63,39 @@ class Spare:
     sock: socket.socket
     image: bytes
 
+    def rouse(self) -> None:
+        """Have it wake up: it may be needed in a moment."""
+        with contextlib.suppress(OSError):  # it ended, or heard it often enough
+            self.sock.send(b"W", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
     def begin(self, fds: list[int], *, image: bytes) -> bool:
         """
-        Hand over image, ring and channel, and wait until the process has taken them.
+        Hand over image, ring and channel.
 
-        A process that was killed may look alive for a moment, and what is sent to it is lost.
+        Nobody waits until the process has taken them. One that was killed may look alive for a
+        moment, and what is sent to it is lost: :meth:`began` says so when its channel has ended.
 
         Args:
             fds: Descriptors of the three; they stay the caller's.
             image: SHA-256 of the image; empty: it is not one to prepare for.
 
         Returns:
-            False if the process ended before it took them: nobody has or had them.
-
-        Raises:
-            LaunchError: It does neither; it is killed.
+            False if the process ended before: nobody has or had them.
 
         """
-        with self.sock:
-            kind = b"A" if image and image == self.image else b"S"
-            try:
-                socket.send_fds(self.sock, [kind], fds)
-                if readable(self.sock.fileno(), _BEGIN_SECONDS):
-                    return self.sock.recv(1) == b"B"
-            except OSError:
-                return False
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        raise LaunchError(f"a worker did not begin within {_BEGIN_SECONDS:.0f} s")
+        kind = b"A" if image and image == self.image else b"S"
+        try:
+            socket.send_fds(self.sock, [kind], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return True
+
+    def began(self) -> bool:
+        """Whether the process took what it was handed over, as far as it said so yet."""
+        try:
+            return self.sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b"B"
+        except OSError:
+            return False
 
     def close(self) -> None:
         """End the process, which sees its socket close."""
@@ -133,6 +138,7 @@ class Spares:
         self._wanted = 1
         self._image: tuple[int | None, bytes] = (None, b"")
         self._not_before = 0.0
+        self._roused = (-1, 0.0)  # which was, by its pidfd, and when
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -170,6 +176,18 @@ class Spares:
             self._not_before = time.monotonic() + _QUIET[not self._waiting]
         return found
 
+    def rouse(self) -> None:
+        """Wake the spare that is likely to be taken next; nothing depends on it."""
+        with self._lock:
+            if self._closed or not self._waiting:
+                return
+            spare = self._best(self._image[1])
+            now = time.monotonic()
+            # Who asks again and again keeps none from sleeping for longer than it takes to ask.
+            if self._roused != (spare.pidfd, self._roused[1]) or now > self._roused[1] + _AWAKE:
+                self._roused = spare.pidfd, now
+                spare.rouse()
+
     def used(self) -> None:
         """Have what was taken replaced; to be called once the launch went on, or failed."""
         with self._lock:
@@ -179,11 +197,15 @@ class Spares:
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
-    def _pick(self, image: bytes) -> Spare | None:
+    def _best(self, image: bytes) -> Spare:
         rank = {image: 0, b"": 1}
-        found = min(self._waiting, key=lambda spare: rank.get(spare.image, 2), default=None)
-        if found is not None:
-            self._waiting.remove(found)
+        return min(self._waiting, key=lambda spare: rank.get(spare.image, 2))
+
+    def _pick(self, image: bytes) -> Spare | None:
+        if not self._waiting:
+            return None
+        found = self._best(image)
+        self._waiting.remove(found)
         return found
 
     def _remember(self, image_fd: int, image: bytes) -> None:

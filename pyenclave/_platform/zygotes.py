@@ -63,12 +63,22 @@ class Spawned:
         pid: Its pid in the platform's pid namespace.
         pidfd: Its pidfd, now the caller's.
         namespaces: The namespaces that it got of its own, by name.
+        spare: What it was until now.
 
     """
 
     pid: int
     pidfd: int
     namespaces: tuple[str, ...]
+    spare: Spare
+
+    def began(self) -> bool:
+        """Whether the worker took what it was given, as far as it said so yet."""
+        return self.spare.began()
+
+    def forget(self) -> None:
+        """Close what :meth:`began` needs: the worker spoke. May be called twice."""
+        self.spare.sock.close()
 
 
 class Zygote:
@@ -143,7 +153,8 @@ class Zygote:
             image: SHA-256 of the image, so that later workers may read it ahead; empty: do not.
 
         Returns:
-            The worker; its pidfd is the caller's.
+            The worker; its pidfd is the caller's, and ``forget`` is to be called. It may have
+            ended before it took what it is given: then its channel ends, and ``began`` says so.
 
         Raises:
             LaunchError: The zygote is gone, or could not make a worker.
@@ -164,12 +175,16 @@ class Zygote:
             except OSError as error:
                 with contextlib.suppress(OSError):  # an entry that loops never looks at its channel
                     signal.pidfd_send_signal(spare.pidfd, signal.SIGKILL)
-                os.close(spare.pidfd)
+                spare.close()
                 raise LaunchError(f"cannot keep a worker: {error.strerror}") from None
         finally:
             with self._mutex:
                 self._spawning -= 1
-        return Spawned(pid=spare.pid, pidfd=spare.pidfd, namespaces=spare.namespaces)
+        return Spawned(pid=spare.pid, pidfd=spare.pidfd, namespaces=spare.namespaces, spare=spare)
+
+    def rouse(self) -> None:
+        """Have a process that waits to become a worker wake up, if there is one."""
+        self._spares.rouse()
 
     def _watch_end(self, pidfd: int) -> None:
         own = fcntl.fcntl(pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
@@ -184,7 +199,7 @@ class Zygote:
                     os.close(own)
 
     def _begin(self, fds: list[int], image: bytes) -> Spare:
-        """Return a process that has what it needs to become a worker."""
+        """Return a process that was sent what it needs to become a worker."""
         fresh = 0
         try:
             while fresh < _FRESH:
@@ -192,12 +207,8 @@ class Zygote:
                 if spare is None:
                     spare = self._fork(None, b"")
                     fresh += 1
-                try:
-                    if spare.begin(fds, image=image):
-                        return spare
-                except LaunchError:
-                    spare.close()
-                    raise
+                if spare.begin(fds, image=image):
+                    return spare
                 spare.close()
             raise LaunchError("the worker ended at once")
         finally:
@@ -309,6 +320,7 @@ class Zygotes:
         self._running: dict[tuple[bytes, bool], Future[Zygote]] = {}
         self._closed = False
         self._last = (b"", hashlib.sha256().digest())
+        self._latest: Zygote | None = None
         self._starting: subprocess.Popen[bytes] | None = None
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._starter = threading.Thread(target=self._serve, name="zygotes", daemon=True)
@@ -353,7 +365,15 @@ class Zygotes:
             BusyError: There are MAX_ZYGOTES, and each has workers.
 
         """
-        return self._find(lock_bytes, debug=debug).result()
+        zygote = self._find(lock_bytes, debug=debug).result()
+        self._latest = zygote
+        return zygote
+
+    def rouse(self) -> None:
+        """Somebody wants an enclave, most likely of the same kind as the last: wake a spare."""
+        zygote = self._latest
+        if zygote is not None:
+            zygote.rouse()
 
     def _find(self, lock_bytes: bytes, *, debug: bool) -> Future[Zygote]:
         with self._lock:

@@ -167,8 +167,7 @@ class Worker:
 
         """
         if self.locked.debug:
-            output.redirect(self.channel)
-            faulthandler.enable()
+            self._redirect()
         if start.error is not None:
             raise start.error
         prepared = start.prepared or Prepared(image_fd, self.locked)
@@ -183,7 +182,7 @@ class Worker:
             )
         entry = load_entry(image, self.locked, prepared.code)
         if self.locked.debug:
-            output.keep_records()
+            self._keep_records()
         self.table = dispatch.build_table(entry, info, prepared.measured)
         inside = self._close(info)
         self.channel.send(messages.Shut())
@@ -198,6 +197,13 @@ class Worker:
         )
         self.life = Life(entry, debug=self.locked.debug)
         self.take_identity(info, start)
+
+    def _redirect(self) -> None:
+        output.redirect(self.channel)
+        faulthandler.enable()
+
+    def _keep_records(self) -> None:
+        output.keep_records()
 
     def take_identity(self, info: ImageInfo, start: Start) -> None:
         """

@@ -11,30 +11,25 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from types import ModuleType
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from pyenclave import _native
 from pyenclave._core import SecretMemory
-from pyenclave._worker import dispatch
-from pyenclave._worker.entry import EntryLoader
-from pyenclave._worker.main import Prepared, Start, Worker, run
-from pyenclave._worker.mappings import check_mappings, foreign_mappings
+from pyenclave._worker.main import Prepared, Start, run
+from pyenclave._worker.mappings import check_mappings
+from pyenclave._worker.rehearsal import rehearse
 from pyenclave._worker.reseed import reseed
-from pyenclave.calls import ring
-from pyenclave.calls.channel import Channel
-from pyenclave.calls.signature import functions_of
-from pyenclave.formats import messages
-from pyenclave.formats.image import FileEntry, Image, ImageInfo, assemble
-from pyenclave.sealed.provision import RuntimeKey
+from pyenclave.calls.channel import Channel, close_all
 from pyenclave.trusted import _runtime
 
 if TYPE_CHECKING:
     from pyenclave._worker.importer import Locked
 
-__all__ = ["rehearsal_image", "stand_by"]
+__all__ = ["stand_by"]
 
 _LAUNCH_FDS = 3
+_AWAKE = 0.001  # seconds to look for a launch before this sleeps again
 
 
 def stand_by(sock_fd: int, image_fd: int | None, *, locked: Locked, rehearsal: bytes) -> NoReturn:
@@ -55,8 +50,10 @@ def stand_by(sock_fd: int, image_fd: int | None, *, locked: Locked, rehearsal: b
     _native.close_fds((0, 1, 2, sock_fd, locked.sources, *([] if image_fd is None else [image_fd])))
     reseed()
     memory = SecretMemory(_runtime.SECRET_SIZE)
+    memory.write(0, bytes(_runtime.SECRET_SIZE))  # its page is made now
     with contextlib.suppress(Exception):
         rehearse(rehearsal, locked)
+        _rehearse_request()
     prepared = None
     if image_fd is not None:
         with contextlib.suppress(Exception):
@@ -71,84 +68,52 @@ def stand_by(sock_fd: int, image_fd: int | None, *, locked: Locked, rehearsal: b
         check_mappings(start.maps, locked, data=files)
     except Exception as error:
         start.error = error  # whoever launches this worker hears of it
-    with socket.socket(fileno=sock_fd) as sock:
-        data, fds, _, _ = socket.recv_fds(sock, 1, _LAUNCH_FDS, socket.MSG_CMSG_CLOEXEC)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, sock_fd) as sock:
+        data, fds = _request(sock)
         if data not in (b"S", b"A") or len(fds) != _LAUNCH_FDS:
             os._exit(0)  # the platform ended
-        # From here on this process is the worker; without a word, the launch takes another one.
-        sock.send(b"B")
+        # From here on this process is the worker. Nobody waits for this word: if the process ends,
+        # the platform finds it, or takes another one.
+        with contextlib.suppress(OSError):  # it is gone, or does not want to know
+            sock.send(b"B")
     if data == b"A":
         start.prepared = prepared
     prepared = None  # if another image came, this unmaps what was read
     run(*fds, locked=locked, start=start)
 
 
-def rehearse(data: bytes, locked: Locked) -> None:
+def _request(sock: socket.socket) -> tuple[bytes, list[int]]:
     """
-    Do what a start does, with an image that does nothing, and drop the result.
+    Wait for what this process is to become, and return it with its descriptors.
 
-    The process gets its own copy of the pages that this writes to, and its page table the entries
-    of those that it reads: up to three microseconds for each of a thousand, which the launch then
-    does not wait for.
+    The platform says ``W`` when a host asks for an enclave, before it has looked at what it asks
+    for. To wake takes this process as long as that; then it looks for the launch for a moment.
     """
-    image = Image.parse(data, locks=locked.locks)
-    info = image.info
-    entry = ModuleType(info.entry_module)
-    exec(EntryLoader(image).get_code(entry.__name__), entry.__dict__)  # noqa: S102 - our own
-    foreign_mappings(set(_native.mapping_lines()) - locked.accepted, locked)
-    table = dispatch.build_table(entry, info)
-    ring_fd = ring.create(info.threads, shared=info.shared_memory)
-    ours, theirs = Channel.pair()
-    with ours, theirs:
-        worker = Worker(theirs, ring_fd, locked)
-        worker.idle()
-        ours.send(messages.Closed(inside={"rehearsal": True}, secret_memory=""))
-        theirs.receive(1)
-        identity = messages.Identity(
-            enclave_id=bytes(16),
-            body=bytes(384),
-            debug=False,
-            level="",
-            record=b"",
-            seed=bytes(32),
-        )
-        theirs.send(identity)
-        ours.receive(1)
-        _runtime.Runtime(theirs, identity, info, key=RuntimeKey()).wipe()
-        dispatch.open_lane(ring_fd, table, 0)
-    os.close(ring_fd)
+    awake = 0.0
+    while True:
+        flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_DONTWAIT if awake else 0)
+        try:
+            data, fds, _, _ = socket.recv_fds(sock, 1, _LAUNCH_FDS, flags)
+        except BlockingIOError:
+            os.sched_yield()
+            if time.monotonic() > awake:
+                awake = 0.0
+            continue
+        if data != b"W":
+            return data, fds
+        close_all(fds)
+        awake = time.monotonic() + _AWAKE
 
 
-def rehearsal_image(locked: Locked) -> bytes:
-    """Return an image that does nothing, for a spare to start before there is a real one."""
-    source = (
-        b"from __future__ import annotations\n"
-        b"import numpy as np\n"
-        b"import pyenclave\n"
-        b"@pyenclave.ecall\n"
-        b"def nothing(x: int, y: bytes = b'', *, z: list[float] | None = None) -> np.ndarray:\n"
-        b"    return np.zeros(x)\n"
-    )
-    name = "entry/pyenclave_rehearsal.py"
-    module = ModuleType("pyenclave_rehearsal")
-    exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102 - our own
-    info = ImageInfo(
-        name="rehearsal",
-        product_id=0,
-        security_version=0,
-        debug=True,
-        threads=1,
-        entry_kind="python",
-        entry_module="pyenclave_rehearsal",
-        entry_file=name,
-        functions=tuple(functions_of(module)),
-        sealed_memory=0,
-        message_limit=1,
-        ocalls=(),
-        blas_threads=1,
-        jit=False,
-        seal={},
-        files=(FileEntry(name=name, size=len(source), executable=True),),
-    )
-    (lock,) = locked.locks.values()
-    return assemble(info, lock, {name: source})
+def _rehearse_request() -> None:
+    """Be asked, as :func:`stand_by` is, by nobody."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.send(b"W")
+        socket.send_fds(ours, [b"S"], [ours.fileno()] * _LAUNCH_FDS)
+        kind = socket.AF_UNIX, socket.SOCK_SEQPACKET
+        with socket.socket(*kind, 0, theirs.detach()) as sock:
+            _, fds = _request(sock)
+            sock.send(b"B")
+        with Channel.from_fd(fds.pop()):
+            close_all(fds)

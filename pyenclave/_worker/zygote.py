@@ -19,9 +19,10 @@ A *spare* is a process that waits to become a worker. The platform keeps it and,
 an enclave, gives it through its socket what a launch needs, without asking the zygote again.
 
 ====== =============================================== =========================
+host   ``W``: a launch may follow at once              none
 host   ``S``                                           image, ring, worker's channel
 host   ``A``: the image is the one prepared for        image, ring, worker's channel
-spare  ``B``: it has them and begins                   none
+spare  ``B``: it has them; read if it ended early      none
 ====== =============================================== =========================
 """
 
@@ -42,7 +43,8 @@ from pyenclave._worker import files
 from pyenclave._worker.codes import CodeWriter, compile_ahead, sources_of
 from pyenclave._worker.importer import failure
 from pyenclave._worker.mappings import check_mappings, check_modules
-from pyenclave._worker.standby import rehearsal_image, stand_by
+from pyenclave._worker.rehearsal import rehearsal_image
+from pyenclave._worker.standby import stand_by
 from pyenclave.calls.channel import close_all
 from pyenclave.errors import EnclaveError, LaunchError, RuntimeLockError
 from pyenclave.formats.lock import Lock

@@ -11,7 +11,16 @@ from pyenclave.errors import EnclaveStateError, NotInEnclaveError
 if TYPE_CHECKING:
     from pyenclave.trusted._runtime import Runtime
 
-__all__ = ["EnclaveIdentity", "HostLink", "current", "enter", "link", "set_link"]
+__all__ = [
+    "EnclaveIdentity",
+    "HostLink",
+    "current",
+    "enter",
+    "entered",
+    "leave",
+    "link",
+    "set_link",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +90,17 @@ def enter() -> None:
     """Say that this process loads trusted code now: nothing of the host runs in it."""
     global _entered  # noqa: PLW0603 - a process is at most one enclave
     _entered = True
+
+
+def entered() -> bool:
+    """Whether this process loads or runs trusted code."""
+    return _entered
+
+
+def leave(*, entered: bool) -> None:
+    """Say again what :func:`entered` said, after trusted code that was only for practice."""
+    global _entered  # noqa: PLW0603 - as in enter()
+    _entered = entered
 
 
 def set_link(value: HostLink) -> None:

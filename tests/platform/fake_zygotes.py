@@ -72,6 +72,9 @@ class FakeZygotes:
     def ready(self, lock_bytes: bytes, *, debug: bool) -> bool:
         return lock_bytes != b"slow zygote"
 
+    def rouse(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -108,7 +111,10 @@ class FakeZygote:
         )
         pidfd = os.pidfd_open(child.pid)
         child.returncode = 0  # reaped by the kernel: SIGCHLD is ignored in install()
-        return SimpleNamespace(pid=child.pid, pidfd=pidfd, namespaces=())
+        began, forget = (lambda: True), (lambda: None)
+        return SimpleNamespace(
+            pid=child.pid, pidfd=pidfd, namespaces=(), began=began, forget=forget
+        )
 
 
 def _refuse_one_thread() -> None:

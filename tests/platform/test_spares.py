@@ -149,7 +149,9 @@ def test_a_fork_that_fails_is_tried_again(world: World, monkeypatch: pytest.Monk
 
 def test_a_spare_that_is_gone_begins_nothing(world: World, image: int) -> None:
     spare = world.fork(None, b"")
+    spare.rouse()
     assert spare.begin([image] * 3, image=b"digest") is False
+    assert not spare.began()
     spare.close()
 
 

@@ -127,6 +127,7 @@ class Launched:
             self.spawned: Spawned = zygote.spawn(
                 image_fd=image_fd, ring_fd=self.ring_fd, channel_fd=theirs.fileno(), debug=debug
             )
+            self.spawned.forget()
         finally:
             theirs.close()
             os.close(image_fd)

@@ -16,14 +16,15 @@ from types import SimpleNamespace
 import pytest
 
 import pyenclave
+from pyenclave import _native
 from pyenclave._platform.probe import probe_worker
 from pyenclave._worker import main as worker_main
-from pyenclave._worker import standby
+from pyenclave._worker import rehearsal
 from pyenclave._worker.importer import Locked
 from pyenclave.errors import CallTimeoutError, EnclaveStateError, LaunchError
 from pyenclave.formats import messages
 from pyenclave.formats.lock import START_ENVIRONMENT
-from pyenclave.trusted import _runtime
+from pyenclave.trusted import _runtime, _state
 
 CALL = "@pyenclave.ecall\ndef answer() -> str:\n"
 # What an entry finds at import crosses in the text of an exception: nothing else is needed.
@@ -112,6 +113,7 @@ def test_an_image_with_another_lock_than_its_zygote_is_refused(launching, zygote
     with ours, theirs:
         launching.give_output(ours)
         spawned = zygote.spawn(image_fd=fd, ring_fd=ring_fd, channel_fd=theirs.fileno(), debug=True)
+        spawned.forget()
         theirs.close()
         ending, _ = ours.receive(20)
     for number in (fd, ring_fd, spawned.pidfd):
@@ -141,6 +143,7 @@ def test_an_image_that_could_change_is_refused(
         zygote = zygotes.get(base.to_bytes(), debug=True)
         launching.give_output(ours)
         spawned = zygote.spawn(image_fd=fd, ring_fd=ring_fd, channel_fd=theirs.fileno(), debug=True)
+        spawned.forget()
         theirs.close()
         ending, _ = ours.receive(20)
     for number in (fd, ring_fd, spawned.pidfd):
@@ -208,11 +211,14 @@ def test_a_rehearsal_goes_through_and_leaves_nothing(base) -> None:
     """A spare ignores its failure, which would only make every launch slower."""
     locked = Locked(b"", base.to_bytes())
     locked.locks[base.digest] = base
-    data = standby.rehearsal_image(locked)
-    standby.rehearse(data, locked)
-    fds = os.listdir("/proc/self/fd")
-    standby.rehearse(data, locked)
-    assert os.listdir("/proc/self/fd") == fds
+    data = rehearsal.rehearsal_image(locked)
+    locked.snapshot = _native.mapping_text()  # this process is no zygote
+    rehearsal.rehearse(data, locked)
+    before = os.listdir("/proc/self/fd"), dict(locked.__dict__), sorted(sys.modules)
+    rehearsal.rehearse(data, locked)
+    assert (os.listdir("/proc/self/fd"), dict(locked.__dict__), sorted(sys.modules)) == before
+    assert "pyenclave-re" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert not _state.entered()
     with pytest.raises(EnclaveStateError):
         _runtime.current()
 

@@ -13,14 +13,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pyenclave._platform import spares as spares_module
+from pyenclave._platform import launch as launch_module
 from pyenclave._platform import zygotes as zygotes_module
+from pyenclave._platform.held import HeldImages
+from pyenclave._platform.launch import Candidate, Launcher, _await_shut, _NotBegunError
+from pyenclave._platform.root import PlatformRoot
 from pyenclave._platform.spares import MAX_SPARES
+from pyenclave._platform.state import State
 from pyenclave._platform.zygotes import Zygote, Zygotes
 from pyenclave.errors import (
     BusyError,
@@ -32,6 +36,7 @@ from pyenclave.errors import (
 from pyenclave.formats import messages
 from pyenclave.formats.lock import START_ENVIRONMENT, Lock, Roots
 
+Start = Callable[[], Candidate]
 TELL = "raise RuntimeError('<<' + json.dumps(found) + '>>')\n"
 
 
@@ -411,37 +416,103 @@ def stopped_spare(zygote: Zygote) -> Iterator[int]:
         os.close(spare)
 
 
-def test_a_spare_that_dies_when_it_was_chosen_costs_nobody_a_launch(launching, base) -> None:
+@contextlib.contextmanager
+def starter(launching, base: Lock, zygotes: Zygotes, tmp_path: Path) -> Iterator[Start]:
+    """A platform's launcher: what is called starts a worker, which gets no identity."""
+    root = PlatformRoot(bytearray(range(32)), level="embedded", ephemeral=True)
+    image_fd = launching.sealed_memfd("x", launching.make(base, ""))
+    ring_fd = launching.ring.create(1)
+    with State.open(str(tmp_path / "state")) as state:
+        launcher = Launcher(root, zygotes, state)
+        held = HeldImages()
+        request = messages.Launch(debug=True, require=(), allow_ephemeral=False)
+        wish = launcher.judge(request, image_fd, held=held)
+
+        def start() -> Candidate:
+            return launcher.warm(wish, image_fd, ring_fd, wanted=lambda: True, slow=lambda: None)
+
+        yield start
+        launcher.close()
+    root.close()
+    os.close(image_fd)
+    os.close(ring_fd)
+
+
+def test_a_spare_that_dies_when_it_was_chosen_costs_nobody_a_launch(
+    launching, base, tmp_path
+) -> None:
     """It was alive when it was taken and got all that it needs; another one starts instead."""
-    with own() as zygotes:
+    with own() as zygotes, starter(launching, base, zygotes, tmp_path) as start:
         zygote = zygotes.get(base.to_bytes(), debug=True)
         with stopped_spare(zygote) as spare:
             dead = zygote._spares._waiting[0].pid
 
             def kill_it() -> None:
-                assert wait_for(lambda: not zygote._spares._waiting)
+                assert wait_for(lambda: dead not in [one.pid for one in zygote._spares._waiting])
                 time.sleep(0.05)  # image, ring and channel are on their way
                 signal.pidfd_send_signal(spare, signal.SIGKILL)
 
             thread = threading.Thread(target=kill_it)
             thread.start()
-            with launching.Launched(zygotes, launching.make(base, "")) as worker:
-                thread.join()
-                assert worker.pid != dead
-                worker.run()
+            candidate = start()
+            thread.join()
+            assert candidate.worker.pid != dead
+            candidate.end()
 
 
-def test_a_spare_that_does_not_begin_is_a_typed_error(launching, base, monkeypatch) -> None:
-    """And it is killed: what it was given reaches nobody later."""
-    monkeypatch.setattr(spares_module, "_BEGIN_SECONDS", 0.2)
+def test_a_worker_that_dies_after_it_began_is_not_started_again(launching, base, tmp_path) -> None:
+    """What an entry may have begun must not be done twice behind its host's back."""
     with own() as zygotes:
         zygote = zygotes.get(base.to_bytes(), debug=True)
+        data = launching.make(base, "import os\nos._exit(0)\n", functions=False)
+        image_fd, ring_fd = launching.sealed_memfd("x", data), launching.ring.create(1)
+        assert wait_for(lambda: zygote.has_spare)
+        ours, theirs = launching.Channel.pair()
+        with ours:
+            with theirs:
+                launching.give_output(ours)
+                worker = zygote.spawn(
+                    image_fd=image_fd, ring_fd=ring_fd, channel_fd=theirs.fileno(), debug=True
+                )
+            with pytest.raises(LaunchError, match="ended while it started") as caught:
+                _await_shut(ours, worker, lambda: True)
+            assert not isinstance(caught.value, _NotBegunError)
+        for number in (image_fd, ring_fd, worker.pidfd):
+            os.close(number)
+
+
+def test_a_spare_that_does_not_begin_is_a_typed_error(
+    launching, base, tmp_path, monkeypatch
+) -> None:
+    """And it is killed: what it was given reaches nobody later."""
+    monkeypatch.setattr(launch_module, "_BEGIN_TIMEOUT", 0.2)
+    with own() as zygotes, starter(launching, base, zygotes, tmp_path) as start:
+        zygote = zygotes.get(base.to_bytes(), debug=True)
         with stopped_spare(zygote) as spare:
-            fd = launching.sealed_memfd("x", b"x")
             with pytest.raises(LaunchError, match="did not begin"):
-                zygote.spawn(image_fd=fd, ring_fd=fd, channel_fd=fd, debug=True)
-            os.close(fd)
+                start()
             assert launching.ended(spare, 1.0)
+
+
+def test_whoever_is_roused_for_nothing_goes_back_to_sleep(launching, base) -> None:
+    """A host that asks without end for what is refused keeps no processor busy."""
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        assert wait_for(lambda: zygote.has_spare)
+        spare = zygote._spares._waiting[0]
+        for _ in range(1000):
+            zygotes.rouse()
+        used = processor_time(spare.pid)
+        time.sleep(0.3)
+        assert processor_time(spare.pid) - used <= 0.1
+        with launching.Launched(zygotes, launching.make(base, "")) as worker:
+            assert worker.pid == spare.pid
+            worker.run()
+
+
+def processor_time(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_zygote_that_ends_by_itself_gives_everything_back_at_once(launching, base) -> None:
@@ -461,6 +532,7 @@ def test_a_zygote_that_ends_by_itself_gives_everything_back_at_once(launching, b
             fds = {"image_fd": image_fd, "ring_fd": ring_fd, "channel_fd": theirs.fileno()}
             digest = hashlib.sha256(image).digest()
             spawned = zygote.spawn(**fds, debug=True, image=digest)
+            spawned.forget()
         assert wait_for(lambda: len(zygote._spares._waiting) >= 3)
         os.close(spawned.pidfd)
         os.close(image_fd)
