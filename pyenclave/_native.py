@@ -7,6 +7,7 @@ This is the only module that imports ``_ffi``. The data plane is ``_core``.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -82,6 +83,7 @@ def cpu_features() -> tuple[str, ...]:
 
 NAMESPACES: Final = ("user", "net", "pid", "mount", "ipc", "uts", "cgroup")
 _WAYS: Final = {1: "clone", 2: "double_fork", 3: "fork"}
+_MAPPINGS: Final = 1 << 16  # bytes of /proc/self/maps to expect
 _SECRET_KINDS: Final = {0: "none", 1: "memfd_secret", 2: "locked", 3: "unlocked"}
 
 # Seals of a ring (its size is fixed) and of code (nothing of it can change).
@@ -303,13 +305,14 @@ def process_read(pid: int, address: int, size: int) -> bytes:
     return bytes(ffi.buffer(out, count[0]))
 
 
+@functools.cache
+def _bit_names() -> tuple[tuple[int, str], ...]:
+    names = ((1 << bit, lib.pye_bit_name(1 << bit)) for bit in range(32))
+    return tuple((bit, ffi.string(name).decode()) for bit, name in names if name != ffi.NULL)
+
+
 def _bits(word: int) -> dict[str, bool]:
-    names = {}
-    for bit in range(32):
-        name = lib.pye_bit_name(1 << bit)
-        if name != ffi.NULL:
-            names[ffi.string(name).decode()] = bool(word >> bit & 1)
-    return names
+    return {name: bool(word & bit) for bit, name in _bit_names()}
 
 
 def sandbox_before_threads() -> dict[str, bool | int]:
@@ -507,17 +510,25 @@ def mappings(fd: int | None = None) -> list[Mapping]:
 def mapping_text(fd: int | None = None) -> bytes:
     """Return what :func:`mappings` reads, a line a mapping, as the kernel wrote it."""
     own = open_mappings() if fd is None else fd
+    # The kernel gives a page or less at a time: a buffer for each of these would be most of it.
+    buffer = bytearray(_MAPPINGS)
+    length = 0
     try:
         os.lseek(own, 0, os.SEEK_SET)
-        pieces = []
-        while piece := os.read(own, 1 << 15):
-            pieces.append(piece)
+        while True:
+            with memoryview(buffer) as view, view[length:] as rest:
+                got = os.readv(own, (rest,))
+            if got == 0:
+                break
+            length += got
+            if length == len(buffer):
+                buffer.extend(bytes(len(buffer)))
     finally:
         if fd is None:
             os.close(own)
     # The kernel writes a line feed in a name as "\012", so a line is a mapping. Only "\n" ends
     # one: splitlines() would also break at the other characters that a name may hold.
-    return b"".join(pieces)
+    return bytes(memoryview(buffer)[:length])
 
 
 def mapping_lines(fd: int | None = None) -> list[bytes]:

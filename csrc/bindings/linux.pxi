@@ -166,12 +166,44 @@ cdef uint64_t line_key(const char *line, const char *end) noexcept nogil:
     return key
 
 
-def new_lines(bytes before not None, bytes after not None) -> list:
+cdef bint plain_memory(const char *line, const char *end) noexcept nogil:
+    """
+    Whether a line of /proc/self/maps is memory without a file that is not executable.
+
+    "start-end rwxp offset major:minor inode   path": without a file the inode is 0 and there is no
+    path, or it is the heap's or the stack's. A name that a program gave is not looked at here.
+    """
+    cdef const char *field = line
+    cdef int fields = 0
+    while fields < 4:
+        field = <const char *>memchr(field, c' ', <size_t>(end - field))
+        if field == NULL:
+            return False
+        field += 1
+        fields += 1
+        if fields == 1 and (end - field < 5 or field[4] != c' ' or field[2] != c'-'):
+            return False
+    if end - field < 1 or field[0] != c'0':
+        return False
+    field += 1
+    if field < end and field[0] != c' ':
+        return False
+    while field < end and field[0] == c' ':
+        field += 1
+    if end - field == 6:
+        return memcmp(field, b"[heap]", 6) == 0
+    if end - field == 7:
+        return memcmp(field, b"[stack]", 7) == 0
+    return field == end
+
+
+def new_lines(bytes before not None, bytes after not None, bint plain=True) -> list:
     """
     Lines of ``after`` that are not, byte for byte, lines of ``before``.
 
     Made for /proc/self/maps: a line of ``before`` is found only if both ascend by the number that
     each line begins with. What is not found is in the result, so disorder never hides a line.
+    Without ``plain``, memory that has no file and is not executable is left out.
     """
     cdef const char *old = before
     cdef const char *old_end = old + len(before)
@@ -199,7 +231,7 @@ def new_lines(bytes before not None, bytes after not None) -> list:
             old = old_stop + (old_stop < old_end)
             if known:
                 break
-        if not known:
+        if not known and (plain or not plain_memory(new, stop)):
             found.append(new[:stop - new])
         new = stop + (stop < new_end)
     return found

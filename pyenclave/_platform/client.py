@@ -51,6 +51,9 @@ _ATTEMPTS: Final = 3
 # Seconds to look for the answer to a hand-out before sleeping: only with a processor to spare, for
 # the platform and the worker need one each.
 _SPIN: Final = 0.0005 if len(os.sched_getaffinity(0)) > 2 else 0.0
+# An answer that is announced follows in a fraction of this; meanwhile the platform only waits.
+_SOON: Final = 0.001 if len(os.sched_getaffinity(0)) > 1 else 0.0
+_ANNOUNCED: Final = (messages.Launch, messages.Take)
 _MAX_LOG: Final = 256 * 1024
 # The platform must not be the host's child for ever (nobody may wait for it), so a first process
 # makes it and ends. Nothing but built-in modules is imported before the fork.
@@ -402,6 +405,9 @@ class PlatformClient:
                 if meanwhile is not None:
                     meanwhile()
                 answer, received = self._channel.receive(timeout, spin=spin)
+                if isinstance(answer, messages.Soon) and isinstance(request, _ANNOUNCED):
+                    close_all(received)
+                    answer, received = self._channel.receive(timeout, spin=_SOON)
             except TimeoutError:
                 # The answer may still come and would be taken for that of the next request.
                 self._drop()

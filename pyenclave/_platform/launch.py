@@ -46,6 +46,7 @@ from pyenclave._platform.probe import (
 )
 from pyenclave._platform.root import PlatformRoot
 from pyenclave._platform.service import Attendant, Enclave, Facts, kill_and_wait
+from pyenclave._platform.spares import MAX_SPARES
 from pyenclave._platform.state import State
 from pyenclave._platform.wire import raise_failure
 from pyenclave.calls import ring
@@ -82,7 +83,8 @@ _MAX_GRACE: Final = 5.0  # seconds of on_stop functions: whoever closes waits fo
 _MAX_KEY: Final = 4096  # bytes of a runtime public key
 _SLICE: Final = 0.1
 _CACHED_IMAGES: Final = 16
-_ATTEMPTS: Final = 3  # processes that ended, unseen, before they were asked
+# Processes that may have ended, unseen, before they were asked: every spare, and some more.
+_ATTEMPTS: Final = MAX_SPARES + 3
 _Message = TypeVar("_Message", bound=msgspec.Struct)
 
 
@@ -300,6 +302,7 @@ class Launcher:
         host_pid: int,
         wanted: Callable[[], bool],
         slow: Callable[[], None],
+        soon: Callable[[], None] = lambda: None,
     ) -> Enclave:
         """
         Start one enclave.
@@ -311,6 +314,7 @@ class Launcher:
             host_pid: For listings.
             wanted: Whether the host is still there; asked while a worker is waited for.
             slow: Called before this waits for a zygote without asking *wanted*.
+            soon: Called when only the worker's key is waited for; must not block or raise.
 
         Raises:
             ArgumentError: The descriptor of the ring is not what it must be.
@@ -327,11 +331,13 @@ class Launcher:
                 _await_ready(candidate, wanted)  # raises what it said last, if it said something
                 raise
             # It makes its key meanwhile, and takes what it is afterwards.
-            candidate.ready = _await_ready(candidate, wanted)
+            soon()
+            enclave = _enclave(candidate, facts, host_pid)
+            _complete(enclave, _await_ready(candidate, wanted))
         except BaseException:
             candidate.end()
             raise
-        return _enclave(candidate, facts, host_pid)
+        return enclave
 
     def warm(
         self,
@@ -394,11 +400,13 @@ class Launcher:
             outside = probe_again(worker.pid, worker.pidfd, candidate.status)
             if not any(outside.values()) and has_ended(worker.pidfd):
                 raise WorkerGoneError("the worker ended while it waited")
+            if candidate.ready is None:
+                raise EnclaveStateError("a worker that is not ready is no enclave")
             facts = self._identify(candidate, outside)
         except BaseException:
             candidate.end()
             raise
-        return _enclave(candidate, facts, host_pid)
+        return _complete(_enclave(candidate, facts, host_pid), candidate.ready)
 
     def _judge_image(self, image_fd: int, size: int, held: HeldImages) -> tuple[Judged, bytes]:
         # Write-sealed: the bytes hashed here are the bytes that the worker maps. So an image seen
@@ -631,20 +639,22 @@ def _open_status(worker: SpawnedWorker) -> int:
         raise LaunchError(f"a warm worker cannot be watched: {error.strerror}") from None
 
 
+def _complete(enclave: Enclave, ready: messages.Ready) -> Enclave:
+    """Note what the worker said last."""
+    enclave.facts = replace(
+        enclave.facts,
+        runtime_public_key=ready.runtime_public_key,
+        starting=ready.starting,
+        grace=min(max(ready.grace, 0.0), _MAX_GRACE),
+    )
+    return enclave
+
+
 def _enclave(candidate: Candidate, facts: Facts, host_pid: int) -> Enclave:
-    ready = candidate.ready
+    """Return an enclave that has all but its runtime key."""
     candidate.forget()
-    if ready is None:
-        raise EnclaveStateError("a worker that is not ready is no enclave")
     return Enclave(
-        replace(
-            facts,
-            pid=candidate.worker.pid,
-            runtime_public_key=ready.runtime_public_key,
-            starting=ready.starting,
-            grace=min(max(ready.grace, 0.0), _MAX_GRACE),
-            started=time.time(),
-        ),
+        replace(facts, pid=candidate.worker.pid, started=time.time()),
         pidfd=candidate.worker.pidfd,
         channel=candidate.channel,
         host_pid=host_pid,

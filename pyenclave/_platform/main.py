@@ -90,6 +90,7 @@ def _run(start: Start, first: Channel) -> None:
         codes = None
         if lasting:
             codes = CodeCache(state, root.derive("compiled-code", 32), start.runtime)
+            stack.callback(codes.close)
         zygotes = make_zygotes(start.roots, start.executable, codes)
         stack.callback(_close_soon, zygotes)
         if codes is not None:

@@ -201,6 +201,7 @@ class Reserves:
         Raises:
             ArgumentError: There is no such reserve, or that is no ring.
             BusyError: There are too many offers.
+            LaunchError: There can be no thread to keep them.
 
         """
         with self._lock:
@@ -209,6 +210,7 @@ class Reserves:
             offered = sum(len(item.offers) for item in self._reserves.values())
             if offered >= self._most:
                 raise BusyError("this host wants too many warm workers", expected=self._most)
+            self._start_keeper()  # one that ended by a flaw has a successor
             reserve.last += 1
             reserve.offers[reserve.last] = _Offer(slot=reserve.last, ring_fd=os.dup(ring_fd))
             self._notify()
@@ -336,6 +338,9 @@ class Reserves:
         self._wake = wake
 
     def _notify(self) -> None:
+        if self._wake < 0 and not self._closed:
+            with contextlib.suppress(LaunchError):  # the next offer says so
+                self._start_keeper()
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 

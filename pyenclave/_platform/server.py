@@ -100,6 +100,11 @@ class _Host:
         poll.register(fd, 0)
         return not poll.poll(0)
 
+    def announce(self) -> None:
+        """Have the host wake up: its enclave is there in a moment, most likely."""
+        with contextlib.suppress(EnclaveError, TimeoutError):
+            self.channel.send(messages.Soon(), timeout=0)
+
 
 class Server:
     """
@@ -236,6 +241,8 @@ class Server:
                     close_all(fds)
                 try:
                     self._send(host, answer, answer_fds)
+                    if begin is not None:
+                        os.sched_yield()  # to the host, if it waits for this very processor
                 finally:
                     # After the answer: what wakes another thread now would delay the host.
                     if begin is not None:
@@ -416,6 +423,7 @@ class Server:
                 host_pid=host.pid,
                 wanted=host.is_there,
                 slow=self._wake,
+                soon=host.announce,
             )
             with self._mutex:
                 self._enclaves[enclave.facts.enclave_id] = enclave

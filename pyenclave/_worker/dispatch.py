@@ -168,6 +168,7 @@ class Measured:
     Attributes:
         wire: Their signatures, tuples as lists.
         signatures: The same, read.
+        by_name: The same, by name.
 
     Raises:
         ArgumentError: A signature is malformed.
@@ -177,6 +178,7 @@ class Measured:
     def __init__(self, info: ImageInfo) -> None:
         self.wire: list[dict[str, Any]] = _plain(list(info.functions))
         self.signatures = tuple(Signature.from_wire(item) for item in self.wire)
+        self.by_name = {item.name: item for item in self.signatures}
 
 
 def build_table(
@@ -201,7 +203,7 @@ def build_table(
             raise ImageError("the image's table has Python functions, its entry is native")
         entries = tuple(_native_entry(entry, item) for item in signatures)
     else:
-        functions = trusted_functions(entry)
+        functions = trusted_functions(entry, measured.by_name)
         live = [signature.to_wire() for _, signature in functions]
         # Most are the same lists; the longer comparison has tuples equal lists.
         if live != measured.wire and _plain(live) != measured.wire:

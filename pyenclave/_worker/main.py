@@ -114,20 +114,19 @@ class Start:
     error: Exception | None = None
 
 
-def run(image_fd: int, ring_fd: int, channel_fd: int, *, locked: Locked, start: Start) -> NoReturn:
+def run(worker: Worker, image_fd: int, ring_fd: int, channel_fd: int, *, start: Start) -> NoReturn:
     """
     Be a worker; never returns.
 
     Args:
+        worker: The worker, which has nothing yet.
         image_fd: The image, a write-sealed memfd.
         ring_fd: The rings, a size-sealed memfd.
         channel_fd: The channel to the platform.
-        locked: What the zygote verified.
         start: What was done before.
 
     """
-    channel = Channel.from_fd(channel_fd)
-    worker = Worker(channel, ring_fd, locked)
+    worker.connect(Channel.from_fd(channel_fd), ring_fd)
     try:
         worker.start(image_fd, start)
         worker.serve()
@@ -141,11 +140,12 @@ def run(image_fd: int, ring_fd: int, channel_fd: int, *, locked: Locked, start: 
 
 
 class Worker:
-    """State of this process; one a process."""
+    """State of this process; one a process. Its channel and ring come with :meth:`connect`."""
 
-    def __init__(self, channel: Channel, ring_fd: int, locked: Locked) -> None:
-        self.channel = channel
-        self.ring_fd = ring_fd
+    channel: Channel
+    ring_fd: int
+
+    def __init__(self, locked: Locked) -> None:
         self.locked = locked
         self.table: dispatch.Table | None = None
         self.go = threading.Event()
@@ -154,6 +154,11 @@ class Worker:
         self.life = Life(None, debug=locked.debug)
         self._lane_0: _core.WorkerLane | None = None
         self._hangup = select.poll()
+
+    def connect(self, channel: Channel, ring_fd: int) -> None:
+        """Take the channel to the platform, and the ring that it is to serve."""
+        self.channel = channel
+        self.ring_fd = ring_fd
         self._hangup.register(channel.fileno(), 0)
 
     # ---- start --------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ is memory that is writable and executable.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from pyenclave._core import new_lines
@@ -48,7 +49,11 @@ def foreign_mappings(
         One line a mapping, each with its reason; empty if all is well.
 
     """
-    hashed = {path: identity for identity, path in locked.files.items()}
+
+    @functools.cache  # most often nobody asks
+    def hashed() -> dict[str, tuple[int, int]]:
+        return {path: identity for identity, path in locked.files.items()}
+
     wrong = []
     for line in lines:
         mapping = parse_mapping(line)
@@ -64,7 +69,7 @@ def foreign_mappings(
 def _reason(
     mapping: Mapping,
     locked: Locked,
-    hashed: dict[str, tuple[int, int]],
+    hashed: Callable[[], dict[str, tuple[int, int]]],
     data: Collection[tuple[int, int]],
     *,
     jit: bool,
@@ -83,10 +88,11 @@ def _reason(
         return ""
     if path == _SECRETMEM or identity in data:
         return "executable data" if executable else ""
-    if path in hashed:
+    known = hashed().get(path)
+    if known is not None:
         # Where stat and the mapping agree on the device (not on every overlay), the inode tells
         # a file that was put in the place of the one that was mapped.
-        device, inode = hashed[path]
+        device, inode = known
         if device == identity[0] and inode != mapping.inode:
             return "not the file whose hash was checked"
         return ""
@@ -118,7 +124,7 @@ def check_mappings(
 
     """
     text = mapping_text(fd)
-    lines = set(new_lines(locked.snapshot, text)) - locked.accepted
+    lines = set(new_lines(locked.snapshot, text, plain=False)) - locked.accepted
     wrong = foreign_mappings(sorted(lines), locked, jit=jit, data=data)
     if wrong:
         raise RuntimeLockError(

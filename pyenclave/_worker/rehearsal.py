@@ -74,7 +74,8 @@ def rehearse(data: bytes, locked: Locked) -> None:
         ring_fd = ring.create(prepared.image.info.threads)
         undone.callback(os.close, ring_fd)
         ours.send(_identity(debug=False))
-        worker = _Rehearsal(theirs, ring_fd, locked)
+        worker = _Rehearsal(locked)
+        worker.connect(theirs, ring_fd)
         try:
             start = Start(
                 early={"rehearsal": True},

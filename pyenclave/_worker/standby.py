@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pyenclave import _native
 from pyenclave._core import SecretMemory
-from pyenclave._worker.main import Prepared, Start, run
+from pyenclave._worker.main import Prepared, Start, Worker, run
 from pyenclave._worker.mappings import check_mappings
 from pyenclave._worker.rehearsal import rehearse
 from pyenclave._worker.reseed import reseed
@@ -59,6 +59,7 @@ def stand_by(sock_fd: int, image_fd: int | None, *, locked: Locked, rehearsal: b
         with contextlib.suppress(Exception):
             prepared = Prepared(image_fd, locked)
         os.close(image_fd)
+    worker = Worker(locked)
     start = Start(early=early, memory=memory, maps=_native.open_mappings())
     try:
         # Before the first line of any image's code: whatever it imports or runs while it loads
@@ -79,7 +80,7 @@ def stand_by(sock_fd: int, image_fd: int | None, *, locked: Locked, rehearsal: b
     if data == b"A":
         start.prepared = prepared
     prepared = None  # if another image came, this unmaps what was read
-    run(*fds, locked=locked, start=start)
+    run(worker, *fds, start=start)
 
 
 def _request(sock: socket.socket) -> tuple[bytes, list[int]]:

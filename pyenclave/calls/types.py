@@ -319,6 +319,29 @@ def from_wire(wire: Wire, depth: int = 0) -> Any:
         raise ArgumentError("a type of the image is unknown", found=repr(wire)[:80]) from None
 
 
+def is_plain(wire: Wire) -> bool:
+    """Whether a wire type's place in a plan does not depend on the Python type it came from."""
+    if isinstance(wire, str):
+        return wire in _CODES
+    return len(wire) == 2 and wire[0] == "array" and isinstance(wire[1], str)
+
+
+def has_plain_wire(annotation: Any, wire: Wire) -> bool:
+    """
+    Whether :func:`to_wire` would make *wire*, which is plain, of *annotation*.
+
+    It costs less than that; what it is not sure of is False.
+    """
+    if isinstance(wire, str):
+        return type(annotation) is type and _SCALARS.get(annotation) == wire
+    if type(annotation) is types.GenericAlias and annotation.__origin__ is np.ndarray:
+        try:
+            return bool(_array_wire(annotation, "")[1] == wire[1])
+        except ArgumentError:
+            return False
+    return annotation is np.ndarray and wire[1] == ""
+
+
 def describe(wire: Wire) -> str:
     """Return a wire type as people write it."""
     if isinstance(wire, str):

@@ -300,7 +300,10 @@ class Identity(_Base, frozen=True, kw_only=True, tag="identity"):
 
 
 class Soon(_Base, frozen=True, kw_only=True, tag="soon"):
-    """To a warm worker: wake up, an identity may follow. It says nothing else."""
+    """
+    To a warm worker: wake up, an identity may follow. To a host that launches: wake up, the answer
+    follows, most likely. It says nothing else.
+    """
 
 
 class Ready(_Base, frozen=True, kw_only=True, tag="ready"):

@@ -18,7 +18,7 @@ from pyenclave.host import _images, _shared
 from pyenclave.host._lanes import Owner, make_lanes
 from pyenclave.host.handle import Functions
 
-__all__ = ["Reserve", "Slot", "Started"]
+__all__ = ["Reserve", "Slot", "Started", "make_slot"]
 
 _READY = 32  # functions of an enclave that are made callable before it is asked for
 
@@ -40,6 +40,26 @@ class Slot:
     owner: Owner
     functions: Functions
     launch: Launch
+
+
+def make_slot(image: _images.Prepared, ring_fd: int, queue: int) -> Slot:
+    """
+    Make what this process needs of an enclave, in the time in which nobody waits for it.
+
+    Args:
+        image: What it is of.
+        ring_fd: Its ring; stays the caller's.
+        queue: Calls that may wait for a lane.
+
+    """
+    info = image.info
+    owner = Owner()
+    lanes = make_lanes(ring_fd, info, queue, owner)
+    functions = Functions(image.signatures, lanes)
+    for item in image.signatures[:_READY]:
+        functions.named(item.name)
+    launch = Launch(info.name, image.names, info.threads, lanes)
+    return Slot(lanes=lanes, owner=owner, functions=functions, launch=launch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,17 +140,7 @@ class Reserve:
         info = image.info
         fd = ring.create(info.threads, shared=info.shared_memory)
         try:
-            owner = Owner()
-            lanes = make_lanes(fd, info, self._queue, owner)
-            functions = Functions(image.signatures, lanes)
-            for item in image.signatures[:_READY]:
-                functions.named(item.name)
-            slot = Slot(
-                lanes=lanes,
-                owner=owner,
-                functions=functions,
-                launch=Launch(info.name, image.names, info.threads, lanes),
-            )
+            slot = make_slot(image, fd, self._queue)
             number = client.offer(self._id, fd)
         finally:
             os.close(fd)

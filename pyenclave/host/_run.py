@@ -17,7 +17,7 @@ from typing import Any
 from pyenclave import _core
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
-from pyenclave.calls.stats import Launch, registry
+from pyenclave.calls.stats import registry
 from pyenclave.errors import (
     CallTimeoutError,
     EcallError,
@@ -35,9 +35,9 @@ from pyenclave.formats.messages import Launched
 from pyenclave.formats.record import ProtectionRecord
 from pyenclave.host import _fork, _images, _ocalls, _shared
 from pyenclave.host._arena import SharedMemory
-from pyenclave.host._lanes import Owner, make_lanes, token
-from pyenclave.host._reserve import Reserve
-from pyenclave.host.handle import EnclaveInfo, Functions
+from pyenclave.host._lanes import token
+from pyenclave.host._reserve import Reserve, Slot, make_slot
+from pyenclave.host.handle import EnclaveInfo
 
 __all__ = ["Run", "read_image", "token"]
 
@@ -85,7 +85,6 @@ class Run:
         self._lock = threading.Lock()
         self.names = image.names
         for attempt in range(1, _ATTEMPTS + 1):
-            self._owner = Owner()
             try:
                 with contextlib.ExitStack() as failed:
                     if reserve is None:
@@ -132,11 +131,13 @@ class Run:
         queue: int,
     ) -> None:
         image = self._image
-        lanes: Future[_core.HostLanes] = Future()
+        made: Future[Slot] = Future()
         ring_fd = ring.create(image.info.threads, shared=image.info.shared_memory)
 
-        def make() -> _core.HostLanes:
-            return self._answer_ocalls(make_lanes(ring_fd, image.info, queue, self._owner))
+        def make() -> Slot:
+            slot = make_slot(image, ring_fd, queue)
+            self._answer_ocalls(slot.lanes)
+            return slot
 
         try:
             self.client: PlatformClient = _shared.acquire(state, image.expect(debug))
@@ -146,36 +147,36 @@ class Run:
                 ring_fd,
                 debug=debug,
                 require=require,
-                meanwhile=lambda: _resolve(lanes, make),
+                meanwhile=lambda: _resolve(made, make),
             )
         finally:
             os.close(ring_fd)
         failed.callback(os.close, self.pidfd)
         failed.callback(_end, self.client, launched.enclave_id)
         self.enclave_id = launched.enclave_id
-        self.lanes = lanes.result()
-        self.launch = Launch(self.name, self.names, image.info.threads, self.lanes)
-        self.functions = Functions(image.signatures, self.lanes)
         self._launched = launched
+        self._use(made.result())
 
     def _take(self, failed: contextlib.ExitStack, reserve: Reserve) -> None:
         started = reserve.launch()
-        slot = started.slot
         self.client, self.pidfd, self._launched = started.client, started.pidfd, started.launched
         self.enclave_id = self._launched.enclave_id
-        self._owner, self.lanes = slot.owner, self._answer_ocalls(slot.lanes)
-        self.functions, self.launch = slot.functions, slot.launch
+        self._use(started.slot)
+        self._answer_ocalls(self.lanes)
         failed.callback(_shared.release, self.client)
         failed.callback(os.close, self.pidfd)
         failed.callback(_end, self.client, self.enclave_id)
 
-    def _answer_ocalls(self, lanes: _core.HostLanes) -> _core.HostLanes:
+    def _use(self, slot: Slot) -> None:
+        self._owner, self.lanes = slot.owner, slot.lanes
+        self.functions, self.launch = slot.functions, slot.launch
+
+    def _answer_ocalls(self, lanes: _core.HostLanes) -> None:
         image = self._image
         if image.ocalls:
             limit = image.info.message_limit
             table = _ocalls.make_table(image.ocalls, self._handlers, limit)
             lanes.set_ocalls(table, _ocalls.submit)
-        return lanes
 
     def _await_start(self) -> None:
         """Wait until the entry's on_start functions have returned: then a lane answers."""
@@ -291,7 +292,7 @@ class Run:
         self._finalizer()
 
 
-def _resolve(future: Future[_core.HostLanes], make: Callable[[], _core.HostLanes]) -> None:
+def _resolve(future: Future[Slot], make: Callable[[], Slot]) -> None:
     """Keep what *make* returns or raises."""
     try:
         future.set_result(make())

@@ -107,7 +107,8 @@ class _FakeRun(Run):
         alive = _Alive(end)
         fd = ring.create(info.threads, shared=info.shared_memory)
         try:
-            self.lanes = self._answer_ocalls(make_lanes(fd, info, queue, self._owner))
+            self.lanes = make_lanes(fd, info, queue, self._owner)
+            self._answer_ocalls(self.lanes)
             table.memory(fd)
         finally:
             os.close(fd)

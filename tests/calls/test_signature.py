@@ -299,6 +299,57 @@ def test_functions_of_a_module_are_sorted_and_only_marked_ones():
     assert other.to_wire() == found[1]
 
 
+def kinds_of_functions() -> list[Any]:
+    """Functions that differ in one thing each from another one of them."""
+
+    def make(annotations: dict[str, Any], code: str = "x", private: bool = False) -> Any:
+        space: dict[str, Any] = {}
+        exec(f"def f({code}): ...", space)
+        space["f"].__annotations__ = annotations
+        if private:
+            space["f"].__pyenclave_private__ = True
+        return space["f"]
+
+    array, other = npt.NDArray[np.float64], npt.NDArray[np.int32]
+    kinds: list[Any] = [None, type(None), bool, int, float, str, bytes, bytearray, Any, dt.date]
+    kinds += [array, other, np.ndarray, npt.NDArray[Any], list[int], list[float], Optional[int]]  # noqa: UP045
+    kinds += [Colour, Applicant, Literal["a"], type("int", (int,), {}), uuid.UUID]
+    kinds += ["int", "float", "list[int]"]
+    found = [make({"x": kind, "return": kind}) for kind in kinds]
+    found += [make({"x": int, "return": kind}) for kind in kinds]
+    found += [make({"x": int, "return": int}, code) for code in ("x=1", "*, x", "*, x=1", "x, /")]
+    found += [make({"y": int, "return": int}, "y"), make({"x": int, "return": int}, private=True)]
+    both = {"x": int, "y": float, "return": int}
+    found += [make(both, code) for code in ("x, y", "y, x", "x, y=1", "x, *, y", "*, x, y")]
+    return found
+
+
+def test_a_signature_that_says_it_is_of_a_function_is_what_would_be_taken_of_it():
+    """The worker uses the measured one instead: it may be surer than right, never the reverse."""
+    functions = kinds_of_functions()
+    taken: list[Signature | None] = []
+    for function in functions:
+        try:
+            taken.append(Signature.of(function))
+        except ArgumentError:
+            taken.append(None)
+    measured = [None if one is None else Signature.from_wire(one.to_wire()) for one in taken]
+    right = 0
+    for expected in filter(None, measured):
+        for function, real in zip(functions, taken, strict=True):
+            if expected.is_of(function):
+                right += 1
+                assert real is not None
+                assert real.to_wire() == expected.to_wire(), (str(real), str(expected))
+    assert right > len(functions) // 2
+    plain = Signature.from_wire(Signature.of(functions[3]).to_wire())
+    for code in ("*x", "**x", "x, y"):
+        space: dict[str, Any] = {}
+        exec(f"def f({code}) -> int: ...", space)
+        space["f"].__annotations__["x"] = int
+        assert not plain.is_of(space["f"])
+
+
 def test_arguments_are_bound_by_position_and_name():
     def f(a: int, b: int = 2, *, c: int = 3) -> None: ...
 

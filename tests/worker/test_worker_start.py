@@ -395,7 +395,8 @@ def test_a_worker_runs_only_when_its_runtime_is_there(
     ours, theirs = launching.Channel.pair()
     image = launching.Image.parse(launching.make(base, CALL + "    return ''\n"))
     with ours, theirs:
-        worker = worker_main.Worker(theirs, -1, SimpleNamespace(debug=True))
+        worker = worker_main.Worker(SimpleNamespace(debug=True))
+        worker.connect(theirs, -1)
         send = theirs.send
         monkeypatch.setattr(worker_main, "reseed_openssl", lambda seed: order.append("reseed"))
         monkeypatch.setattr(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -508,6 +509,49 @@ def test_whoever_is_roused_for_nothing_goes_back_to_sleep(launching, base) -> No
         with launching.Launched(zygotes, launching.make(base, "")) as worker:
             assert worker.pid == spare.pid
             worker.run()
+
+
+def test_a_worker_whose_end_cannot_be_watched_is_killed(launching, base, monkeypatch) -> None:
+    """Out of descriptors, say: nobody would ever give back what belongs to it."""
+    with own() as zygotes:
+        zygote = zygotes.get(base.to_bytes(), debug=True)
+        assert wait_for(lambda: zygote.has_spare)
+        before = len(os.listdir("/proc/self/fd"))
+        spare = os.pidfd_open(zygote._spares._waiting[0].pid)
+
+        def refuse(pidfd: int) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(zygote, "_watch_end", refuse)
+        monkeypatch.setattr(zygote._spares, "_wanted", 0)
+        data = launching.make(base, "while True: pass\n", functions=False)
+        image_fd, ring_fd = launching.sealed_memfd("x", data), launching.ring.create(1)
+        ours, theirs = launching.Channel.pair()
+        with ours, theirs:
+            launching.give_output(ours)
+            fds = {"image_fd": image_fd, "ring_fd": ring_fd, "channel_fd": theirs.fileno()}
+            with pytest.raises(LaunchError, match="cannot keep a worker"):
+                zygote.spawn(**fds, debug=True)
+        assert launching.ended(spare, 5.0)
+        for number in (spare, image_fd, ring_fd):
+            os.close(number)
+        # The spare's pidfd and socket are closed too, and no other came.
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_zygotes_line_to_its_platform_keeps_clear_of_the_objects(launching, base) -> None:
+    """Mapped objects get fixed numbers from 128 on; a busy platform hands over such numbers."""
+    occupied = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(160)]
+    try:
+        assert max(occupied) >= 128
+        with (
+            own() as zygotes,
+            launching.Launched(zygotes, launching.make(base, "")) as worker,
+        ):
+            worker.run()
+    finally:
+        for fd in occupied:
+            os.close(fd)
 
 
 def processor_time(pid: int) -> float:
