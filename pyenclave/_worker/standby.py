@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["stand_by"]
 
 _LAUNCH_FDS = 3
-_AWAKE = 0.001  # seconds to look for a launch before this sleeps again
+# Seconds to look for a launch before this sleeps again, if the platform has a processor besides.
+_AWAKE = 0.001 if len(os.sched_getaffinity(0)) > 1 else 0.0
 
 
 def stand_by(sock_fd: int, image_fd: int | None, *, locked: Locked, rehearsal: bytes) -> NoReturn:
