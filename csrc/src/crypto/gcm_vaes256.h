@@ -21,6 +21,10 @@ typedef __m256i x256;
 
 #define PIN256(x) __asm__ volatile("" : "+x"(x))
 
+/* KEEP makes the compiler finish a value here. It would put off all additions to a sum until the end,
+ * and spill every product to the stack meanwhile. */
+#define KEEP256(x) __asm__("" : "+x"(x))
+
 /* Sums of products over which one reduction is made. */
 typedef struct {
     x256 low;
@@ -70,6 +74,9 @@ INLINE void multiply_add(product *sum, const gcm_wide_key *k, x256 x, size_t ind
     sum->low = _mm256_xor_si256(sum->low, _mm256_clmulepi64_epi128(x, power, 0x00));
     sum->high = _mm256_xor_si256(sum->high, _mm256_clmulepi64_epi128(x, power, 0x11));
     sum->middle = _mm256_xor_si256(sum->middle, _mm256_clmulepi64_epi128(folded, half, 0x00));
+    KEEP256(sum->low);
+    KEEP256(sum->high);
+    KEEP256(sum->middle);
 }
 
 /* hash_vector adds vector `i` of a batch that begins at powers[index]. */
