@@ -144,6 +144,7 @@ class SgxMeasurement:
 def sgx_add_many(
     jobs: Iterable[tuple[SgxMeasurement, Iterable[tuple[int, int, Buffer | None]]]],
 ) -> None: ...
+def sgx_many_variant() -> str: ...
 
 # ---- launch.pxi ------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ cdef extern from "pyenclave.h" nogil:
         const pye_sgx_run *runs
         size_t num_runs
     pye_status pye_sgx_add_many(const pye_sgx_job *jobs, size_t num_jobs)
+    const char *pye_sgx_many_variant()
     pye_status pye_sgx_digest(const pye_sgx_measure *ctx, uint8_t *out)
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -218,3 +219,8 @@ def sgx_add_many(jobs) -> None:
         PyMem_Free(c_jobs)
     if rc != PYE_OK:
         fail(rc, f"sgx_add_many: {num_jobs} measurements")
+
+
+def sgx_many_variant() -> str:
+    """Name of the code that sgx_add_many is given now."""
+    return pye_sgx_many_variant().decode()

@@ -1,5 +1,5 @@
 """
-Rows of page sealing: ``seal_page``, ``open_page``, ``seal_pages_64``.
+Rows of sealing: ``seal_page``, ``open_page``, ``seal_pages_64``, ``seal_64``.
 
 The peer is `cryptography`'s AESGCM with the same key, IV, AAD and page, writing into the caller's
 buffer. Before anything is timed, both must give the same bytes. Rounds of subject and peer take
@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from pyenclave._core import PageKey
+from pyenclave._core import Gcm, PageKey
 from pyenclave.benchmarks.rows import Row, spread
 
-__all__ = ["open_page", "seal_page", "seal_pages_64"]
+__all__ = ["open_page", "seal_64", "seal_page", "seal_pages_64"]
 
 _PAGE = 4096
 _BATCH = 64
@@ -168,3 +168,27 @@ def seal_pages_64() -> Row:
         return _compare(
             "seal_pages_64", ours, _theirs_sealing(pages[:_PAGE]), f"{_PEER}.encrypt_into"
         )
+
+
+def seal_64() -> Row:
+    """Seal 64 bytes into the caller's buffer, one Python call: nearly all of it is the call."""
+    data, iv = _page()[:64], _iv(1)
+    out, peer_out = bytearray(80), bytearray(80)
+    peer = AESGCM(_SECRET)
+    with Gcm(_SECRET) as key:
+
+        def ours() -> int:
+            seal = key.seal_into
+            for _ in range(_CALLS):
+                seal(iv, data, out)
+            return _CALLS
+
+        def theirs() -> int:
+            seal = peer.encrypt_into
+            for _ in range(_CALLS):
+                seal(iv, data, None, peer_out)
+            return _CALLS
+
+        row = _compare("seal_64", ours, theirs, f"{_PEER}.encrypt_into")
+    _expect(bytes(out), bytes(peer_out))
+    return row

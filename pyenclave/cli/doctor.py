@@ -73,7 +73,8 @@ def _kernels() -> dict[str, str]:
     return {
         "aes-gcm": with_key.implementation,
         "sha-256": _core.sha256_variant(),
-        "sha-384": "portable",
+        "sha-256 of several": _core.sgx_many_variant(),
+        "sha-384 of several": _core.snp_variant(),
     }
 
 

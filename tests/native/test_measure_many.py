@@ -198,6 +198,22 @@ def test_measurements_in_use_elsewhere_are_refused_not_mixed_up() -> None:
     assert {one.digest() for one in measurements} == {by_hand([(0, RW, data)] * len(done))}
 
 
+def test_masking_selects_each_code() -> None:
+    """Without this, the classes of this file might all be the same one."""
+    names = {"avx512": "avx512", "avx512-without-sha-ni": "avx512", "sha-ni": "pairs"}
+    names |= {"avx2": "avx2", "portable": "none"}
+    offered = _core.cpu_features()
+    wanted = lib.PYE_CPU_AVX512 | lib.PYE_CPU_AVX2 | lib.PYE_CPU_SHANI
+    if offered & wanted != wanted:
+        pytest.skip("this CPU lacks one of AVX-512, AVX2 and the SHA extensions")
+    for cpu, name in names.items():
+        _core.cpu_set_mask(CLASSES[cpu])
+        try:
+            assert _core.sgx_many_variant() == name
+        finally:
+            _core.cpu_set_mask(ALL)
+
+
 # ---- values -----------------------------------------------------------------------------------
 
 

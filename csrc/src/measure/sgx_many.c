@@ -291,6 +291,16 @@ static void finish_in_pairs(const walk *walks, size_t num, const pye_sgx_job *jo
     }
 }
 
+const char *pye_sgx_many_variant(void)
+{
+    const pye_sha256_lanes_code *code = pye_sha256_lanes_select();
+
+    if (code != NULL) {
+        return code->name;
+    }
+    return pye_sha256_select() == PYE_SHA256_SHANI ? "pairs" : "none";
+}
+
 static void take_jobs(const pye_sgx_job *jobs, const pye_sgx_job *end)
 {
     lanes l = {.code = pye_sha256_lanes_select()};
