@@ -239,11 +239,12 @@ def test_enclaves_of_different_layouts(cpu_class: str, count: int) -> None:
     assert digests(many) == [by_hand(runs) for runs in many]
 
 
-def test_offsets_beyond_four_gigabytes(cpu_class: str) -> None:
+@pytest.mark.parametrize("step", [0, 4096])
+def test_offsets_beyond_four_gigabytes(cpu_class: str, step: int) -> None:
     size = 1 << 40
     measurements = [_core.SgxMeasurement(size) for _ in range(16)]
     many: list[Runs] = [
-        [(0x12_3456_7000 + 4096 * (i % 2), RW, content(1, i))] for i in range(len(measurements))
+        [(0x12_3456_7000 + step * (i % 2), RW, content(1, i))] for i in range(len(measurements))
     ]
     _core.sgx_add_many(list(zip(measurements, many, strict=True)))
     assert [one.digest() for one in measurements] == [by_hand(runs, size) for runs in many]
