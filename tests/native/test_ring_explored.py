@@ -29,7 +29,7 @@ BOUND = 10_000  # states of a case in the gate; .ci/long goes on to the end of n
 
 def build(folder: Path, source: Path, parts: list[Path]) -> Path:
     """Build the explorer of the lane whose sources are in *source*/call."""
-    flags = ["-O2", "-Wall", "-Werror", "-Wno-psabi", f"-iquote{source}", f"-I{HERE}"]
+    flags = ["-O1", "-Wall", "-Werror", "-Wno-psabi", f"-iquote{source}", f"-I{HERE}"]
     hooks = [*flags, "-include", str(HERE / "ring_hooks.h")]
     files = [source / "call" / f"{name}.c" for name in OWN]
     lane = core_build.objects(folder / "lane", files, hooks)
