@@ -64,13 +64,12 @@ def flip(memory, base: int, stride: int, seed: int) -> None:
                 pass
 
 
-@pytest.mark.timeout(60)
-def test_BND_03_a_flipper_never_makes_either_side_crash(pair):
-    end = time.monotonic() + SECONDS
+def flip_while_calling(pair, seconds: float, most: int) -> None:
+    end = time.monotonic() + seconds
     seen = {"right": 0, "wrong": 0, "refused": 0, "state": 0, "poisoned": 0, "workers": 0}
     array = np.arange(50, dtype="f8")
     calls = 0
-    while time.monotonic() < end and calls < CALLS:
+    while time.monotonic() < end and calls < most:
         one = pair(add, join, scale, limit=1 << 20)
         quick = one.functions.with_options(Options(timeout=0.2))
         seen["workers"] += 1
@@ -81,7 +80,7 @@ def test_BND_03_a_flipper_never_makes_either_side_crash(pair):
             finally:
                 os._exit(0)
         try:
-            while one.alive and time.monotonic() < end and calls < CALLS:
+            while one.alive and time.monotonic() < end and calls < most:
                 calls += 1
                 try:
                     kind = calls % 3
@@ -112,3 +111,15 @@ def test_BND_03_a_flipper_never_makes_either_side_crash(pair):
     assert seen["right"] > 100, seen
     # What was changed had effects: without these the flipper flipped nothing that matters.
     assert seen["poisoned"] + seen["state"] + seen["refused"] + seen["wrong"] > 0, seen
+
+
+@pytest.mark.timeout(60)
+def test_BND_03_a_flipper_never_makes_either_side_crash(pair):
+    flip_while_calling(pair, SECONDS, CALLS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_BND_03_a_flipper_never_makes_either_side_crash_in_ten_minutes(pair):
+    """A million calls of the lanes alone: tests/native/test_ring_threads.py."""
+    flip_while_calling(pair, 600.0, 10 * CALLS)
