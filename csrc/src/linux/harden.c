@@ -50,12 +50,18 @@ pye_status pye_harden_no_new_privs(void)
 pye_status pye_harden_parent_death(int signal, int parent_pidfd)
 {
     struct pollfd parent = {.fd = parent_pidfd, .events = POLLIN};
+    int ready = 0;
 
     PYE_REFUSE_IF(signal < 0 || signal > 64, PYE_E_ARGUMENT);
     PYE_REFUSE_IF(prctl(PR_SET_PDEATHSIG, (long)signal, 0L, 0L, 0L) != 0, pye_os_status(errno));
     /* The parent may have ended before the line above. In a new pid namespace getppid() is 0
      * whatever happened, so only a descriptor can tell. */
-    PYE_REFUSE_IF(parent_pidfd >= 0 && poll(&parent, 1, 0) != 0, PYE_E_PEER_LOST);
+    if (parent_pidfd >= 0) {
+        do { /* a signal that waits ends even a poll that does not wait */
+            ready = poll(&parent, 1, 0);
+        } while (ready < 0 && errno == EINTR);
+    }
+    PYE_REFUSE_IF(ready != 0, PYE_E_PEER_LOST);
     return PYE_OK;
 }
 

@@ -209,6 +209,17 @@ static pye_status spawn_clone(pye_spawned *out, uint32_t namespaces, uintptr_t t
     return PYE_E_OS;
 }
 
+/* One read of a pipe's message; a signal in between is none of its business. */
+static ssize_t read_whole(int fd, void *out, size_t len)
+{
+    ssize_t got;
+
+    do {
+        got = read(fd, out, len);
+    } while (got < 0 && errno == EINTR);
+    return got;
+}
+
 typedef struct {
     int64_t pid; /* of the worker, or -errno */
     uint32_t namespaces;
@@ -237,7 +248,7 @@ static void run_middle(pye_spawned *out, uint32_t namespaces, const int report[2
     if (pid == 0) {
         (void)close(report[1]);
         /* Parent death counts from the real maker, so wait until the middle is reaped. */
-        if (PYE_GUARD(read(go[0], &byte, 1) != 1)) {
+        if (PYE_GUARD(read_whole(go[0], &byte, 1) != 1)) {
             _exit(1);
         }
         (void)close(go[0]);
@@ -272,7 +283,7 @@ static pye_status spawn_double_fork(pye_spawned *out, uint32_t namespaces, int p
     }
     (void)close(report[1]);
     report[1] = -1;
-    if (PYE_GUARD(read(report[0], &said, sizeof(said)) != (ssize_t)sizeof(said))) {
+    if (PYE_GUARD(read_whole(report[0], &said, sizeof(said)) != (ssize_t)sizeof(said))) {
         said.pid = -EIO;
     }
     while (waitpid(middle, &status, 0) < 0 && errno == EINTR) {
@@ -294,6 +305,18 @@ done:
         if (go[i] >= 0) {
             (void)close(go[i]);
         }
+    }
+    if (rc != PYE_OK && said.pid > 0) { /* nobody let it go, so it ends */
+        const int saved = errno;
+
+        while (waitpid((pid_t)said.pid, &status, 0) < 0 && errno == EINTR) {
+        }
+        if (out->pidfd >= 0) {
+            (void)close(out->pidfd);
+        }
+        out->pidfd = -1;
+        out->pid = 0;
+        errno = saved;
     }
     return rc;
 }
