@@ -27,7 +27,7 @@ from cffi import FFI  # type: ignore[import-untyped]
 from pyenclave import _native
 from pyenclave.benchmarks.rows import AbsentError, Row
 
-__all__ = ["Loops", "aligned", "beside", "check", "counts_cycles", "loops"]
+__all__ = ["Loops", "aligned", "beside", "check", "counts_cycles", "ffi", "lib", "loops"]
 
 ffi: Any = _native.ffi  # type: ignore[attr-defined] # cffi's one door, for its declarations
 lib: Any = _native.lib  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pyenclave._core import PageKey
-from pyenclave._ffi import ffi, lib
+from pyenclave.benchmarks.in_c import ffi, lib
 from pyenclave.benchmarks.rows import AbsentError, Row, figures
 from pyenclave.benchmarks.sealing import (  # of the same rows
     _PAGE,
