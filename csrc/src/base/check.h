@@ -17,7 +17,7 @@
 
 #if defined(PYE_MUTATION)
 
-/* One for each use of a macro; the linker puts them side by side. tests/native/mutation.c. */
+/* One for each use of a macro; the linker puts them side by side. tests/native/proof_core.c. */
 typedef struct {
     const char *file;
     int32_t line;
