@@ -19,6 +19,9 @@ __all__ = ["MAX_SIZE", "Change", "Run", "compare", "read"]
 MAX_SIZE: Final = 4 << 20  # bytes
 _MAX_ROWS: Final = 1000
 _MAX_TEXT: Final = 2000  # characters
+_MAX_BITS: Final = 64  # protections of one launch
+_MAX_BIT: Final = 40  # characters of the name of one
+_MAX_LEVEL: Final = (1 << 31) - 1
 _NUMBERS: Final = ("value", "peer_value", "ratio", "native", "cycles", "line")
 _SPREADS: Final = ("spread", "peer_spread", "ratio_spread")
 _TEXTS: Final = ("name", "unit", "peer", "cores", "note", "error")
@@ -80,6 +83,17 @@ def _text(value: object, what: str, where: str) -> str:
     return value
 
 
+def _bits(value: object, what: str, where: str) -> dict[str, bool | int]:
+    if not isinstance(value, dict) or len(value) > _MAX_BITS:
+        raise _refuse(what, where, f"an object of at most {_MAX_BITS} protections", value)
+    for name, bit in value.items():
+        if not name or len(name) > _MAX_BIT:
+            raise _refuse(what, where, f"names of 1 to {_MAX_BIT} characters", name)
+        if not isinstance(bit, int) or (bit is not False and not 1 <= bit <= _MAX_LEVEL):
+            raise _refuse(what, where, "true, false or a level above 0", bit)
+    return value
+
+
 def _row(found: object, place: int, where: str) -> Row:
     what = f"row {place}"
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
@@ -105,6 +119,8 @@ def _row(found: object, place: int, where: str) -> Row:
         if not isinstance(absent, list) or len(absent) > 20:
             raise _refuse(f"{what}, absent", where, "a list of names", absent)
         row["absent"] = [_text(name, f"{what}, absent", where) for name in absent]
+    if "bits" in found:
+        row["bits"] = _bits(found["bits"], f"{what}, bits", where)
     missing = {"value", "unit", "peer", "peer_value"} - set(row)
     if "ratio" in row and missing:
         raise _refuse(what, where, "a value, its unit and its peer's", sorted(row))

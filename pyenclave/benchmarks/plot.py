@@ -3,13 +3,14 @@ The picture of a run: an SVG that needs nothing to be made and any browser to be
 
 Each row is a bar from 1 (as fast as its peer) on a logarithmic axis; a diamond is the goal, a thin
 line the middle half of the rounds, a hollow circle the ratio of another run. Colours follow the
-reader's light or dark setting and are never the only sign: what is below its goal says so.
+reader's light or dark setting and are never the only sign: what is below its goal says so. The
+protections that were probed for a launch are the title of its row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 from xml.sax.saxutils import escape
 
@@ -80,6 +81,18 @@ def cores_of(row: Row) -> str:
     return " (one core)" if row["cores"] == "same" else f" ({row['cores']} cores)"
 
 
+def _unit(unit: str) -> str:
+    """Return a unit as a picture shows it; tables and JSON have ``us``."""
+    return "µs" if unit == "us" else unit
+
+
+def _protections(bits: Mapping[str, bool | int]) -> str:
+    """Say which protections were probed, and whether each held or its level."""
+    words = {True: "yes", False: "no"}
+    told = (f"{name} {words[bit] if isinstance(bit, bool) else bit}" for name, bit in bits.items())
+    return f"probed protections: {', '.join(told) or 'none'}"
+
+
 def _figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -147,7 +160,7 @@ def _bar(row: Row, y: float, at: Callable[[float], float], wide: bool) -> list[s
         word = {True: "goal met", False: "below its goal", None: "goal of another class"}[met]
         told += f'<tspan class="plain" dx="8">{word}: {_figure(verdict.goal)}×</tspan>'
     parts.append(_text(_RIGHT + 14, y - 2, told, "name"))
-    figures = f"{amount(row['value'])} against {amount(row['peer_value'])} {row['unit']}"
+    figures = f"{amount(row['value'])} against {amount(row['peer_value'])} {_unit(row['unit'])}"
     parts.append(_text(_RIGHT + 14, y + 13, _clean(figures), "dim"))
     return parts
 
@@ -208,6 +221,8 @@ def svg(run: Run, *, then: Run | None = None) -> str:
     ]
     for place, row in enumerate(rows):
         y = _TOP + _ROW * place + _ROW / 2
+        if "bits" in row:
+            parts.append(f"<g><title>{_clean(_protections(row['bits']), 4000)}</title>")
         parts.append(_text(20, y - 2, _clean(row["name"] + cores_of(row), _LABEL), "name"))
         if "ratio" in row:
             parts.append(_text(20, y + 13, _clean("against " + row["peer"], 54), "dim"))
@@ -219,6 +234,8 @@ def svg(run: Run, *, then: Run | None = None) -> str:
                 )
         else:
             parts.append(_text(20, y + 13, _clean(_sentence(row, named=False), 54), "dim"))
+        if "bits" in row:
+            parts.append("</g>")
     marked = f"the run of {then.when[:10] or 'another day'}" if then and before else ""
     parts += _legend(bottom + 28, then=marked)
     caption = f"{cpu}, {cores} cores, {kernel} kernels"

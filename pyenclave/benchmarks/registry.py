@@ -86,7 +86,8 @@ def select(patterns: Sequence[str]) -> list[str]:
     Return the rows that *patterns* name, in the order in which they run.
 
     Args:
-        patterns: Names, or shell patterns of names (``ecall_*``); none: all rows.
+        patterns: Names, or shell patterns of names (``ecall_*``); none: all rows. A way of a row
+            (``ecall_worker/c_ring``) names its row: they are measured together.
 
     Raises:
         ValueError: One of them names no row; the message says which come near.
@@ -95,9 +96,10 @@ def select(patterns: Sequence[str]) -> list[str]:
         return names()
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {name for name in _ROWS if fnmatchcase(name, pattern)}
+        base = pattern.partition("/")[0]
+        found = {name for name in _ROWS if fnmatchcase(name, base)}
         if not found:
-            near = difflib.get_close_matches(pattern, _ROWS, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(base, _ROWS, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"no such row: {pattern!r}{hint} (bench --list names them)")
         chosen |= found

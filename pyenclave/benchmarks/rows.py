@@ -9,6 +9,7 @@ and ``ratio``, which is above 1 where ours is better. Beside them there may be
   that, each where it was measured,
 - ``cores``: ``near``, ``far`` or ``same``, for what crosses processors, and ``line``: how many ns a
   cache line took from one to the other and back,
+- ``bits``: the protections that were probed for the last launch, by name: true, false or a level,
 - ``note``: a sentence; ``absent``: peers that are not installed.
 
 A row that could not be measured has ``name`` and ``error``, or ``name`` and ``absent``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import json
 import os
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ examples:
   pyenclave bench --from today.json --plot x.svg what was kept, drawn without measuring
   pyenclave bench --compare then.json            measure, then say what changed since
   pyenclave bench --compare then.json today.json compare two kept runs
+  pyenclave bench seal_page --compare then.json  one row; rows come before --compare
 
 docs/benchmarks.md says what each row measures and does not say. Exit code 1: a row failed."""
 
@@ -49,7 +51,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "--compare",
         nargs="+",
         metavar=("OLD.json", "NEW.json"),
-        help="say what changed since OLD (without NEW: until now)",
+        help="say what changed since OLD (without NEW: until now); rows come before it",
     )
     bench.set_defaults(function=_bench)
 
@@ -86,13 +88,16 @@ def _bench(args: argparse.Namespace) -> int:
     picture = _picture(args.plot)
     files: list[str] = args.compare or []
     if len(files) > 2:
-        raise ValueError("--compare takes one kept run, or two")
+        raise ValueError("--compare takes one kept run, or two; rows come before --compare")
+    if len(files) == 2 and not os.path.exists(files[1]):
+        raise FileNotFoundError(2, "no such kept run (rows come before --compare)", files[1])
     if len(files) == 2 and args.kept:
         raise ValueError("--compare OLD NEW and --from name two runs of today; give one")
     then = _load(files[0]) if files else None
     source = files[1] if len(files) == 2 else args.kept
     run = _load(source) if source else _measured(chosen, quiet=args.json)
     if source and patterns:
+        _check_there(patterns, *([then, run] if then else [run]))
         run = run._replace(results=[row for row in run.results if _base(row) in chosen])
     if picture:
         picture.write_text(svg(run, then=then), "utf-8")
@@ -116,6 +121,15 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _base(row: Row) -> str:
     return str(row["name"]).partition("/")[0]
+
+
+def _check_there(patterns: list[str], *runs: Run) -> None:
+    """Refuse patterns that name no row of kept *runs*: an empty table would look like an answer."""
+    there = {_base(row) for run in runs for row in run.results}
+    gone = [pattern for pattern in patterns if there.isdisjoint(registry.select([pattern]))]
+    if gone:
+        where = "this run" if len(runs) == 1 else "either run"
+        raise ValueError(f"not in {where}: {', '.join(gone)}")
 
 
 def _measured(chosen: list[str], *, quiet: bool) -> Run:
@@ -172,13 +186,32 @@ def _measured_row(row: Row, *, wide: bool, in_c: bool, cycles: bool) -> list[str
     ]
 
 
-def _print(run: Run) -> None:
-    machine = run.machine
-    kernels = machine.get("kernels")
+def _machine(run: Run) -> str:
+    """Name what was measured on, as far as the run tells."""
+    cpu, cores, kernels = (run.machine.get(key) for key in ("cpu", "cores", "kernels"))
     used = (
         ", ".join(f"{key} {kernels[key]}" for key in kernels) if isinstance(kernels, dict) else ""
     )
-    told = [f"{machine.get('cpu')}, {machine.get('cores')} cores; {used or 'kernels not told'}"]
+    if cpu is None and cores is None and not used:
+        return "machine not told"
+    named = "CPU not told" if cpu is None else cpu
+    counted = "cores not told" if cores is None else f"{cores} cores"
+    return f"{named}, {counted}; {used or 'kernels not told'}"
+
+
+def _note(row: Row) -> str:
+    """Return what is said of a row below the table; runs may keep the bits without the note."""
+    note = str(row.get("note", ""))
+    if "bits" in row:
+        bits = f"probed bits {json.dumps(row['bits'])}"
+        if bits not in note:
+            return f"{note}; {bits}" if note else bits
+    return note
+
+
+def _print(run: Run) -> None:
+    machine = run.machine
+    told = [_machine(run)]
     if run.when:
         told.append(f"pyenclave {run.version}, {run.when}")
     for text in told:
@@ -207,8 +240,8 @@ def _print(run: Run) -> None:
             names = output.line(", ".join(row["absent"]))
             kind = "peer absent" if "ratio" in row else "not measured; absent"
             output.say(f"{output.line(row['name'])}: {kind}: {names}")
-        if row.get("note"):
-            output.say(output.line(f"{row['name']}: {row['note']}"))
+        if note := _note(row):
+            output.say(output.line(f"{row['name']}: {note}"))
     if lines := [row["line"] for row in run.results if "line" in row]:
         between = f"{min(lines):.0f} to {max(lines):.0f}" if len(lines) > 1 else f"{lines[0]:.0f}"
         output.say(f"a cache line went to the other core and back in {between} ns")

@@ -57,8 +57,20 @@ def a_file(*rows: Any, **more: Any) -> bytes:
         a_file(a_row(ratio_spread=[1.0, {}])),
         a_file(a_row(absent="cryptography")),
         a_file(a_row(absent=[1])),
+        a_file(a_row(bits=["seccomp"])),
+        a_file(a_row(bits=None)),
+        a_file(a_row(bits={"seccomp": "yes"})),
+        a_file(a_row(bits={"seccomp": None})),
+        a_file(a_row(bits={"seccomp": {}})),
+        a_file(a_row(bits={"landlock_abi": 7.0})),
+        a_file(a_row(bits={"landlock_abi": 0})),
+        a_file(a_row(bits={"landlock_abi": -1})),
+        a_file(a_row(bits={"landlock_abi": 1 << 31})),
+        a_file(a_row(bits={"": True})),
+        a_file(a_row(bits={"x" * 41: True})),
+        a_file(a_row(bits={f"b{number}": True for number in range(65)})),
     ],
-    ids=range(26),
+    ids=range(38),
 )
 def test_a_file_that_is_no_run_is_refused(data: bytes) -> None:
     with pytest.raises(ArgumentError):
@@ -83,8 +95,15 @@ def test_what_was_written_is_read_again() -> None:
 
 
 def test_unknown_members_of_a_row_are_left_out() -> None:
-    (row,) = kept.read(a_file(a_row(bits={"seccomp": True}))).results
+    (row,) = kept.read(a_file(a_row(other={"seccomp": True}))).results
     assert row == a_row()
+
+
+def test_the_protections_of_a_launch_are_read_again() -> None:
+    for bits in ({}, {"seccomp": True, "mdwe": False, "landlock_abi": 7}):
+        (row,) = kept.read(a_file(a_row("launch_zygote", bits=bits))).results
+        assert row["bits"] == bits
+        assert list(map(type, row["bits"].values())) == list(map(type, bits.values()))
 
 
 def the_change(then: dict[str, Any], now: dict[str, Any]) -> kept.Change:

@@ -78,9 +78,27 @@ def test_another_run_is_marked_where_both_have_the_row() -> None:
     assert "the run of 2026-01-02" in texts(root)
 
 
+def test_microseconds_are_written_as_people_write_them() -> None:
+    words = texts(drawn(run_of(figures("launch_pool", [20.0], [40.0], peer="p", unit="us"))))
+    assert "20.0 against 40.0 µs" in words
+    assert not re.search(r"\bus\b", words)
+
+
+def test_a_launch_is_titled_with_its_protections() -> None:
+    bits = {"seccomp": True, "mdwe": False, "landlock_abi": 7}
+    root = drawn(run_of(FAST, figures("launch_pool", [20.0], [40.0], peer="p", bits=bits)))
+    (launch,) = root.iter(f"{NAMESPACE}g")
+    title = launch.find(f"{NAMESPACE}title")
+    assert title is not None
+    assert title.text == "probed protections: seccomp yes, mdwe no, landlock_abi 7"
+    assert "launch_pool" in texts(launch)
+    assert len(bars_of(launch)) == 1
+
+
 def test_nothing_of_a_run_becomes_markup() -> None:
     bad = '"><script>alert(1)</script>\x00\x1b]]>&'
     row = {**figures("x", [1.0], [2.0], peer=bad, unit=bad, cores=bad), "name": bad}
+    row["bits"] = {bad: True}
     run = Run(
         {"cpu": bad, "cores": bad, "kernels": bad}, [row, {"name": bad, "error": bad}], bad, bad
     )

@@ -51,6 +51,17 @@ def test_patterns_select_rows_in_the_order_of_the_table() -> None:
     assert registry.select([]) == registry.names()
 
 
+def test_a_way_of_a_row_names_the_row() -> None:
+    assert registry.select(["ecall_worker/c_ring", "ecall_async/64/Pool"]) == [
+        "ecall_worker",
+        "ecall_async",
+    ]
+    assert registry.select(["ecall_w*/c_ring"]) == ["ecall_worker"]
+    for pattern in ("/c_ring", "seal_pag/x", "x/ecall_worker"):
+        with pytest.raises(ValueError, match="no such row"):
+            registry.select([pattern])
+
+
 def test_a_row_that_fails_does_not_lose_the_others(rows: dict[str, Any]) -> None:
     rows["b"] = raising(OSError("no\nmemory"))
     a, b, c = measured()

@@ -112,6 +112,80 @@ def test_a_kept_run_is_shown_and_drawn_without_measuring(capsys, measured, tmp_p
     assert ("seal_page" in out, "ecall_worker" in out) == (True, False)
 
 
+def test_a_kept_launch_is_shown_with_its_protections_once(capsys, measured, tmp_path) -> None:
+    bits = {"seccomp": True, "landlock_abi": 7}
+    told = f"launch_pool: probed bits {json.dumps(bits)}"
+    launch = figures("launch_pool", [20.0], [40.0], peer="launch_zygote", unit="us", bits=bits)
+    for note, line in (
+        ({"note": f"probed bits {json.dumps(bits)}"}, told),
+        ({}, told),
+        ({"note": "a\x1b"}, told.replace("probed", "a\\x1b; probed")),
+    ):
+        measured["launch_pool"] = [{**launch, **note}]
+        live = bench(capsys, "launch_pool")[1]
+        kept = keep(capsys, tmp_path / "run.json", "launch_pool")
+        picture = tmp_path / "run.svg"
+        code, out, _ = bench(capsys, "--from", kept, "--plot", picture)
+        assert code == 0
+        assert "seccomp yes, landlock_abi 7" in picture.read_text()
+        for shown in (live, out):
+            assert [text for text in shown.splitlines() if "probed" in text] == [line]
+        assert json.loads(bench(capsys, "--from", kept, "--json")[1])["results"][0]["bits"] == bits
+
+
+def test_rows_that_a_kept_run_does_not_have_are_refused(capsys, measured, tmp_path) -> None:
+    kept = keep(capsys, tmp_path / "run.json", "seal_page")
+    picture = tmp_path / "x.svg"
+    for more in ([], ["--json"], ["--plot", picture], ["seal_page"]):
+        code, out, err = bench(capsys, *more, "--from", kept, "--only", "seal_many_keys,open_*")
+        assert code == 2
+        said = json.loads(out)["error"]["message"] if "--json" in more else err
+        assert "not in this run: seal_many_keys, open_*" in said
+        assert "seal_page" not in out
+    assert not picture.exists()
+    assert bench(capsys, "--from", kept, "seal_*")[0] == 0
+
+
+def test_compared_runs_need_a_row_in_one_of_them(capsys, measured, tmp_path) -> None:
+    old = keep(capsys, tmp_path / "old.json", "seal_page", "ecall_worker")
+    new = keep(capsys, tmp_path / "new.json", "seal_page")
+    code, out, _ = bench(capsys, "ecall_worker", "--compare", old, new)
+    assert (code, "not measured now" in out) == (0, True)
+    code, out, err = bench(capsys, "open_page", "--compare", old, new)
+    assert (code, out) == (2, "")
+    assert "not in either run: open_page" in err
+
+
+def test_a_machine_is_told_as_far_as_it_is_kept(capsys, tmp_path) -> None:
+    kept = tmp_path / "run.json"
+    for machine, told in (
+        (None, "machine not told"),
+        ({}, "machine not told"),
+        ({"cpu": "A"}, "A, cores not told; kernels not told"),
+        ({"cores": 2, "kernels": {"gcm": "g"}}, "CPU not told, 2 cores; gcm g"),
+    ):
+        document = {"results": [{"name": "x"}], **({} if machine is None else {"machine": machine})}
+        kept.write_text(json.dumps(document))
+        code, out, _ = bench(capsys, "--from", kept)
+        assert (code, out.splitlines()) == (0, [told])
+
+
+def test_a_name_that_the_table_prints_is_taken(capsys, measured, tmp_path) -> None:
+    measured["ecall_worker"] = [CALL, {**CALL, "name": "ecall_worker/c_ring"}]
+    code, out, _ = bench(capsys, "ecall_worker/c_ring")
+    assert code == 0
+    assert "ecall_worker/c_ring (far cores)" in out
+    kept = keep(capsys, tmp_path / "run.json", "seal_page", "ecall_worker")
+    out = bench(capsys, "--from", kept, "ecall_worker/c_ring")[1]
+    assert ("ecall_worker/c_ring" in out, "seal_page" in out) == (True, False)
+
+
+def test_help_says_where_rows_stand(capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["bench", "--help"])
+    assert capsys.readouterr().out.count("rows come before") == 2
+
+
 def test_compare_says_what_moved(capsys, measured, tmp_path) -> None:
     old = keep(capsys, tmp_path / "old.json", "seal_page", "ecall_worker")
     measured["seal_page"] = [figures("seal_page", [60.0], [300.0], peer="cryptography")]
@@ -151,6 +225,8 @@ def test_runs_of_different_machines_are_said_to_be(capsys, measured, tmp_path) -
         (["--compare", "garbage.json"], "garbage.json"),
         (["--from", "garbage.json"], "garbage.json"),
         (["--compare", "a", "b", "c"], "two"),
+        (["--compare", "run.json", "seal_page"], "rows come before --compare"),
+        (["--compare", "run.json", "seal_page", "open_*"], "rows come before --compare"),
         (["--compare", "run.json", "run.json", "--from", "run.json"], "one"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
