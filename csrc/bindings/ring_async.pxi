@@ -155,6 +155,7 @@ cdef class AsyncLanes:
             call.stage = DONE
             self.vacate(call)
         for call in carriers:
+            call.forget()
             call.stage = DONE
             end_carried(self, call)
 
@@ -642,8 +643,15 @@ cdef class AsyncLanes:
                     lane = self.free_lane()
                     if lane < 0:
                         break
-                    call = next_of(self)
+                    try:
+                        call = next_of(self)
+                    except BaseException:
+                        PYE_SET(&self.host.states[lane], FREE)
+                        raise
                     self.host.waiting = <int>len(self.queue)
+                    if call is None:
+                        PYE_SET(&self.host.states[lane], FREE)
+                        continue
                     self.put(call, lane)
                     if call.members is not None or pye_lane_peer_asleep(self.host.lanes[lane]):
                         call.ticks = call.given = 0  # the loop goes on meanwhile

@@ -116,18 +116,33 @@ cdef void count_joined(AsyncLanes lanes, AsyncFunction function) noexcept:
 
 
 cdef AsyncCall next_of(AsyncLanes lanes):
-    """Take the next call off the queue: one of its own, or one that carries several."""
-    cdef AsyncCall call = <AsyncCall>next(iter(lanes.queue))
+    """
+    Take the next call off the queue: one of its own, or one that carries several.
+
+    None if there is none any more. What is allocated can run a collection, and that a finalizer
+    which gives up calls: so all of it is before the first look at a call, and who was taken is
+    marked before the queue is changed.
+    """
+    cdef AsyncCall call
     cdef AsyncCall other
-    cdef AsyncFunction function = call.function
+    cdef AsyncCall all = None
+    cdef AsyncFunction function
     cdef size_t size = 0
     cdef size_t most = min(<size_t>lanes.host.slot_size, <size_t>lanes.host.limit)
     most -= pye_batch_start(PYE_BATCH_TABLE, TOGETHER)
-    if (len(lanes.queue) > 1 and function is not None and function.habit.packs()
-            and is_small(call)):
+    members = []
+    if len(lanes.queue) > 1:
+        all = AsyncCall.__new__(AsyncCall)
+    queued = iter(lanes.queue)
+    call = <AsyncCall>next(queued, None)
+    if call is None:
+        return None
+    function = call.function
+    if (all is not None and function is not None and function.habit.packs() and is_small(call)):
         try:  # nothing leaves the queue before there is memory for all
-            members = []
-            for other in lanes.queue:
+            size = call.message.segments[0].len + PLAIN_ALIGN
+            members.append(call)
+            for other in queued:
                 if <uint32_t>len(members) >= function.habit.most or not is_small(other):
                     break
                 if other.function is None or other.function.habit is not function.habit:
@@ -137,24 +152,25 @@ cdef AsyncCall next_of(AsyncLanes lanes):
                     break
                 members.append(other)
             if len(members) > 1:
-                call = carry(lanes, members)
+                carry(lanes, all, members)
+                call = all
         except MemoryError:
             pass
-    if call.members is None:
-        lanes.queue.pop(call)
-    else:
-        for other in call.members:
-            other.carrier = call
+    if call is all:
+        for other in members:
+            other.carrier = all
             other.stage = WAITING
-            lanes.queue.pop(other)
-    return call
+        for other in members:
+            lanes.queue.pop(other, None)
+        return all
+    lanes.queue.pop(call, None)
+    return call if call.stage == QUEUED else None
 
 
-cdef AsyncCall carry(AsyncLanes lanes, list members):
-    """Pack calls of one function, which were queued, into one."""
+cdef int carry(AsyncLanes lanes, AsyncCall all, list members) except -1:
+    """Pack calls of one function, which are queued, into one: nothing of Python's is allocated."""
     cdef AsyncCall first = <AsyncCall>members[0]
     cdef AsyncCall member
-    cdef AsyncCall all = AsyncCall.__new__(AsyncCall)
     cdef Message *m
     cdef uint32_t count = <uint32_t>len(members)
     cdef uint32_t i
@@ -182,7 +198,7 @@ cdef AsyncCall carry(AsyncLanes lanes, list members):
     all.habit = first.function.habit
     all.kind = all.first_kind = <uint16_t>PYE_FRAME_BATCH
     all.index = all.first_index = first.first_index
-    return all
+    return 0
 
 
 cdef int put_first(AsyncLanes lanes, AsyncCall call) except -1:
@@ -235,6 +251,7 @@ cdef int hand_out(AsyncLanes lanes, AsyncCall all) except -1:
         all.habit.eligible = False
         for member in all.members:
             refuse(lanes, all, member)
+        all.forget()
         return 0
     for member in all.members:
         pye_batch_next(&reader, &item, &length, &tag)
@@ -254,6 +271,8 @@ cdef int hand_out(AsyncLanes lanes, AsyncCall all) except -1:
             member.data = <uint8_t *>item
         else:
             member.error = failed(lanes, all, item, length, tag)
+            if isinstance(member.error, _errors.ArgumentError):
+                all.habit.eligible = False  # its result had no room beside the others': alone it has
         member.stage = DONE
     pye_stats_answer(lanes.host.counts, <uint32_t>all.lane, all.index, size)
     if size > <uint64_t>SMALL_BYTES * done:

@@ -400,6 +400,7 @@ class PlatformClient:
         self._check_usable()
         with self._lock:
             self._check_usable()
+            end = time.monotonic() + timeout
             try:
                 self._channel.send(request, fds, timeout)
                 if meanwhile is not None:
@@ -407,7 +408,7 @@ class PlatformClient:
                 answer, received = self._channel.receive(timeout, spin=spin)
                 if isinstance(answer, messages.Soon) and isinstance(request, _ANNOUNCED):
                     close_all(received)
-                    answer, received = self._channel.receive(timeout, spin=_SOON)
+                    answer, received = self._channel.receive(max(0.0, end - time.monotonic()), spin=_SOON)
             except TimeoutError:
                 # The answer may still come and would be taken for that of the next request.
                 self._drop()

@@ -303,7 +303,8 @@ class Server:
             raise EnclaveStateError(f"a host may not send {type(message).__name__}")
         try:
             if isinstance(message, messages.Launch):
-                self._launcher.rouse()
+                if len(fds) == 2:  # else it is refused, and no spare need look for it
+                    self._launcher.rouse()
                 return self._launch(host, message, fds)
             if isinstance(message, messages.Reserve):
                 return self._reserve(host, message, fds), (), None

@@ -110,7 +110,7 @@ class Locked:
         platform: Pid of the platform, this process's parent.
         locks: The one lock by its digest, once the zygote compared it with the table.
         accepted: Lines of ``/proc/self/maps`` that were judged and found right.
-        snapshot: The whole of it when it was judged last; all its lines are among these.
+        snapshot: The whole of it when it was judged last. Its lines are among these or plain.
 
     """
 
