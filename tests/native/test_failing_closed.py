@@ -111,10 +111,16 @@ def test_a_worker_is_spawned_or_nothing_is_left_of_it(in_child, namespaces, flag
             others = {"stat": lib.PYE_E_UNSUPPORTED, "read": lib.PYE_E_OS}
             assert status == others.get(name, lib.PYE_E_DENIED) or name == "write", name
     if error == errno.EINTR:  # a signal in between is no failure
+        # Which of three processes makes the n-th call is for them to settle: one may be missed.
+        names = {"read", "poll", "waitpid"} if flags == NO_CLONE else set()
+        for _ in range(20):
+            if names <= {row[0] for row in found}:
+                break
+            found += in_child(every).result()
+        assert names <= {row[0] for row in found}
         for name in ("read", "poll", "waitpid"):
             rows = [row for row in found if row[0] == name]
             assert all(row[1:] == [lib.PYE_OK, 1] for row in rows), name
-            assert rows or flags != NO_CLONE
     elif flags == NO_CLONE:
         switches = [row for row in found if row[0] in {"prctl", "poll"}]
         assert switches[0][1] != lib.PYE_OK  # becoming the one who inherits
