@@ -408,7 +408,8 @@ class PlatformClient:
                 answer, received = self._channel.receive(timeout, spin=spin)
                 if isinstance(answer, messages.Soon) and isinstance(request, _ANNOUNCED):
                     close_all(received)
-                    answer, received = self._channel.receive(max(0.0, end - time.monotonic()), spin=_SOON)
+                    left = max(0.0, end - time.monotonic())
+                    answer, received = self._channel.receive(left, spin=_SOON)
             except TimeoutError:
                 # The answer may still come and would be taken for that of the next request.
                 self._drop()
