@@ -48,8 +48,8 @@ LEFT_OUT = {
 SECONDS_A_CHECK = 25.0  # of tests; who is not noticed by then counts as not noticed
 # Files that only some CPUs run: their checks may stay unreached on others.
 NEEDS = {"crypto/p256_ifma.c": "ifma"}
-ENDS = ("killed", "hung", "survived", "not reached", "not on this CPU")
-NOTICED = {"killed", "hung"}
+ENDS = ("killed", "crashed", "hung", "survived", "not reached", "not on this CPU")
+NOTICED = {"killed", "crashed", "hung"}
 
 
 @dataclass
@@ -82,6 +82,7 @@ class Mutants:
         self.options = options
         self.items: list[Any] = []
         self.bad = False
+        self.ended = False  # whether the last fork ended by itself
         self.status = 1
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -155,6 +156,7 @@ class Mutants:
         while True:
             ready, _, _ = select.select([reader], [], [], max(0.0, end - time.monotonic()))
             data = os.read(reader, 65536) if ready else b""
+            self.ended = bool(ready)
             if not data:
                 break
             *whole, rest = (rest + data).split(b"\n")
@@ -219,9 +221,11 @@ class Mutants:
         self.state.mutate(0)
         if killed:
             return "killed"
-        # A test that never ended, or took its process with it, noticed too, if the machine was not
-        # only slow: where a survivor is expected, this does not count as noticed.
-        return "hung" if seen < len(chosen) else "survived"
+        if seen == len(chosen):
+            return "survived"
+        # A test that never ended noticed too, if the machine was not only slow: where a survivor is
+        # expected, this does not count as noticed.
+        return "crashed" if self.ended else "hung"
 
     def judge(self, ends: dict[int, str], learnt: Learnt) -> None:
         known = explained()
@@ -229,7 +233,7 @@ class Mutants:
         for number, end in ends.items():
             row = known.pop(self.checks[number].name, None)
             name = f"{number} {self.checks[number].name}"
-            if end == "killed" and row is not None:
+            if end in {"killed", "crashed"} and row is not None:
                 faults.append(f"explained, but a test notices: {name}")
             elif end not in {*NOTICED, "not on this CPU"} and row is None:
                 faults.append(f"{end}: {name} ({len(learnt.covering.get(number, []))} tests)")
