@@ -9,6 +9,7 @@ include "base.pxi"
 # -- AES-GCM and page sealing ------------------------------------------------------------------
 include "gcm.pxi"
 include "page.pxi"
+include "file.pxi"
 
 # -- hashing and measuring ---------------------------------------------------------------------
 include "hash.pxi"
@@ -22,3 +23,8 @@ include "ring.pxi"
 
 # -- processes and secret memory ---------------------------------------------------------------
 include "linux.pxi"
+
+# -- sealed memory -----------------------------------------------------------------------------
+include "heap.pxi"
+include "heap_note.pxi"
+include "heap_numpy.pxi"

@@ -35,7 +35,8 @@ def declarations(text: str, constants: str = "") -> str:
 
 
 ORDER = [
-    "base", "gcm", "hash", "ecdsa", "page", "measure", "launch", "call", "batch", "stats", "linux"
+    "base", "gcm", "hash", "ecdsa", "page", "epoch", "tree", "heap", "extents", "measure", "launch",
+    "call", "batch", "stats", "linux",
 ]  # fmt: skip
 
 texts = [(HEADERS / f"{name}.h").read_text("utf-8") for name in ORDER]

@@ -52,6 +52,7 @@ cdef extern from "pyenclave.h" nogil:
                             uint32_t slot_size, uint32_t number, uint32_t side, uint64_t limit,
                             const pye_wait_ops *ops)
     void pye_lane_free(pye_lane *lane)
+    void pye_lane_rest(pye_lane *lane)
     void pye_lane_names(pye_lane *lane, uint64_t length)
     pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
                               const pye_segment *segments, size_t num, uint32_t slice_ms)

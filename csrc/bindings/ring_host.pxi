@@ -18,6 +18,7 @@ cdef class HostLanes:
     """
 
     cdef object __weakref__
+    cdef public uint32_t slice_ms   # of waiting, until `guard` is asked; at most SLICE_MS
     cdef public object report
     cdef list notes
     cdef Py_buffer memory_view
@@ -83,6 +84,7 @@ cdef class HostLanes:
         self.condition = condition
         self.queue_limit = queue_limit
         self.late = late
+        self.slice_ms = SLICE_MS
         self.slot_size = slot_size
         self.limit = limit
         self.lanes = <pye_lane **>calloc(lanes if lanes else 1, sizeof(pye_lane *))
@@ -129,6 +131,12 @@ cdef class HostLanes:
         if (<uint8_t *>self.token.buf)[0] == 1:
             for i in range(self.num):
                 pye_lane_wake(self.lanes[i])
+
+    def rest(self) -> None:
+        """Sleep for each lane's next answer at once: there is no enclave yet that could give it."""
+        cdef uint32_t i
+        for i in range(self.num):
+            pye_lane_rest(self.lanes[i])
 
     @property
     def busy(self) -> int:
@@ -319,11 +327,12 @@ cdef class HostLanes:
 
     cdef uint32_t slice(self, double deadline) except? 0xffffffff:
         cdef double left
+        cdef uint32_t longest = self.slice_ms if self.slice_ms < SLICE_MS else SLICE_MS
         if deadline < 0:
-            return SLICE_MS
+            return longest
         left = (deadline - <double>_monotonic()) * 1000
-        if left >= SLICE_MS:
-            return SLICE_MS
+        if left >= longest:
+            return longest
         return 1 if left < 1 else <uint32_t>left
 
     cdef object exchange(self, int number, uint16_t kind, uint16_t index, pye_segment *segments,
@@ -481,6 +490,13 @@ cdef class HostLanes:
                 # A call that the worker never took did not begin.
                 if sent and first:
                     error.started = bool(pye_lane_taken(lane, sequence))
+                raise
+            except _errors.LaunchError as error:
+                # It was sent ahead of the enclave, which is refused: nobody took it, most likely.
+                if sent and first and pye_lane_taken(lane, sequence):
+                    lost = _errors.EnclaveLostError(f"the enclave was lost: {error}")
+                    lost.started = True
+                    raise lost from error
                 raise
             wait_ms = self.slice(deadline)
             with nogil:

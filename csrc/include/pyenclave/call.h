@@ -96,6 +96,10 @@ void pye_lane_free(pye_lane *lane);
  * its answer is waited for as if they were in it. */
 void pye_lane_names(pye_lane *lane, uint64_t len);
 
+/* pye_lane_rest says that what comes next will be long in coming, and that the processor is wanted
+ * elsewhere meanwhile: it is slept for at once, without looking for it first. */
+void pye_lane_rest(pye_lane *lane);
+
 /* pye_lane_write sends a message of `num` segments. PYE_E_TIMEOUT: `slice_ms` passed while the
  * other side had yet to take a fragment; call again with the same arguments to go on.
  * PYE_E_STATE: it is not this side's turn, or not for that kind. PYE_E_PROTOCOL: the other side

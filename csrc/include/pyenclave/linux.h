@@ -140,6 +140,9 @@ PYE_MUST_USE pye_status pye_sandbox_landlock(uint32_t *out_abi);
 
 /* Lets memory become executable, for code that compiles at run time. */
 #define PYE_SECCOMP_JIT 1
+/* Lets the pager of sealed memory work (heap.h): memory files, userfaultfd for faults of this
+ * process's own code, and advice about this process's own memory. */
+#define PYE_SECCOMP_SEALED 2
 /* pye_sandbox_seccomp puts all threads under an allow-list of system calls (what Python and numpy
  * need on open descriptors). Everything else, calls of the future included, fails with EPERM;
  * calls of another architecture, x32 included, kill the process. For ever. */

@@ -16,7 +16,8 @@ pye_status pye_lane_await(pye_lane *lane, uint32_t slice_ms)
     }
     /* A lie about the CPU or about sleeping costs the liar's own call time, nothing else. */
     const int near =
-        cpu != 0 && __atomic_load_n(word_at(lane->theirs, STATE_CPU), __ATOMIC_RELAXED) == cpu;
+        lane->rest ||
+        (cpu != 0 && __atomic_load_n(word_at(lane->theirs, STATE_CPU), __ATOMIC_RELAXED) == cpu);
     spin_state *spin = lane->bulk ? &lane->spin_bulk : &lane->spin;
     const uint64_t start = spin_clock();
     if (!near && spin_until_changed(spin, word, seen, start)) {
@@ -37,12 +38,20 @@ pye_status pye_lane_await(pye_lane *lane, uint32_t slice_ms)
         rc = lane->ops.wait(word, seen, slice_ms);
     }
     __atomic_store_n(word_at(lane->mine, STATE_ASLEEP), 0, __ATOMIC_RELAXED);
-    spin_learn(spin, start);
+    if (!lane->rest) { /* a wait that was known to be long teaches nothing */
+        spin_learn(spin, start);
+    }
     if (__atomic_load_n(word, __ATOMIC_RELAXED) != seen) {
+        lane->rest = 0;
         return PYE_OK;
     }
     /* Woken to look around, or interrupted: for the caller both are the end of a slice. */
     return rc == PYE_OK ? PYE_E_TIMEOUT : rc;
+}
+
+void pye_lane_rest(pye_lane *lane)
+{
+    lane->rest = 1;
 }
 
 int pye_lane_look(pye_lane *lane, uint64_t *ticks)

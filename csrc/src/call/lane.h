@@ -52,6 +52,7 @@ struct pye_lane {
     uint32_t depth;   /* calls under way */
     int dropping;     /* ABORTING: what is dropped is this side's own message */
     int host;
+    int rest; /* what comes next is slept for at once */
     enum phase phase;
     int bulk;             /* the answer is to much data: */
     spin_state spin_bulk; /* judged apart */

@@ -1,8 +1,8 @@
 /* gcm_vaes256_page.c - pages of 4096 bytes under a header of 64, with 256-bit vectors.
  *
  * The plan is that of gcm_vaes512_page.c: powers of H for a whole page, the first AES round from a
- * table, the hash one batch behind the cipher and across the borders of pages, and a loop over the
- * page that is not unrolled. */
+ * table, the hash one batch behind the cipher and across the borders of pages, the next page fetched
+ * meanwhile, and a loop over the page that is not unrolled. */
 #if defined(__x86_64__)
 #include "crypto/gcm_vaes256.h"
 
@@ -97,13 +97,17 @@ INLINE void seal_run(const gcm_wide_key *k, const uint32_t rounds, const int str
     for (;;) {
         const uint8_t *in = page->in;
         uint8_t *out = page->out;
+        const uint8_t *next = page + 1 == end ? in : page[1].in;
         const x128 own_mask = mask;
 
         start_sum(&p, k, page, reverse);
+        fetch_ahead(next, BATCH);
 #pragma GCC unroll 1
         for (size_t b = 1; b < BATCHES; b++) {
             in += BATCH;
             out += BATCH;
+            next += BATCH;
+            fetch_ahead(next, BATCH);
             seal_batch(k, rounds, stream, &p, NULL, c, &p.sum,
                        DATA_INDEX + (b - 1) * BLOCKS_A_BATCH, out, in, b, reverse);
         }
@@ -164,17 +168,21 @@ INLINE void open_run(const gcm_wide_key *k, const uint32_t rounds, const int str
     for (size_t q = 0; q < num_pages; q++) {
         const gcm_page *page = &pages[q];
         const uint8_t *in = page->in;
+        const uint8_t *next = q + 1 == num_pages ? in : page[1].in;
         uint8_t *out = page->out;
         x128 mask;
 
         start_page(&p, k, page);
         start_sum(&p, k, page, reverse);
         mask = p.mask;
+        fetch_ahead(next, BATCH);
         open_batch(k, rounds, stream, &p, &mask, out, in, 0, reverse);
 #pragma GCC unroll 1
         for (size_t b = 1; b < BATCHES; b++) {
             in += BATCH;
             out += BATCH;
+            next += BATCH;
+            fetch_ahead(next, BATCH);
             open_batch(k, rounds, stream, &p, NULL, out, in, b, reverse);
         }
         finish_page(&p.sum, mask, page->tag);

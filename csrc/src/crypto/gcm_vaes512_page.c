@@ -6,6 +6,7 @@
  *   behind the cipher, across the borders of pages; when opening it runs beside it.
  * - The loop over a page is not unrolled: with one load instruction a stride of 512 bytes the
  *   prefetcher follows it (unrolled it reads DRAM at half the rate).
+ * - While one page is worked on, the next is fetched from memory, at the same place.
  * - Ciphertext to be hashed stays in registers: memory outside may change at any time. */
 #if defined(__x86_64__)
 #include "crypto/gcm_vaes512.h"
@@ -100,13 +101,17 @@ INLINE void seal_run(const gcm_wide_key *k, const uint32_t rounds, const int str
     for (;;) {
         const uint8_t *in = page->in;
         uint8_t *out = page->out;
+        const uint8_t *next = page + 1 == end ? in : page[1].in;
         const x128 own_mask = mask;
 
         start_sum(&p, k, page, reverse);
+        fetch_ahead(next, 64 * WIDTH);
 #pragma GCC unroll 1
         for (size_t b = 1; b < BATCHES; b++) {
             in += 64 * WIDTH;
             out += 64 * WIDTH;
+            next += 64 * WIDTH;
+            fetch_ahead(next, 64 * WIDTH);
             seal_batch(k, rounds, stream, &p, NULL, c, &p.sum,
                        DATA_INDEX + (b - 1) * BLOCKS_A_BATCH, out, in, b, reverse);
         }
@@ -166,17 +171,21 @@ INLINE void open_run(const gcm_wide_key *k, const uint32_t rounds, const int str
     for (size_t q = 0; q < num_pages; q++) {
         const gcm_page *page = &pages[q];
         const uint8_t *in = page->in;
+        const uint8_t *next = q + 1 == num_pages ? in : page[1].in;
         uint8_t *out = page->out;
         x128 mask;
 
         start_page(&p, k, page);
         start_sum(&p, k, page, reverse);
         mask = p.mask;
+        fetch_ahead(next, 64 * WIDTH);
         open_batch(k, rounds, stream, &p, &mask, out, in, 0, reverse);
 #pragma GCC unroll 1
         for (size_t b = 1; b < BATCHES; b++) {
             in += 64 * WIDTH;
             out += 64 * WIDTH;
+            next += 64 * WIDTH;
+            fetch_ahead(next, 64 * WIDTH);
             open_batch(k, rounds, stream, &p, NULL, out, in, b, reverse);
         }
         finish_page(&p.sum, mask, page->tag);

@@ -194,7 +194,8 @@ pye_status pye_sandbox_after(pye_sandbox *sandbox, uint32_t flags)
     pye_status rc;
 
     PYE_REFUSE_IF(sandbox->step != 1, PYE_E_STATE);
-    PYE_REFUSE_IF((flags & ~(uint32_t)PYE_SECCOMP_JIT) != 0, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF((flags & ~(uint32_t)(PYE_SECCOMP_JIT | PYE_SECCOMP_SEALED)) != 0,
+                  PYE_E_ARGUMENT);
     if (!jit) {
         const int baseline = try_exec_memory();
 

@@ -47,6 +47,19 @@
 #define OPT_GET_NO_NEW_PRIVS 39u
 #define OPT_SET_VMA 0x53564d41u
 
+/* For sealed memory: linux/userfaultfd.h, linux/memfd.h and bits/mman-shared.h may be older. The
+ * requests are _IOWR(0xAA, number, size of the structure). */
+#define UFFD_USER_MODE_ONLY_FLAG 1u
+#define FAULTS_API 0xC018AA3Fu
+#define FAULTS_REGISTER 0xC020AA00u
+#define FAULTS_ZEROPAGE 0xC020AA04u
+#define FAULTS_CONTINUE 0xC020AA07u
+#define MFD_CLOEXEC_FLAG 1u
+#define MFD_ALLOW_SEALING_FLAG 2u
+#define MFD_NOEXEC_SEAL_FLAG 8u
+#define MADV_DONTNEED_LOCKED_NUMBER 24u
+#define MLOCK_ONFAULT_FLAG 1u
+
 /* What pthread_create asks of clone, in glibc; musl adds CLONE_DETACHED. Nothing less than a
  * thread, nothing more: no process, no namespace. */
 #define THREAD_FLAGS                                                                               \
@@ -157,6 +170,35 @@ static void allow_without_bits(program_t *program, uint32_t number, unsigned int
     close_block(program, start);
 }
 
+static void put_faults(program_t *program)
+{
+    static const uint32_t faults[] = {(uint32_t)O_CLOEXEC | UFFD_USER_MODE_ONLY_FLAG};
+
+    allow_values(program, PYE_NR_USERFAULTFD, 0, faults, 1);
+}
+
+/* What the pager of sealed memory needs, for a process that asked for it. A descriptor of
+ * userfaultfd could be opened before and kept, but whoever holds one can do all that is done with
+ * several, and every spare would hold one; so only those processes open one that make a heap, and
+ * the requests that make it useful are theirs alone. With USER_MODE_ONLY a fault of the kernel is
+ * never held up, which is what attacks on kernels use these descriptors for. A memory file cannot become executable here (mmap, MDWE,
+ * execveat); the only process that can be given advice is this one, for no other can be named. */
+static void put_sealed(program_t *program)
+{
+    static const uint32_t files[] = {
+        MFD_CLOEXEC_FLAG | MFD_ALLOW_SEALING_FLAG,
+        MFD_CLOEXEC_FLAG | MFD_ALLOW_SEALING_FLAG | MFD_NOEXEC_SEAL_FLAG};
+    static const uint32_t advices[] = {MADV_DONTNEED, MADV_DONTNEED_LOCKED_NUMBER};
+    static const uint32_t locks[] = {MLOCK_ONFAULT_FLAG};
+    const uint32_t self[] = {(uint32_t)getpid()};
+
+    put_faults(program);
+    allow_values(program, PYE_NR_MEMFD_CREATE, 1, files, 2);
+    allow_values(program, PYE_NR_PIDFD_OPEN, 0, self, 1);
+    allow_values(program, PYE_NR_PROCESS_MADVISE, 3, advices, 2);
+    allow_values(program, PYE_NR_MLOCK2, 2, locks, 1);
+}
+
 static void put_threads(program_t *program)
 {
     unsigned short start = open_block(program, SYS_clone);
@@ -262,21 +304,28 @@ pye_status pye_sandbox_seccomp(uint32_t flags)
                                        OPT_GET_SECCOMP,      OPT_SET_VMA,
                                        OPT_GET_NO_NEW_PRIVS};
     /* Python's mmap keeps a duplicate; its sockets ask for and set O_NONBLOCK. */
-    static const uint32_t controls[] = {F_GETFD, F_SETFD,    F_GETFL,
-                                        F_SETFL, F_GET_SEALS, F_DUPFD_CLOEXEC};
-    static const uint32_t requests[] = {FIONBIO};
+    static const uint32_t controls[] = {F_GETFD,     F_SETFD,         F_GETFL,    F_SETFL,
+                                        F_GET_SEALS, F_DUPFD_CLOEXEC, F_ADD_SEALS};
+    static const uint32_t requests[] = {FIONBIO, FAULTS_API, FAULTS_REGISTER, FAULTS_CONTINUE,
+                                        FAULTS_ZEROPAGE};
     static const uint32_t stat_flags[] = {AT_EMPTY_PATH};
     const uint32_t self[] = {(uint32_t)getpid()};
     const uint32_t exec = (flags & PYE_SECCOMP_JIT) != 0 ? 0 : PROT_EXEC;
+    const int sealed = (flags & PYE_SECCOMP_SEALED) != 0;
     uint16_t calls[sizeof(always) / sizeof(always[0])];
     program_t program;
 
-    PYE_REFUSE_IF((flags & ~(uint32_t)PYE_SECCOMP_JIT) != 0, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF((flags & ~(uint32_t)(PYE_SECCOMP_JIT | PYE_SECCOMP_SEALED)) != 0,
+                  PYE_E_ARGUMENT);
     put_head(&program, NATIVE_ARCH);
     allow_without_bits(&program, SYS_mmap, 2, exec);
     allow_without_bits(&program, SYS_mprotect, 2, exec);
-    allow_values(&program, SYS_ioctl, 1, requests, 1);
-    allow_values(&program, SYS_fcntl, 1, controls, sizeof(controls) / sizeof(controls[0]));
+    /* The last ones of both lists are the pager's. */
+    allow_values(&program, SYS_ioctl, 1, requests, sealed ? 5 : 1);
+    allow_values(&program, SYS_fcntl, 1, controls, sealed ? 7 : 6);
+    if (sealed) {
+        put_sealed(&program);
+    }
     allow_values(&program, SYS_prctl, 0, options, sizeof(options) / sizeof(options[0]));
     /* fstat is newfstatat(fd, "", AT_EMPTY_PATH) in many C libraries. The path could name a file;
      * then its size and dates are all that can be learnt. */
@@ -305,7 +354,7 @@ static const uint16_t not_while_loading[] = {
     SYS_fremovexattr, SYS_execve, PYE_NR_EXECVEAT, SYS_ptrace, SYS_process_vm_readv,
     SYS_process_vm_writev, PYE_NR_PIDFD_GETFD, SYS_keyctl, SYS_add_key, SYS_request_key,
     SYS_unshare, SYS_setns, SYS_mount, SYS_umount2, SYS_pivot_root, SYS_chroot, PYE_NR_BPF,
-    PYE_NR_USERFAULTFD, SYS_perf_event_open, SYS_personality, SYS_name_to_handle_at,
+    SYS_perf_event_open, SYS_personality, SYS_name_to_handle_at,
     SYS_open_by_handle_at,
     /* io_uring_setup, _enter, _register; open_tree, move_mount, fsopen, fsmount; mount_setattr */
     425, 426, 427, 428, 429, 430, 432, 442,
@@ -323,6 +372,9 @@ pye_status pye_sandbox_seccomp_loading(void)
     const size_t count = sizeof(not_while_loading) / sizeof(not_while_loading[0]);
 
     put_head(&program, NATIVE_ARCH);
+    /* This filter stays in force under the one that closes: what that allows, this must not refuse.
+     * Which image it will be is not known yet. */
+    put_faults(&program);
     for (size_t i = 0; i < count; i++) {
         put(&program, BPF_JMP | BPF_JEQ | BPF_K, not_while_loading[i], (uint8_t)(count - i), 0);
     }

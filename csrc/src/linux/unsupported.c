@@ -1,4 +1,5 @@
 /* unsupported.c - the answer of every other system: what only Linux has is not there. */
+#include "pyenclave/heap.h"
 #include "pyenclave/linux.h"
 
 #if !defined(__linux__)
@@ -165,6 +166,168 @@ pye_status pye_sandbox_probe(pye_sandbox *sandbox, uint32_t *out_bits)
 {
     (void)sandbox;
     (void)out_bits;
+    return PYE_E_UNSUPPORTED;
+}
+
+pye_status pye_heap_new(pye_heap **out, const pye_heap_options *options)
+{
+    (void)out;
+    (void)options;
+    return PYE_E_UNSUPPORTED;
+}
+
+pye_status pye_heap_close(pye_heap *heap)
+{
+    (void)heap;
+    return PYE_E_UNSUPPORTED;
+}
+
+void pye_heap_conceal(pye_heap *heap)
+{
+    (void)heap;
+}
+
+void pye_heap_free(pye_heap *heap)
+{
+    (void)heap;
+}
+
+int pye_heap_live(const pye_heap *heap)
+{
+    (void)heap;
+    return 0;
+}
+
+void pye_heap_child(const int32_t fds[PYE_HEAP_FDS])
+{
+    (void)fds;
+}
+
+void pye_heap_descriptors(const pye_heap *heap, int32_t fds[PYE_HEAP_FDS])
+{
+    (void)heap;
+    (void)fds;
+}
+
+void *pye_heap_base(const pye_heap *heap)
+{
+    (void)heap;
+    return NULL;
+}
+
+uint32_t pye_heap_mechanism(const pye_heap *heap)
+{
+    (void)heap;
+    return 0;
+}
+
+pye_status pye_heap_fault(pye_heap *heap, uintptr_t address, uint32_t flags)
+{
+    (void)heap;
+    (void)address;
+    (void)flags;
+    return PYE_E_UNSUPPORTED;
+}
+
+pye_status pye_heap_prefetch(pye_heap *heap, uint64_t *out_shown, uint64_t first, uint64_t num)
+{
+    (void)heap;
+    (void)out_shown;
+    (void)first;
+    (void)num;
+    return PYE_E_UNSUPPORTED;
+}
+
+pye_status pye_heap_evict(pye_heap *heap, uint64_t *out_evicted, uint64_t first, uint64_t num)
+{
+    (void)heap;
+    (void)out_evicted;
+    (void)first;
+    (void)num;
+    return PYE_E_UNSUPPORTED;
+}
+
+pye_status pye_heap_pin(pye_heap *heap, uint64_t first, uint64_t num)
+{
+    (void)heap;
+    (void)first;
+    (void)num;
+    return PYE_E_UNSUPPORTED;
+}
+
+pye_status pye_heap_unpin(pye_heap *heap, uint64_t first, uint64_t num)
+{
+    (void)heap;
+    (void)first;
+    (void)num;
+    return PYE_E_UNSUPPORTED;
+}
+
+pye_status pye_heap_discard(pye_heap *heap, uint64_t first, uint64_t num)
+{
+    (void)heap;
+    (void)first;
+    (void)num;
+    return PYE_E_UNSUPPORTED;
+}
+
+uint32_t pye_heap_locks(const pye_heap *heap)
+{
+    (void)heap;
+    return PYE_HEAP_LOCK_NONE;
+}
+
+pye_status pye_heap_poisoned(const pye_heap *heap, uint64_t *out_page, int32_t *out_errno)
+{
+    (void)heap;
+    *out_page = 0;
+    *out_errno = 0;
+    return PYE_OK;
+}
+
+pye_status pye_heap_stats_read(pye_heap *heap, pye_heap_stats *out)
+{
+    (void)heap;
+    (void)out;
+    return PYE_E_UNSUPPORTED;
+}
+
+uint8_t *pye_heap_frame(const pye_heap *heap, uint64_t page)
+{
+    (void)heap;
+    (void)page;
+    return NULL;
+}
+
+pye_status pye_heap_meta(pye_heap *heap, uint64_t *out_version, uint8_t out_tag[16], uint64_t page)
+{
+    (void)heap;
+    (void)out_version;
+    (void)out_tag;
+    (void)page;
+    return PYE_E_UNSUPPORTED;
+}
+
+pye_status pye_heap_set_meta(pye_heap *heap, uint64_t page, uint64_t version, const uint8_t tag[16])
+{
+    (void)heap;
+    (void)page;
+    (void)version;
+    (void)tag;
+    return PYE_E_UNSUPPORTED;
+}
+
+uint8_t *pye_heap_nodes(const pye_heap *heap, size_t *out_size)
+{
+    (void)heap;
+    *out_size = 0;
+    return NULL;
+}
+
+pye_status pye_heap_skip(pye_heap *heap, uint64_t next_version)
+{
+    (void)heap;
+    (void)next_version;
     return PYE_E_UNSUPPORTED;
 }
 

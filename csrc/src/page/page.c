@@ -1,6 +1,7 @@
 /* page.c - page sealing: the counter, the header, and batches for the AES-GCM core. */
 #include "base/check.h"
 #include "crypto/gcm_impl.h"
+#include "page/page_impl.h"
 #include "pyenclave/page.h"
 
 #include <stdatomic.h>
@@ -22,6 +23,7 @@ _Static_assert(PYE_PAGE_MAX_PAGES + 1 < VERSION_MASK, "the counter cannot reach 
 
 struct pye_page_key {
     _Atomic uint64_t word;
+    uint64_t base; /* of the epoch: what every version begins at; never changed in use */
     uint64_t enclave[2];
     _Alignas(PYE_PAGE_KEY_ALIGN) pye_gcm_key gcm;
 };
@@ -38,8 +40,14 @@ pye_status pye_page_key_init(pye_page_key *key, const uint8_t *secret, size_t se
     PYE_REFUSE_IF((uintptr_t)key % PYE_PAGE_KEY_ALIGN != 0, PYE_E_ALIGNMENT);
     PYE_TRY(pye_gcm_init(&key->gcm, secret, secret_len, allowed));
     memcpy(key->enclave, enclave, PYE_PAGE_ENCLAVE_SIZE);
+    key->base = 0;
     atomic_store_explicit(&key->word, 1, memory_order_release);
     return PYE_OK;
+}
+
+void page_key_set_base(pye_page_key *key, uint64_t base)
+{
+    key->base = base;
 }
 
 /* leave ends a call; the last one out of a destroyed key wipes it. */
@@ -70,7 +78,7 @@ static inline pye_status enter(pye_page_key *key, uint64_t num_versions, uint64_
     } while (!atomic_compare_exchange_weak_explicit(&key->word, &word,
                                                     word + num_versions + ONE_USER,
                                                     memory_order_acq_rel, memory_order_relaxed));
-    *first_version = next;
+    *first_version = key->base + next;
     return PYE_OK;
 }
 
