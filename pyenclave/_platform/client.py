@@ -25,10 +25,12 @@ import msgspec
 from pyenclave._native import sanitizer_environment
 from pyenclave._platform.endpoint import Endpoint, no_fork, not_inherited, runtime_name
 from pyenclave._platform.state import State
+from pyenclave._platform.taking import Taking
 from pyenclave._platform.wire import raise_failure
 from pyenclave.calls.channel import Channel, close_all
 from pyenclave.errors import (
     EnclaveClosedError,
+    EnclaveError,
     EnclaveLostError,
     EnclaveStateError,
     PlatformUnavailableError,
@@ -93,6 +95,10 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # What the first launch will need, if that is known: a lock's digest, and whether as debug.
     expect: bytes = b""
     debug: bool = False
+    # The folder below which devices of a TEE are looked for.
+    devices: str = "/"
+    # Azure's metadata service, if it is not at its usual address.
+    imds: str = ""
 
 
 class PlatformClient:
@@ -112,6 +118,7 @@ class PlatformClient:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
+        self._taking: Taking | None = None  # whose answer is the next that comes
         _clients.add(self)
 
     @classmethod
@@ -159,6 +166,9 @@ class PlatformClient:
                     roots=roots,
                     expect=expect[0] if expect else b"",
                     debug=bool(expect and expect[1]),
+                    # What is found there proves itself or is not believed by anybody.
+                    devices=os.path.abspath(os.environ.get("PYENCLAVE_DEVICES") or "/"),
+                    imds=os.environ.get("PYENCLAVE_IMDS", ""),
                 )
                 return cls._start(state, endpoint, config)
 
@@ -344,6 +354,30 @@ class PlatformClient:
         )
         return launched, fds[0]
 
+    def begin_take(self, reserve_id: bytes, slot: int) -> Taking:
+        """
+        As :meth:`take` of the offer *slot*, without waiting for the answer.
+
+        The ring of *slot* may have a call in it from now on: nobody serves it but the enclave that
+        this is about. Whatever comes of it, the offer is over.
+
+        Raises:
+            EnclaveLostError: The platform ended.
+            PlatformUnavailableError: It reads nothing.
+
+        """
+        self._check_usable()
+        with self._lock:
+            self._settle()
+            self._check_usable()
+            request = messages.Take(reserve_id=reserve_id, slot=slot)
+            try:
+                self._channel.send(request, timeout=_LAUNCH_TIMEOUT)
+                self._taking = Taking(self)
+                return self._taking
+            except BaseException as error:
+                raise self._broken(error, _LAUNCH_TIMEOUT) from None
+
     def close_enclave(self, enclave_id: bytes) -> None:
         """End an enclave of this connection; returns when its process is gone."""
         self._ask(messages.Close(enclave_id=enclave_id), messages.Ok)
@@ -399,6 +433,7 @@ class PlatformClient:
     ) -> tuple[_Answer, _Fds]:
         self._check_usable()
         with self._lock:
+            self._settle()
             self._check_usable()
             end = time.monotonic() + timeout
             try:
@@ -410,22 +445,72 @@ class PlatformClient:
                     close_all(received)
                     left = max(0.0, end - time.monotonic())
                     answer, received = self._channel.receive(left, spin=_SOON)
-            except TimeoutError:
-                # The answer may still come and would be taken for that of the next request.
-                self._drop()
-                raise PlatformUnavailableError(
-                    "the platform does not answer", expected=f"an answer within {timeout:g} s"
-                ) from None
-            except BaseException:
-                # Interrupted in between, the answer would be taken for that of the next request.
-                self._drop()
-                raise
+            except BaseException as error:
+                raise self._broken(error, timeout) from None
+            return self._judge(answer, received, kind, answer_fds)
+
+    def _settle(self, *, wait: bool = True) -> None:
+        """Read the answer to what was begun before; under the lock."""
+        taking = self._taking
+        if taking is None:
+            return
+        self._taking = None
+        try:
+            answer, received = self._channel.receive(_LAUNCH_TIMEOUT)
+            while isinstance(answer, messages.Soon):
+                close_all(received)
+                if not wait:
+                    self._taking = taking
+                    return
+                answer, received = self._channel.receive(_LAUNCH_TIMEOUT, spin=_SOON)
+        except BaseException as error:
+            found = self._broken(error, _LAUNCH_TIMEOUT)
+            taking.fail(found)
+            raise found from None
+        try:
+            launched, fds = self._judge(answer, received, messages.Launched, 1)
+        except EnclaveError as error:
+            taking.fail(error)  # whoever has the next question has nothing to do with it
+        else:
+            taking.set(launched, fds[0])
+
+    def _broken(self, error: BaseException, timeout: float) -> BaseException:
+        """Drop the connection, in the middle of an exchange; return what to raise."""
+        # The answer may still come and would be taken for that of the next request.
+        self._drop()
+        if isinstance(error, TimeoutError):
+            return PlatformUnavailableError(
+                "the platform does not answer", expected=f"an answer within {timeout:g} s"
+            )
+        return error
+
+    def look_for(self, taking: Taking) -> None:
+        """Read the answer to *taking* if it is there; waits for nothing."""
+        if not self._lock.acquire(blocking=False):
+            return  # whoever has the lock reads it
+        try:
+            if self._taking is taking and self._channel.readable():
+                with contextlib.suppress(EnclaveError):  # it is told of it
+                    self._settle(wait=False)
+        finally:
+            self._lock.release()
+
+    def wait_for(self, taking: Taking) -> None:
+        """Read the answer to *taking*, or note in it why there is none."""
+        with self._lock:
+            if self._taking is taking:
+                with contextlib.suppress(EnclaveError):  # it is told of it
+                    self._settle()
+
+    def _judge(
+        self, answer: messages.Message, received: _Fds, kind: type[_Answer], answer_fds: int
+    ) -> tuple[_Answer, _Fds]:
         if isinstance(answer, messages.Failure):
             close_all(received)
             raise_failure(answer)
         if not isinstance(answer, kind) or len(received) != answer_fds:
             close_all(received)
-            self.close()
+            self._drop()
             raise PlatformUnavailableError(
                 "the platform gave an answer to another question",
                 expected=kind.__name__,
@@ -462,6 +547,9 @@ class PlatformClient:
     def _drop(self) -> None:
         self._closed = True
         self._channel.close()
+        taking, self._taking = self._taking, None
+        if taking is not None:
+            taking.fail(EnclaveLostError("the connection to the platform was closed"))
 
     def close(self) -> None:
         """Close the connection; its enclaves end. May be called twice."""

@@ -191,7 +191,7 @@ class Drafts:
     def _record(self, wish: Wish, bits: dict[str, ProtectionBit], enclave_id: bytes) -> bytes:
         record = ProtectionRecord(
             level=cast(Literal["embedded", "service"], self._root.level),
-            tee="none",
+            tee=self._root.tee,
             platform_svn=PLATFORM_SVN,
             ephemeral=self._root.ephemeral,
             debug=wish.debug,

@@ -377,6 +377,7 @@ class Launcher:
         except BaseException:
             candidate.end()
             raise
+        self.refill()
         return candidate
 
     def hand_out(self, candidate: Candidate, *, host_pid: int) -> Enclave:

@@ -99,6 +99,7 @@ def _run(start: Start, first: Channel) -> None:
         # Most of the platform, imported while the zygote starts.
         from pyenclave._platform.counters import CounterStore, MemoryFiles
         from pyenclave._platform.launch import Launcher
+        from pyenclave._platform.machine import have_vouched
         from pyenclave._platform.server import Server
         from pyenclave._platform.service import Services
 
@@ -108,6 +109,7 @@ def _run(start: Start, first: Channel) -> None:
             state.sweep()
         if lasting:
             _publish(state, root)
+        have_vouched(root, top=start.devices, imds=start.imds)
         files = state if not ephemeral else MemoryFiles()
         services = Services(root, CounterStore(files, root.derive("counters", 32), os.urandom))
         launcher = Launcher(root, zygotes, state)

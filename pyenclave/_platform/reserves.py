@@ -67,12 +67,24 @@ class _Reserve:
     def ready(self) -> int:
         return sum(offer.candidate is not None for offer in self.offers.values())
 
-    def lacking(self) -> _Offer | None:
-        """Return the oldest offer for which no worker was started."""
-        for offer in self.offers.values():
+    def warm(self, slot: int = -1) -> _Offer | None:
+        """Return the oldest offer with a warm worker, or *slot* if it has one."""
+        for offer in self._those(slot):
+            if offer.candidate is not None:
+                return offer
+        return None
+
+    def lacking(self, slot: int = -1) -> _Offer | None:
+        """Return the oldest offer for which no worker was started, or *slot* if it is one."""
+        for offer in self._those(slot):
             if offer.candidate is None and not offer.starting:
                 return offer
         return None
+
+    def _those(self, slot: int) -> Iterable[_Offer]:
+        if slot == -1:
+            return self.offers.values()
+        return (self.offers[slot],) if slot in self.offers else ()
 
     def told(self) -> messages.Reserved:
         return messages.Reserved(
@@ -243,27 +255,28 @@ class Reserves:
         reserve.offers.clear()
         return gone
 
-    def take(self, reserve_id: bytes) -> Taken:
+    def take(self, reserve_id: bytes, slot: int = -1) -> Taken:
         """
-        Take the oldest offer with a warm worker, else the oldest; call :meth:`used` afterwards.
+        Take an offer; call :meth:`used` afterwards.
+
+        Args:
+            reserve_id: Of the reserve.
+            slot: The offer, and no other whatever becomes of it: its ring may have a call in it.
+                -1: the oldest with a warm worker, else the oldest.
 
         Raises:
-            ArgumentError: There is no such reserve, or nothing was offered.
+            ArgumentError: There is no such reserve or offer, or nothing was offered.
             LaunchError: The host is gone.
 
         """
         with self._lock:
             reserve = self._find(reserve_id)
             while True:
-                found = None
-                for offer in reserve.offers.values():
-                    if offer.candidate is not None:
-                        found = offer
-                        break
-                if found is None:
-                    found = reserve.lacking()
+                found = reserve.warm(slot) or reserve.lacking(slot)
                 if found is not None:
                     break
+                if slot != -1 and slot not in reserve.offers:
+                    raise ArgumentError("this reserve has no such offer", found=slot)
                 if not reserve.offers:
                     raise ArgumentError("no ring was offered to this reserve")
                 # All are being started: one is there sooner than another would be.

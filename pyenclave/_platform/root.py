@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -67,12 +67,18 @@ class PlatformRoot:
         level: ``embedded`` or ``service``; part of every derivation.
         ephemeral: The root lives in memory only.
 
+    Attributes:
+        tee: The TEE whose hardware vouches for this platform, or ``none``.
+        machine: What that hardware says (`formats.machine`), for all evidence; else empty.
+
     """
 
     def __init__(self, secret: bytearray, *, level: str, ephemeral: bool) -> None:
         if len(secret) != 32:
             raise ValueError("the root secret has 32 bytes")
         self.level = level
+        self.tee: Literal["none", "sev-snp", "tdx"] = "none"
+        self.machine = b""
         self.ephemeral = ephemeral
         self._memory = SecretMemory(64)
         # HKDF-Extract (RFC 5869 section 2.2) is HMAC(salt, secret).

@@ -462,7 +462,8 @@ class Server:
 
         def begin() -> None:
             enclave.start(self._services)
-            self._launcher.refill()
+            if not warm:  # else it was when the worker was warmed that something was taken
+                self._launcher.refill()
 
         return launched, (enclave.pidfd,), begin
 
@@ -491,7 +492,7 @@ class Server:
 
     def _take(self, host: _Host, request: messages.Take) -> _Answer:
         reserves = _reserves_of(host)
-        taken = reserves.take(request.reserve_id)
+        taken = reserves.take(request.reserve_id, request.slot)
         try:
             enclave = None if taken.candidate is None else self._hand_out(host, taken.candidate)
             warm = enclave is not None

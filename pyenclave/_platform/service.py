@@ -88,7 +88,8 @@ class Services:
                 verify_report(self.keys, enclave.body, Report.from_bytes(data))
                 return messages.Ok()
             case messages.QuoteRequest(data=data):
-                return messages.QuoteReply(quote=self.quoter.quote(enclave.body, data))
+                quote = self.quoter.quote(enclave.body, data)
+                return messages.QuoteReply(quote=quote, machine=self.root.machine)
             case messages.CounterRequest():
                 enclave.check_may_seal()
                 return self._count(enclave, message)

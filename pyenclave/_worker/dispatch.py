@@ -105,6 +105,12 @@ def current_note() -> str:
 _lane = threading.local()
 
 
+def leave() -> None:
+    """Forget what :func:`serve` noted of this thread, after a rehearsal."""
+    vars(_lane).clear()
+    _state.forget_link()
+
+
 def _runs_as_debug() -> bool:
     from pyenclave.errors import EnclaveStateError
     from pyenclave.trusted import _runtime

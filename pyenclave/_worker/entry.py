@@ -71,6 +71,9 @@ class EntryLoader(Loader):
     def get_data(self, path: str) -> bytes:
         """Return a file of the image by its path below ``ROOT``."""
         name = os.path.normpath(path).removeprefix(ROOT + "/")
+        parts = _state.parts
+        if parts is not None and name in parts:
+            return parts.read(name)
         try:
             return bytes(self._image.files[name])
         except KeyError:
@@ -101,6 +104,8 @@ def load_entry(image: Image, locked: Locked, code: CodeType | None = None) -> An
     name = info.entry_module
     if name in sys.stdlib_module_names or name in locked.modules or name in sys.modules:
         raise ImageError("the entry has the name of a module of the runtime", found=name)
+    if info.encrypted is not None:
+        _hide(image, locked)
     loader = EntryLoader(image, code)
     spec = ModuleSpec(name, loader, origin=f"{ROOT}/{info.entry_file}")
     spec.has_location = True
@@ -116,6 +121,20 @@ def load_entry(image: Image, locked: Locked, code: CodeType | None = None) -> An
         sys.modules.pop(name, None)
         raise
     return module
+
+
+def _hide(image: Image, locked: Locked) -> None:
+    """Let encrypted modules be found; what is in them opens when the key is there."""
+    from pyenclave.trusted._parts import Parts
+
+    info = image.info.encrypted
+    assert info is not None
+    for name in info.modules:
+        if name in sys.stdlib_module_names or name in locked.modules or name in sys.modules:
+            raise ImageError("an encrypted module has the name of another one", found=name)
+    _state.parts = Parts(info, image.files, ROOT)
+    # Before the finder of locked modules, which refuses every name that it does not know.
+    sys.meta_path.insert(0, _state.parts)
 
 
 def set_blas_threads(count: int) -> None:

@@ -55,6 +55,10 @@ _WAIT = 5.0  # seconds of one look whether the platform sent an identity
 # Seconds between two looks of a lane that nobody uses. No end waits for them: the kernel kills a
 # worker whose zygote ends, and that ends with the platform, which kills workers itself.
 _PATIENCE = 2.0
+# Said by the handler of faults itself, when a page is not as it was sealed.
+_LAST_WORDS = messages.encode(
+    messages.Poisoned(reason="a page of its sealed memory was changed from outside")
+)
 _TEXT = 8 * 1024  # bytes of the longest message that is told to the platform
 
 
@@ -239,6 +243,8 @@ class Worker:
                 found=type(identity).__name__,
             )
         reseed_openssl(identity.seed)
+        if info.sealed_memory:
+            _core.heap_ends(self.channel.fileno(), _LAST_WORDS)
         _runtime.start(self.channel, identity, info, start.memory, key)
         gc.enable()
         self.running = True
@@ -258,7 +264,8 @@ class Worker:
             message, fds = self.channel.receive(_WAIT, spin=_SPIN)
             if not isinstance(message, messages.Soon):
                 return message, fds
-            reseed_openssl()  # and again with the platform's seed, when this is at hand
+            if not self.channel.readable():
+                reseed_openssl()  # and again with the platform's seed, when this is at hand
             with contextlib.suppress(TimeoutError):
                 return self.channel.receive(_SOON, spin=_SPIN)
 
@@ -269,14 +276,19 @@ class Worker:
             thread = threading.Thread(target=self._lane, args=(lane,), daemon=True)
             self.threads.append(thread)
             thread.start()
-        return _native.sandbox_after_threads(jit=info.jit)
+        return _native.sandbox_after_threads(jit=info.jit, sealed=info.sealed_memory > 0)
 
     # ---- serving ------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Serve calls in every lane until the platform's end of the channel is gone."""
-        self.go.set()
+        if self.threads:
+            self.go.set()
         self._serve_lane(0)
+
+    def forget_lane(self) -> None:
+        """Let go of the ring, after a rehearsal."""
+        self._lane_0 = None
 
     def _lane(self, lane: int) -> None:
         self.go.wait()

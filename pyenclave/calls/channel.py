@@ -154,6 +154,12 @@ class Channel:
             close_all(fds)
             raise
 
+    def readable(self) -> bool:
+        """Return whether :meth:`receive` would return or raise at once."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
     def close(self) -> None:
         """Close the channel; may be called twice."""
         self._sock.close()

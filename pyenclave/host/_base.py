@@ -18,7 +18,7 @@ from pyenclave.errors import (
 from pyenclave.host import _fork
 from pyenclave.host._arena import SharedMemory
 from pyenclave.host._ocalls import Handlers, check_handlers
-from pyenclave.host._reserve import Reserve
+from pyenclave.host._reserve import Begun, Reserve
 from pyenclave.host._run import Run, read_image
 from pyenclave.host.handle import EnclaveInfo, Functions
 
@@ -88,6 +88,7 @@ class Handle:
         self._lock = threading.Lock()
         self._run: Run | None = None
         self._reserve: Reserve | None = None  # a pool's, which its enclaves come from
+        self._begun: Begun | None = None  # what a pool asked for, before there was this handle
         self._closed = False
         _fork.watch(self)
 
@@ -107,6 +108,7 @@ class Handle:
                 self._queue,
                 self._ocalls,
                 self._reserve,
+                self._begun,
             )
         except OSError as error:
             raise LaunchError(
@@ -201,6 +203,8 @@ class Handle:
         kind = type(self).__name__
         if self._run is None or self._closed:
             return f"<{kind}, {'closed' if self._closed else 'not started'}>"
+        if not self._run.known:  # who looks at it does not wait for the platform
+            return f"<{kind} {self._run.name}, asked for>"
         return f"<{kind} {self._run.info.name}, pid {self._run.info.pid}>"
 
     def __dir__(self) -> list[str]:

@@ -12,13 +12,19 @@ from pyenclave import _core
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
 from pyenclave.calls.stats import Launch
-from pyenclave.errors import ArgumentError, EnclaveClosedError, EnclaveError
+from pyenclave.errors import (
+    ArgumentError,
+    EnclaveClosedError,
+    EnclaveError,
+    EnclaveLostError,
+)
 from pyenclave.formats.messages import Launched, Reserved
 from pyenclave.host import _images, _shared
+from pyenclave.host._held import Held
 from pyenclave.host._lanes import Owner, make_lanes
 from pyenclave.host.handle import Functions
 
-__all__ = ["Reserve", "Slot", "Started", "make_slot"]
+__all__ = ["Begun", "Reserve", "Slot", "Started", "make_slot"]
 
 _READY = 32  # functions of an enclave that are made callable before it is asked for
 
@@ -81,6 +87,21 @@ class Started:
     slot: Slot
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """
+    An enclave that a reserve was asked for.
+
+    Attributes:
+        held: It, at the platform.
+        slot: The rest, which may be used already.
+
+    """
+
+    held: Held
+    slot: Slot
+
+
 class Reserve:
     """
     A reserve at the platform. Thread-safe; it survives the platform: another one is asked anew.
@@ -113,6 +134,7 @@ class Reserve:
         self._id = b""
         self._slots: dict[int, Slot] = {}
         self._closed = False
+        self._starting = True
         self._finalizer: weakref.finalize[..., Reserve] | None = None
 
     def fill(self, count: int) -> None:
@@ -190,7 +212,36 @@ class Reserve:
                 self._reconcile(client)
                 raise
             slot = self._slots.pop(launched.slot)
+            self._starting = launched.starting
         return Started(client=client, launched=launched, pidfd=pidfd, slot=slot)
+
+    def begin(self) -> Begun | None:
+        """
+        As :meth:`launch`, without waiting for the platform's answer.
+
+        Its oldest ring is named, so that calls may be put there at once: they wait for the enclave.
+
+        Returns:
+            None: The platform ended; or it is not known yet that this image's enclaves have nothing
+            to do before their first call, what that raises being an error of the launch.
+
+        Raises:
+            EnclaveError: As ``PlatformClient.begin_take``.
+
+        """
+        with self._lock:
+            if self._starting:
+                return None
+            client = self._connect()
+            if not self._slots:
+                self._offer(client)
+            number = next(iter(self._slots))
+            try:
+                taking = client.begin_take(self._id, number)
+            except EnclaveLostError:
+                return None  # it ended, perhaps long ago: the next one is asked as usual
+            slot = self._slots.pop(number)
+            return Begun(held=Held(_shared.share(client), taking=taking), slot=slot)
 
     def _reconcile(self, client: PlatformClient) -> None:
         """Forget the rings that went with a launch that failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
 import os
@@ -33,16 +34,22 @@ from pyenclave.errors import (
 from pyenclave.formats.image import MAX_IMAGE
 from pyenclave.formats.messages import Launched
 from pyenclave.formats.record import ProtectionRecord
-from pyenclave.host import _fork, _images, _ocalls, _shared
+from pyenclave.host import _fork, _images, _ocalls, _shared, files
 from pyenclave.host._arena import SharedMemory
+from pyenclave.host._held import Held
 from pyenclave.host._lanes import token
-from pyenclave.host._reserve import Reserve, Slot, make_slot
+from pyenclave.host._reserve import Begun, Reserve, Slot, make_slot
 from pyenclave.host.handle import EnclaveInfo
 
 __all__ = ["Run", "read_image", "token"]
 
 _ATTEMPTS = 3  # platforms that may end one after the other while a launch is under way
 _FRAME_PING = 2
+# Milliseconds between two looks whether there is an enclave: while one is on its way, and then.
+_AHEAD_MS = 5
+_SLICE_MS = 100
+# Platform and worker take a processor each: who looks for an answer meanwhile takes it from them.
+_CROWDED = len(os.sched_getaffinity(0)) <= 2
 _START_SECONDS = 60.0  # for all on_start functions together
 
 _log = logging.getLogger("pyenclave")
@@ -63,7 +70,15 @@ def read_image(source: Any) -> bytes:
 
 
 class Run:
-    """One launch: its lanes, its process, and why it ended."""
+    """
+    One launch: its lanes, its process, and why it ended.
+
+    *begun*: an enclave that the platform was asked for already, now this run's. Calls may be made
+    before it answers: they are served when the enclave has its identity, or raise what the launch
+    would have raised.
+    """
+
+    _held: Held
 
     def __init__(
         self,
@@ -74,9 +89,10 @@ class Run:
         queue: int,
         ocalls: Mapping[str, Any] | None = None,
         reserve: Reserve | None = None,
+        begun: Begun | None = None,
     ) -> None:
         image = self._image = _images.prepare(data)
-        self._handlers = ocalls or {}
+        self._handlers, self._close_files = files.for_launch(ocalls or {})
         _ocalls.check(image.ocalls, self._handlers)
         self.handles = bool(image.ocalls)
         self.name = image.info.name
@@ -87,12 +103,14 @@ class Run:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with contextlib.ExitStack() as failed:
-                    if reserve is None:
+                    if begun is not None:
+                        self._adopt(failed, begun)
+                    elif reserve is None:
                         self._launch(failed, debug, require, state, queue)
                     else:
                         self._take(failed, reserve)
                     self._owner.set(self)
-                    if self._launched.starting:
+                    if self._held.known and self._held.launched().starting:
                         self._await_start()
                     failed.pop_all()
                 break
@@ -106,9 +124,34 @@ class Run:
         registry.add(self.launch, self)
         self.lanes.report = functools.partial(_report, self.name, self.names)
         self._finalizer = weakref.finalize(
-            self, _finish, self.client, self.enclave_id, self.pidfd, os.getpid()
+            self,
+            _finish,
+            self._held,
+            os.getpid(),
+            self._close_files,
         )
         _fork.watch(self)
+
+    @property
+    def client(self) -> PlatformClient:
+        """The connection to the platform."""
+        return self._held.client
+
+    @property
+    def known(self) -> bool:
+        """Whether the platform's answer was read, and was an enclave."""
+        return self._held.known
+
+    @property
+    def pidfd(self) -> int:
+        """Of the worker."""
+        self._settle()
+        return self._held.pidfd
+
+    @property
+    def enclave_id(self) -> bytes:
+        """Its name at the platform."""
+        return self._settle().enclave_id
 
     def _share(self) -> SharedMemory | None:
         """Return what hands out the memory that the enclave maps too; None if it has none."""
@@ -118,9 +161,10 @@ class Run:
 
     def _after_fork(self) -> None:
         """In a forked child: the worker is the parent's, and so is all that leads to it."""
-        if self._finalizer.alive:  # else the number is somebody else's by now
+        # Else the number is somebody else's by now, or nobody knows it yet.
+        if self._finalizer.alive and self._held.pidfd >= 0:
             with contextlib.suppress(OSError):
-                os.close(self.pidfd)
+                os.close(self._held.pidfd)
 
     def _launch(
         self,
@@ -140,9 +184,9 @@ class Run:
             return slot
 
         try:
-            self.client: PlatformClient = _shared.acquire(state, image.expect(debug))
-            failed.callback(_shared.release, self.client)
-            launched, self.pidfd = self.client.launch(
+            client = _shared.acquire(state, image.expect(debug))
+            failed.callback(_shared.release, client)
+            launched, pidfd = client.launch(
                 image.fd,
                 ring_fd,
                 debug=debug,
@@ -151,21 +195,26 @@ class Run:
             )
         finally:
             os.close(ring_fd)
-        failed.callback(os.close, self.pidfd)
-        failed.callback(_end, self.client, launched.enclave_id)
-        self.enclave_id = launched.enclave_id
-        self._launched = launched
+        failed.pop_all()
+        self._held = Held(client, launched=launched, pidfd=pidfd)
+        failed.callback(self._held.end)
         self._use(made.result())
 
     def _take(self, failed: contextlib.ExitStack, reserve: Reserve) -> None:
         started = reserve.launch()
-        self.client, self.pidfd, self._launched = started.client, started.pidfd, started.launched
-        self.enclave_id = self._launched.enclave_id
+        self._held = Held(started.client, launched=started.launched, pidfd=started.pidfd)
+        failed.callback(self._held.end)
         self._use(started.slot)
         self._answer_ocalls(self.lanes)
-        failed.callback(_shared.release, self.client)
-        failed.callback(os.close, self.pidfd)
-        failed.callback(_end, self.client, self.enclave_id)
+
+    def _adopt(self, failed: contextlib.ExitStack, begun: Begun) -> None:
+        self._held = begun.held
+        failed.callback(self._held.end)
+        self._use(begun.slot)
+        self.lanes.slice_ms = _AHEAD_MS
+        if _CROWDED:
+            self.lanes.rest()
+        self._answer_ocalls(self.lanes)
 
     def _use(self, slot: Slot) -> None:
         self._owner, self.lanes = slot.owner, slot.lanes
@@ -198,21 +247,50 @@ class Run:
     @functools.cached_property
     def info(self) -> EnclaveInfo:
         """What the platform says, read when somebody asks."""
-        return _describe(self._image, self._launched)
+        return _describe(self._image, self._settle())
+
+    def _settle(self) -> Launched:
+        """Return what the platform says of the launch, waiting for it."""
+        try:
+            launched = self._held.launched()
+        except EnclaveError as error:
+            self._refused(error)
+            raise
+        self.lanes.slice_ms = _SLICE_MS
+        return launched
+
+    def confirm(self) -> None:
+        """Raise what the launch raises, unless a call did so before."""
+        if self._ended is None:
+            self._settle()
+
+    def _refused(self, error: EnclaveError) -> None:
+        """There is no enclave and never was."""
+        lost = isinstance(error, EnclaveLostError)
+        self._end_as("lost" if lost else "closed", functools.partial(copy.copy, error))
 
     def guard(self) -> None:
         """Raise if there is no worker to wait for."""
         ended = self._ended
         if ended is None and self._worker_ended():
             self._learn()
-            ended = self._ended
+        ended = self._ended
         if ended is not None:
             raise ended()
 
     def _worker_ended(self) -> bool:
+        held = self._held
+        if not held.known:
+            try:
+                if not held.look():
+                    return False
+            except EnclaveError as error:
+                self._refused(error)
+                return False
+            self.lanes.slice_ms = _SLICE_MS
         # A poll object of its own: one must not be used by two threads at once.
         poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
+        poll.register(held.pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
     def _learn(self) -> None:
@@ -241,6 +319,7 @@ class Run:
             else:
                 state = "closed"  # and told before
         self.lanes.close()
+        self._close_files()
         if state != "closed":
             told = (_one_line(self.name), state, _one_line(make().message))
             _log.error("the enclave %s is %s: %s", *told, extra={"enclave": self.name})
@@ -314,18 +393,11 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:1000])
 
 
-def _end(client: PlatformClient, enclave_id: bytes) -> None:
-    with contextlib.suppress(EnclaveError, OSError):
-        client.close_enclave(enclave_id)
-
-
-def _finish(client: PlatformClient, enclave_id: bytes, pidfd: int, pid: int) -> None:
+def _finish(held: Held, pid: int, close_files: Callable[[], None]) -> None:
     if os.getpid() != pid:
         return
-    _end(client, enclave_id)
-    with contextlib.suppress(OSError):
-        os.close(pidfd)
-    _shared.release(client)
+    held.end()
+    close_files()
 
 
 def _describe(image: _images.Prepared, launched: Launched) -> EnclaveInfo:

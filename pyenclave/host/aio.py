@@ -105,7 +105,7 @@ class AsyncEnclave(Handle):
             raise TypeError(f"inline is True or False, not {inline!r}")
         self._inline = inline
         self._script: str | os.PathLike[str] | None = None
-        self._shared_memory: int | str = 0
+        self._asked: tuple[int | str, int | str, Iterable[str], bool] = (0, 0, (), False)
         self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
@@ -115,7 +115,14 @@ class AsyncEnclave(Handle):
 
     @classmethod
     def from_file(
-        cls, script: str | os.PathLike[str], *, shared_memory: int | str = 0, **options: Any
+        cls,
+        script: str | os.PathLike[str],
+        *,
+        shared_memory: int | str = 0,
+        sealed_memory: int | str = 0,
+        sealed_files: Iterable[str] = (),
+        release: bool = False,
+        **options: Any,
     ) -> Self:
         """
         Make an enclave of a single Python file, unsigned, launched as debug.
@@ -125,6 +132,9 @@ class AsyncEnclave(Handle):
         Args:
             script: The file; ``__file__`` for the running script.
             shared_memory: As for ``Enclave.from_file``.
+            sealed_memory: Likewise.
+            sealed_files: Likewise.
+            release: Likewise.
             options: As for the class.
 
         """
@@ -132,7 +142,7 @@ class AsyncEnclave(Handle):
             raise TypeError(f"a script is a path, not {type(script).__name__}")
         self = cls(script, **options)
         self._script = script
-        self._shared_memory = shared_memory
+        self._asked = shared_memory, sealed_memory, tuple(sealed_files), release
         return self
 
     def _read(self) -> bytes:
@@ -140,7 +150,14 @@ class AsyncEnclave(Handle):
             return super()._read()
         from pyenclave.image.build import build_script
 
-        return build_script(os.fsdecode(self._script), shared_memory=self._shared_memory)
+        shared, sealed, files, release = self._asked
+        return build_script(
+            os.fsdecode(self._script),
+            shared_memory=shared,
+            sealed_memory=sealed,
+            sealed_files=files,
+            release=release,
+        )
 
     # ---- life ---------------------------------------------------------------------------------
 

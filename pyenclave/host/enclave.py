@@ -55,7 +55,14 @@ class Enclave(Handle):
 
     @classmethod
     def from_file(
-        cls, script: str | os.PathLike[str], *, shared_memory: int | str = 0, **options: Any
+        cls,
+        script: str | os.PathLike[str],
+        *,
+        shared_memory: int | str = 0,
+        sealed_memory: int | str = 0,
+        sealed_files: Iterable[str] = (),
+        release: bool = False,
+        **options: Any,
     ) -> Self:
         """
         Make an enclave of a single Python file, built now, unsigned, launched as debug.
@@ -64,16 +71,27 @@ class Enclave(Handle):
             script: The file; ``__file__`` for the running script.
             shared_memory: Memory that host and enclave both map, for arrays (``shared``): bytes,
                 or a text such as ``"64 MiB"``.
+            sealed_memory: Limit of plaintext in sealed arrays (``trusted.heap``), likewise.
+            sealed_files: Names of sealed files that are lent (``pyenclave.lend_files``).
+            release: Whether keys are released to it (``pyenclave.relay``).
             options: As for the class.
 
         Raises:
             ImageError: The file cannot be used; with its line.
-            ValueError: *shared_memory* is no size of whole pages, or too large.
+            ValueError: *shared_memory* or *sealed_memory* is no size of whole pages, or out of
+                range.
 
         """
         from pyenclave.image.build import build_script
 
-        return cls(build_script(os.fspath(script), shared_memory=shared_memory), **options)
+        data = build_script(
+            os.fspath(script),
+            shared_memory=shared_memory,
+            sealed_memory=sealed_memory,
+            sealed_files=sealed_files,
+            release=release,
+        )
+        return cls(data, **options)
 
     # ---- life ---------------------------------------------------------------------------------
 

@@ -131,6 +131,19 @@ class EnclavePool(PoolBase):
         handle: Enclave = self._new(quiet=quiet)
         return handle.start()
 
+    def _launch_ahead(self) -> Enclave:
+        """Ask for an enclave first, and make its handle while the platform is at it."""
+        begun = None if self._reserve is None else self._reserve.begin()
+        if begun is None:
+            return self._launch()
+        try:
+            handle: Enclave = self._new(quiet=True)
+            handle._begun = begun  # noqa: SLF001 - same package
+            return handle.start()
+        except BaseException:
+            begun.held.end()
+            raise
+
     def _join(self, handle: Enclave) -> None:
         if self._joined(handle, handle._running().lanes) is None:  # noqa: SLF001 - same package
             handle.close()
@@ -342,10 +355,11 @@ class EnclavePool(PoolBase):
             with self._lock:
                 self._book.take_fresh(token)
             self._quiet_until = time.monotonic() + _QUIET
-            with self._launch() as handle:
+            with self._launch_ahead() as handle:
                 with self._lock:
                     self._book.fresh_started(token, handle)
                 yield handle
+                handle._running().confirm()  # noqa: SLF001 - same package
             self._end_fresh(token)
         except BaseException:
             self._end_fresh(token)  # also where the line above was interrupted

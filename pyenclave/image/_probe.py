@@ -87,6 +87,36 @@ class _Refused:
             raise ImportError(f"{name} does not run inside an enclave", name=name)
 
 
+class _Hidden:
+    """Imports modules of the image that are encrypted: not before the entry is there."""
+
+    def __init__(self, modules: "list[dict[str, Any]]") -> None:
+        self.modules = {module["module"]: module for module in modules}
+        self.open = False
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> "Any":
+        from _frozen_importlib import ModuleSpec
+
+        if name not in self.modules:
+            return None
+        if not self.open:
+            raise ImportError(
+                f"{name} is encrypted: import it inside a function, after trusted.unlock()",
+                name=name,
+            )
+        shown = self.modules[name]["shown"]
+        return ModuleSpec(name, self, origin=shown)  # type: ignore[arg-type] # has the protocol
+
+    def create_module(self, spec: "Any") -> None:
+        return None
+
+    def exec_module(self, module: "ModuleType") -> None:
+        found = self.modules[module.__name__]
+        module.__file__ = found["shown"]
+        code = compile(found["source"], found["shown"], "exec", dont_inherit=True)
+        exec(code, module.__dict__)  # noqa: S102 - the purpose
+
+
 def _failure(error: BaseException, step: str, shown: str) -> "dict[str, Any]":
     """Describe an exception by its type, its text and its line in the entry."""
     line = 0
@@ -179,6 +209,7 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
     reads = _Reads()
     sys.addaudithook(reads)
     sys.meta_path.insert(0, _Refused(request["allowed"]))
+    hidden = _Hidden(request["hidden"])
     entry = request["entry"]
     shown = entry["shown"] if entry else ""
     try:
@@ -193,6 +224,11 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
         step = "extra"
         for name in request["extra"]:
             __import__(name)
+        for name in hidden.modules:
+            if name in sys.modules or (entry and name == entry["module"]):
+                step = f"hidden {hidden.modules[name]['shown']}"
+                raise ImportError(f"the name {name} is that of another module inside")
+        sys.meta_path.insert(0, hidden)
         step = "entry"
         if entry and entry["module"] in sys.modules:
             raise ImportError(f"the name {entry['module']} is that of a module of the runtime")
@@ -206,10 +242,16 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
             result["functions"] = list(describe.functions_of(module))
             describe = __import__(request["describe_ocalls"], fromlist=["ocalls_of"])
             result["ocalls"] = list(describe.ocalls_of(module))
+            reads.on = hidden.open = True
+            for name, found in hidden.modules.items():
+                step, shown = f"hidden {found['shown']}", found["shown"]
+                __import__(name)
     except BaseException as error:
         return {"error": _failure(error, step, shown), "message": getattr(error, "message", "")}
     if entry:
         sys.modules.pop(entry["module"], None)
+    for name in hidden.modules:
+        sys.modules.pop(name, None)
     reads.on = False
     result["read"] = list(reads.paths)
     result["modules"] = _modules()

@@ -102,6 +102,7 @@ def take(
     debug: bool = False,
     roots: Roots | None = None,
     describe: str = _DESCRIBE,
+    hidden: Iterable[Entry] = (),
 ) -> Closure:
     """
     Take the closure of an entry.
@@ -112,6 +113,7 @@ def take(
         debug: Whether the image allows debug: then the debugger is on the list too.
         roots: Where this machine keeps its Python; the running interpreter's by default.
         describe: Module whose ``functions_of`` describes the entry's functions.
+        hidden: Modules of the image that are imported after the entry, and never by it at its top.
 
     Returns:
         The lock and the functions.
@@ -129,15 +131,8 @@ def take(
         "allowed": list(ALLOWED),
         "describe": describe,
         "describe_ocalls": _DESCRIBE_OCALLS,
-        "entry": None
-        if entry is None
-        else {
-            "module": entry.module,
-            "path": str(entry.path.absolute()),
-            "shown": entry.shown,
-            "native": entry.native,
-            "source": entry.source,
-        },
+        "entry": None if entry is None else _described(entry),
+        "hidden": [_described(module) for module in hidden],
     }
     result = _ask(request)
     if "error" in result:
@@ -148,6 +143,16 @@ def take(
         functions=tuple(result["functions"]),
         ocalls=tuple(result["ocalls"]),
     )
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    return {
+        "module": entry.module,
+        "path": str(entry.path.absolute()),
+        "shown": entry.shown,
+        "native": entry.native,
+        "source": entry.source,
+    }
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,6 +206,8 @@ def _refusal(result: Mapping[str, Any], entry: Entry | None, roots: Roots) -> Im
             )
     elif error["type"] == "KeyError" and error["text"].strip("'") in os.environ:
         advice = "There are no environment variables inside: pass values as arguments."
+    if error["step"].startswith("hidden "):
+        return ImageError(f"[encrypted] {error['step'][7:]}: {text}", advice=advice)
     if error["step"] == "extra":
         return ImageError(f"[runtime] extra cannot be imported: {text}", advice=advice)
     if error["step"] == "worker" or entry is None:

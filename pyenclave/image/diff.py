@@ -13,7 +13,12 @@ __all__ = ["diff"]
 
 
 def _files(image: Image) -> dict[str, object]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in image.files.items()}
+    parts = image.info.encrypted
+    hidden = parts.files if parts is not None else ()
+    return {
+        f"{name} (encrypted)" if name in hidden else name: hashlib.sha256(content).hexdigest()
+        for name, content in image.files.items()
+    }
 
 
 def _compare(

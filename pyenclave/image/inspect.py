@@ -54,6 +54,7 @@ def describe(image: Image) -> dict[str, Any]:
                 "name": file.name,
                 "size": file.size,
                 "executable": file.executable,
+                **({"encrypted": True} if _is_encrypted(image, file.name) else {}),
                 "sha256": hashlib.sha256(image.files[file.name]).hexdigest(),
             }
             for file in info.files
@@ -65,6 +66,11 @@ def describe(image: Image) -> dict[str, Any]:
         },
         "trusted_base": trusted_base(image),
     }
+
+
+def _is_encrypted(image: Image, name: str) -> bool:
+    parts = image.info.encrypted
+    return parts is not None and name in parts.files
 
 
 def _identity(image: Image) -> dict[str, Any]:
@@ -101,6 +107,19 @@ def options(image: Image) -> dict[str, Any]:
         "runtime.blas_threads": info.blas_threads,
         "runtime.jit": info.jit,
         **{f"seal.{key}": value for key, value in sorted(info.seal.items())},
+        **{f"release.{key}": value for key, value in sorted((info.release or {}).items())},
+        **_encrypted(image),
+    }
+
+
+def _encrypted(image: Image) -> dict[str, Any]:
+    parts = image.info.encrypted
+    if parts is None:
+        return {}
+    return {
+        "encrypted.check": parts.check,
+        "encrypted.files": list(parts.files),
+        "encrypted.key": parts.key,
     }
 
 
@@ -145,7 +164,8 @@ def trusted_base(image: Image) -> dict[str, Any]:
 
     Returns:
         ``entry``, ``modules``, ``libraries``, ``bootstrap`` and ``data`` (each with path, hash
-        and size in bytes), and sums.
+        and size in bytes), and sums; ``encrypted``, where there is code that nobody but the holder
+        of its key can read (path, hash and size of the ciphertext).
 
     """
     lock: Lock = image.lock
@@ -161,7 +181,18 @@ def trusted_base(image: Image) -> dict[str, Any]:
     bootstrap = [{"path": f.path, "sha256": f.sha256, "size": f.size} for f in lock.bootstrap]
     data = [{"path": f.path, "sha256": f.sha256, "size": f.size} for f in lock.data]
     entry = image.files[image.info.entry_file]
+    hidden = [
+        {
+            "name": name,
+            "path": path,
+            "sha256": hashlib.sha256(image.files[path]).hexdigest(),
+            "size": len(image.files[path]),
+        }
+        for name, path in (image.info.encrypted.modules if image.info.encrypted else {}).items()
+    ]
+    others = {row["path"] for row in (*modules, *libraries, *bootstrap, *data)}
     return {
+        **({"encrypted": hidden} if hidden else {}),
         "entry": {
             "name": image.info.entry_module,
             "path": image.info.entry_file,
@@ -172,6 +203,6 @@ def trusted_base(image: Image) -> dict[str, Any]:
         "libraries": libraries,
         "bootstrap": bootstrap,
         "data": data,
-        "files": 1 + len({row["path"] for row in (*modules, *libraries, *bootstrap, *data)}),
-        "bytes": len(entry) + _total([*modules, *libraries, *bootstrap, *data]),
+        "files": 1 + len(hidden) + len(others),
+        "bytes": len(entry) + _total([*hidden, *modules, *libraries, *bootstrap, *data]),
     }

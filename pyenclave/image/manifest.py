@@ -17,26 +17,32 @@ from typing import Any, TypeVar
 
 from pyenclave.errors import ManifestError
 from pyenclave.formats.image import MAX_SHARED, MAX_THREADS, PAGE
+from pyenclave.formats.release import service_url, split_kid
+from pyenclave.sealed._size import parse_size
 
 __all__ = [
     "DEFAULT_MESSAGE",
     "DEFAULT_SEALED",
+    "MIN_SEALED",
     "Manifest",
     "OcallEntry",
     "load",
+    "parse_sealed",
     "parse_shared",
     "parse_size",
 ]
 
-DEFAULT_SEALED = 64 << 20
+DEFAULT_SEALED = 0
+MIN_SEALED = 256 << 10
 DEFAULT_MESSAGE = 16 << 20
 
 _MAX_MANIFEST = 1 << 20
 _MAX_MESSAGE = 1 << 31
 _MAX_SEALED = 1 << 46
-_UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
-_SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB|TiB)")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+
+_LENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_MAX_SEALED_FILES = 256
 
 T = TypeVar("T")
 
@@ -73,7 +79,7 @@ class Manifest:
         security_version: ISVSVN.
         debug: Whether a signed image may be launched as debug.
         threads: Calls that run at the same time.
-        sealed: Limit of plaintext in sealed arrays.
+        sealed: Limit of plaintext in sealed arrays; 0: there are none.
         message: Limit of one call's arguments or result.
         shared: Memory that host and enclave both map, for arrays.
         files: Path of each file of ``[files]``, by its name inside.
@@ -83,6 +89,12 @@ class Manifest:
         jit: Whether writable-executable memory is allowed.
         extra: Modules to lock beyond what the entry imports.
         seal_policy: Policy of ``trusted.seal`` where none is given.
+        sealed_files: Names of sealed files, or folders of them, that the host lends; sorted.
+        release: Addresses of ``[release]``; None where there is no such table.
+        release_ca: Path of the authorities that sign what its vault says.
+        encrypted_code: Paths of modules that are encrypted, by the module's name.
+        encrypted_files: Names in ``files`` whose content is encrypted; sorted.
+        encrypted_key: Identifier of the vault's key that gives the data key, if one is named.
 
     """
 
@@ -103,25 +115,12 @@ class Manifest:
     jit: bool = False
     extra: tuple[str, ...] = ()
     seal_policy: str = "signer"
-
-
-def parse_size(value: object) -> int:
-    """
-    Return a size in bytes.
-
-    Args:
-        value: A number of bytes, or text such as ``"64 MiB"`` (B, KiB, MiB, GiB, TiB).
-
-    Raises:
-        ValueError: It is neither.
-
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError('a number of bytes or a text such as "64 MiB"')
-    return int(match[1]) << _UNITS[match[2]]
+    sealed_files: tuple[str, ...] = ()
+    release: Mapping[str, str] | None = None
+    release_ca: Path | None = None
+    encrypted_code: Mapping[str, Path] = field(default_factory=_frozen)
+    encrypted_files: tuple[str, ...] = ()
+    encrypted_key: str = ""
 
 
 def parse_shared(value: object) -> int:
@@ -138,6 +137,23 @@ def parse_shared(value: object) -> int:
     size = parse_size(value)
     if size > MAX_SHARED or size % PAGE:
         raise ValueError('whole pages of 4 KiB, at most 16 GiB, e.g. "64 MiB"')
+    return size
+
+
+def parse_sealed(value: object) -> int:
+    """
+    Return a limit of plaintext in sealed arrays, in bytes.
+
+    Args:
+        value: As for ``parse_size``; whole pages of 4 KiB, 256 KiB to 64 TiB; 0 for no such arrays.
+
+    Raises:
+        ValueError: It is none.
+
+    """
+    size = parse_size(value)
+    if size and (not MIN_SEALED <= size <= _MAX_SEALED or size % PAGE):
+        raise ValueError('whole pages of 4 KiB, at least 256 KiB, e.g. "64 MiB"; or 0')
     return size
 
 
@@ -196,14 +212,14 @@ class _Table:
 
         return self.take(key, f'a size from {low} to {high} bytes, e.g. "64 MiB"', check, default)
 
-    def shared(self, key: str) -> int:
+    def pages(self, key: str, parse: Callable[[object], int], expected: str) -> int:
         def check(value: object) -> int | None:
             try:
-                return parse_shared(value)
+                return parse(value)
             except ValueError:
                 return None
 
-        return self.take(key, 'whole pages of 4 KiB, at most 16 GiB, e.g. "64 MiB"', check, 0)
+        return self.take(key, f'whole pages of 4 KiB, {expected}, e.g. "64 MiB"', check, 0)
 
     def texts(self, expected: str, check: Callable[[str, str], bool]) -> dict[str, str]:
         """Return a table whose keys are free and whose values are texts."""
@@ -268,6 +284,64 @@ def _modules(value: object) -> tuple[str, ...] | None:
     return tuple(sorted(set(value))) if good else None
 
 
+def parse_file_names(value: object) -> tuple[str, ...] | None:
+    """Return names of sealed files, sorted; None if *value* is no list of such names."""
+    if not isinstance(value, list | tuple) or len(value) > _MAX_SEALED_FILES:
+        return None
+    good = all(isinstance(name, str) and _LENT.fullmatch(name) for name in value)
+    return tuple(sorted(set(value))) if good else None
+
+
+def _service(value: object) -> str | None:
+    """Return the address of a service; None if it is none."""
+    try:
+        return service_url(value)[0] if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _file_names(value: object) -> tuple[str, ...] | None:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return None
+    return tuple(sorted(set(value)))
+
+
+def _key_url(value: object) -> str | None:
+    """Return the identifier of a vault's key in its one form; None if it is none."""
+    try:
+        vault, name, version = split_kid(value) if isinstance(value, str) else ("", "", "")
+    except ValueError:
+        return None
+    return "/".join(filter(None, (vault, "keys", name, version))) if name else None
+
+
+def _code(table: _Table, folder: Path) -> dict[str, Path]:
+    """Return the encrypted modules; each is one file, imported inside under its stem."""
+
+    def check(value: object) -> dict[str, Path] | None:
+        if not isinstance(value, list) or not all(map(_path, value)):
+            return None
+        paths = {Path(name).stem: folder / name for name in value}
+        good = all(name.isidentifier() and path.suffix == ".py" for name, path in paths.items())
+        return dict(sorted(paths.items())) if good and len(paths) == len(value) else None
+
+    return table.take("code", "a list of Python files of different names", check, {})
+
+
+def _check_encrypted(table: _Table, manifest: Manifest, *, given: bool) -> None:
+    if not given:
+        return
+    if not manifest.encrypted_code and not manifest.encrypted_files:
+        raise ManifestError(
+            f"{table.path}: [encrypted] names nothing", expected="code, files, or both"
+        )
+    if manifest.native:
+        raise ManifestError(f"{table.path}: [encrypted] is for Python entries")
+    for name in manifest.encrypted_files:
+        if name not in manifest.files:
+            raise table.wrong("files", "names that [files] has", f"{name!r} is none of them.")
+
+
 def _file_name(name: str, path: str) -> bool:
     parts = name.split("/")
     plain = not any(part in ("", ".", "..") for part in parts)
@@ -278,7 +352,17 @@ def _function(name: str, signature: str) -> bool:
     return name.isidentifier() and bool(signature) and signature.isprintable()
 
 
-_TABLES = ("enclave", "memory", "files", "ocalls", "runtime", "seal", "ecalls")
+_TABLES = (
+    "enclave",
+    "memory",
+    "files",
+    "ocalls",
+    "runtime",
+    "seal",
+    "release",
+    "encrypted",
+    "ecalls",
+)
 
 
 def load(path: str | Path) -> Manifest:
@@ -334,7 +418,12 @@ def _read(path: str, folder: Path, values: dict[str, Any]) -> Manifest:
             found=", ".join(tables["ecalls"].values),
             advice="A Python function says its types by annotations.",
         )
-    seal = tables["seal"]
+    seal, release, encrypted = tables["seal"], tables["release"], tables["encrypted"]
+    ca = release.take("ca", "the path of a file", _path, "")
+    addresses = {
+        key: release.take(key, "an address https://host[:port]", _service, "")
+        for key in ("attestation", "vault")
+    }
     signature = "the text of a signature, by a function's name"
     manifest = Manifest(
         name=enclave.need("name", "a printable text of 1 to 64 characters", _text),
@@ -346,9 +435,9 @@ def _read(path: str, folder: Path, values: dict[str, Any]) -> Manifest:
         ),
         debug=enclave.flag("debug"),
         threads=enclave.number("threads", 1, MAX_THREADS, 1),
-        sealed=memory.size("sealed", 0, _MAX_SEALED, DEFAULT_SEALED),
+        sealed=memory.pages("sealed", parse_sealed, "256 KiB to 64 TiB, or 0"),
         message=memory.size("message", 4096, _MAX_MESSAGE, DEFAULT_MESSAGE),
-        shared=memory.shared("shared"),
+        shared=memory.pages("shared", parse_shared, "at most 16 GiB"),
         files={
             name: folder / value
             for name, value in tables["files"]
@@ -366,7 +455,20 @@ def _read(path: str, folder: Path, values: dict[str, Any]) -> Manifest:
             lambda v: v if v in ("signer", "unique") else None,
             "signer",
         ),
+        sealed_files=seal.take(
+            "files", "a list of names of letters, digits, - and _", parse_file_names, ()
+        ),
+        release={key: value for key, value in addresses.items() if value}
+        if "release" in values
+        else None,
+        release_ca=folder / ca if ca else None,
+        encrypted_code=_code(encrypted, folder),
+        encrypted_files=encrypted.take("files", "a list of names of [files]", _file_names, ()),
+        encrypted_key=encrypted.take(
+            "key", "https://VAULT/keys/NAME, with or without /VERSION", _key_url, ""
+        ),
     )
+    _check_encrypted(encrypted, manifest, given="encrypted" in values)
     for table in tables.values():
         table.finish()
     return manifest

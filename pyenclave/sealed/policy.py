@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 from pyenclave.formats.sealed import POLICY_ANY, POLICY_MRENCLAVE, POLICY_MRSIGNER
 
-__all__ = ["SealPolicy"]
+__all__ = ["SealPolicy", "opener"]
+
+# What opens a sealed file under a policy: the enclave's runtime sets it, where there is one.
+opener: Callable[..., Any] | None = None
 
 
 class SealPolicy(Enum):

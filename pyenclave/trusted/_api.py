@@ -15,6 +15,7 @@ from pyenclave.trusted._state import EnclaveIdentity, current
 if TYPE_CHECKING:
     from pyenclave.formats.sealed import SealedHeader
     from pyenclave.formats.sgx import ReportBody
+    from pyenclave.sealed.counter import Reading
 
 __all__ = [
     "Counter",
@@ -160,9 +161,48 @@ class Counter:
         """Create a counter; it starts at the platform's first value."""
         return cls(current().counter("create").counter_id)
 
+    @property
+    def id(self) -> bytes:
+        """The same 16 bytes, as sealed files ask for them (`pyenclave.sealed.counter.Counter`)."""
+        return self.counter_id
+
     def read(self) -> int:
         """Return the value."""
         return current().counter("read", self.counter_id).value
+
+    def reading(self) -> Reading:
+        """Return the value, and the mark of what was committed with it."""
+        from pyenclave.sealed.counter import Reading
+
+        now = current().counter("read", self.counter_id)
+        return Reading(now.value, now.mark)
+
+    def advance(self, to: int, mark: bytes = b"") -> None:
+        """
+        Make *to* the value, durably, as a sealed file does that is bound to this counter.
+
+        Args:
+            to: The new value, or the one that it has already.
+            mark: Names the state that becomes the newest one; 32 bytes.
+
+        Raises:
+            RollbackError: The value is more than *to*, or another state was committed with it.
+            SealLimitError: *to* is too far away.
+
+        """
+        from pyenclave.sealed.counter import check_step
+
+        while True:
+            now = self.reading()
+            if not check_step(now, to, mark):
+                return
+            last = now.value + 1 == to
+            try:
+                current().counter("increment", self.counter_id, now.value, mark if last else b"")
+            except RollbackError:
+                # Another enclave of this signer was faster; who is right the values say.
+                if self.reading().value == now.value:
+                    raise
 
     def increment(self, *, expected: int | None = None, blob: Buffer | None = None) -> int:
         """

@@ -8,21 +8,21 @@ of `pyenclave.trusted`, which ask `current`.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import select
 import struct
 import threading
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyenclave import errors
-from pyenclave._core import SecretMemory
+from pyenclave._core import SecretMemory, sha256
 from pyenclave.calls.channel import Channel, close_all
 from pyenclave.errors import EnclaveLostError, EnclaveStateError, SealingError
 from pyenclave.formats import evidence as evidence_format
 from pyenclave.formats import messages
 from pyenclave.formats.image import ImageInfo
 from pyenclave.formats.sgx import ReportBody
+from pyenclave.sealed import policy
 from pyenclave.sealed.blob import SealingIdentity
 from pyenclave.sealed.policy import SealPolicy
 from pyenclave.sealed.provision import RuntimeKey
@@ -81,15 +81,13 @@ class Runtime:
         self._info = info
         # Two sources: whoever knows only the platform's or only the worker's randomness is lost.
         self._memory = SecretMemory(SECRET_SIZE) if memory is None else memory
-        self._memory.write(
-            0,
-            hashlib.sha256(b"pyenclave/launch-secret/1" + identity.seed + os.urandom(32)).digest(),
-        )
+        self._memory.write(0, sha256(b"pyenclave/launch-secret/1" + identity.seed + os.urandom(32)))
         self.key = RuntimeKey() if key is None else key
         self._channel = channel
         self._lock = threading.Lock()
         self._user_data = b""
-        self._stopping = threading.Event()
+        self.released: Any = None  # keys that a vault released, and what has them released
+        self._stop: list[bool] = []  # not empty: the platform asked this enclave to end
 
     # What follows is worked out when it is first asked for: an enclave that a host waits for needs
     # none of it to begin.
@@ -145,6 +143,26 @@ class Runtime:
         """The launch secret: it hedges randomness, and no key derives from it alone."""
         return self._memory.read(0, SECRET_SIZE)
 
+    @property
+    def sealed_memory(self) -> int:
+        """Limit of plaintext in sealed arrays, in bytes; 0: the image asks for none."""
+        return self._info.sealed_memory if self._info is not None else 0
+
+    @property
+    def message_limit(self) -> int:
+        """Bytes of the longest message that crosses."""
+        return self._info.message_limit if self._info is not None else 1 << 20
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of sealed files that the image may be lent."""
+        return tuple(self._info.seal.get("files", ())) if self._info is not None else ()
+
+    @property
+    def release(self) -> dict[str, str]:
+        """The image's `[release]` table: addresses, and the authorities' certificates."""
+        return dict(self._info.release or {}) if self._info is not None else {}
+
     @functools.cached_property
     def default_policy(self) -> SealPolicy:
         """The image's `[seal]` policy; an unsigned image has no signer to seal to."""
@@ -168,7 +186,7 @@ class Runtime:
                 self._channel.send(message)
                 reply, fds = self._channel.receive(_TIMEOUT)
                 if isinstance(reply, messages.Stop):  # it may come at any time, once
-                    self._stopping.set()
+                    self._stop.append(True)
                     close_all(fds)
                     reply, fds = self._channel.receive(_TIMEOUT)
             except TimeoutError:
@@ -198,11 +216,11 @@ class Runtime:
         """
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
-        while not self._stopping.is_set():
+        while not self._stop:
             poll.poll()
             # What came may be the answer to a request: whoever asked holds the lock and takes it.
             with self._lock:
-                if self._stopping.is_set() or not poll.poll(0):
+                if self._stop or not poll.poll(0):
                     continue
                 try:
                     message, fds = self._channel.receive(_TIMEOUT)
@@ -211,7 +229,7 @@ class Runtime:
                 close_all(fds)
                 if not isinstance(message, messages.Stop):
                     return False
-                self._stopping.set()
+                self._stop.append(True)
         return True
 
     def derive_key(self, request: bytes) -> bytes:
@@ -241,25 +259,28 @@ class Runtime:
         data = evidence_format.bound_report_data(
             nonce=nonce, runtime_key=runtime_key, user_data=user_data
         )
+        reply = self._quote(data)
         return evidence_format.Evidence(
-            quote=self.quote(data),
+            quote=reply.quote,
             record=self.record,
             runtime_key=runtime_key,
             user_data=user_data,
             nonce=nonce,
+            machine=reply.machine or None,
         ).to_bytes()
 
     def attest_raw(self, report_data: bytes) -> bytes:
         """Return raw evidence over 64 bytes that trusted code chose."""
+        reply = self._quote(report_data)
         return evidence_format.Evidence(
-            quote=self.quote(report_data), record=self.record
+            quote=reply.quote, record=self.record, machine=reply.machine or None
         ).to_bytes()
 
-    def quote(self, report_data: bytes) -> bytes:
-        """Return a quote over 64 bytes of report data."""
+    def _quote(self, report_data: bytes) -> messages.QuoteReply:
+        """Return a quote over 64 bytes of report data, with the word of the machine below."""
         if len(report_data) != 64:
             raise ValueError(f"report data has 64 bytes, not {len(report_data)}")
-        return self.request(messages.QuoteRequest(data=report_data), messages.QuoteReply).quote
+        return self.request(messages.QuoteRequest(data=report_data), messages.QuoteReply)
 
     def report(self, target_info: bytes, data: bytes) -> bytes:
         """Return a 432-byte REPORT for the enclave that *target_info* (512 bytes) names."""
@@ -302,12 +323,14 @@ class Runtime:
 
     def wipe(self) -> None:
         """
-        Drop the runtime key and the launch secret.
+        Drop the runtime key, the launch secret and released keys.
 
         The line to the platform stays open: the worker still tells why it ends.
         """
         self.key.wipe()
         self._memory.close()
+        if self.released is not None:
+            self.released.close()
 
     def __repr__(self) -> str:
         return f"Runtime({self.identity!r})"
@@ -343,6 +366,7 @@ def start(
     if _state.runtime is not None:
         raise EnclaveStateError("this process is an enclave already")
     _state.runtime = Runtime(channel, identity, info, memory, key)
+    policy.opener = _open_sealed
     return _state.runtime.key.public
 
 
@@ -351,3 +375,10 @@ def stop() -> None:
     if _state.runtime is not None:
         _state.runtime.wipe()
         _state.runtime = None
+        policy.opener = None
+
+
+def _open_sealed(*arguments: Any, **options: Any) -> Any:
+    from pyenclave.trusted._files import open_sealed
+
+    return open_sealed(*arguments, **options)

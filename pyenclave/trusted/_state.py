@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyenclave.errors import EnclaveStateError, NotInEnclaveError
 
 if TYPE_CHECKING:
+    from pyenclave.trusted._parts import Parts
     from pyenclave.trusted._runtime import Runtime
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "current",
     "enter",
     "entered",
+    "forget_link",
     "leave",
     "link",
     "set_link",
@@ -53,6 +55,8 @@ class EnclaveIdentity:
 
 # A process is at most one enclave; `_runtime.start` sets this once.
 runtime: Runtime | None = None
+# The image's encrypted parts, if it has any; the worker sets this before the entry is imported.
+parts: Parts | None = None
 
 
 def current() -> Runtime:
@@ -107,6 +111,11 @@ def set_link(value: HostLink) -> None:
     """Say how trusted code calls the host in this thread."""
     enter()
     _links.value = value
+
+
+def forget_link() -> None:
+    """This thread serves no calls any more."""
+    vars(_links).clear()
 
 
 def link() -> HostLink | None:

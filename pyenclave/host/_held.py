@@ -1,0 +1,101 @@
+"""What a run holds of its enclave, from the moment when the platform was asked for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+from pyenclave._platform.client import PlatformClient
+from pyenclave._platform.taking import Taking
+from pyenclave.errors import EnclaveError
+from pyenclave.formats.messages import Launched
+from pyenclave.host import _shared
+
+__all__ = ["Held", "end"]
+
+
+class Held:
+    """
+    An enclave at the platform. Thread-safe.
+
+    Args:
+        client: Its connection, to be given back.
+        taking: The answer that is not there yet; or
+        launched: What the platform said, and
+        pidfd: Of its worker, now this object's.
+
+    Attributes:
+        client: As above.
+        pidfd: The worker's; -1 while it is not known, or if there is none.
+
+    """
+
+    def __init__(
+        self,
+        client: PlatformClient,
+        *,
+        taking: Taking | None = None,
+        launched: Launched | None = None,
+        pidfd: int = -1,
+    ) -> None:
+        self.client = client
+        self.pidfd = pidfd
+        self._taking = taking
+        self._launched = launched
+        self._lock = threading.Lock()
+        self._ended = False
+
+    @property
+    def known(self) -> bool:
+        """Whether the platform's answer was read, and was an enclave."""
+        return self._launched is not None
+
+    def look(self) -> bool:
+        """
+        Return whether the platform's answer is there; waits for nothing.
+
+        Raises:
+            EnclaveError: There is no enclave, and this is why.
+
+        """
+        taking = self._taking
+        if self._launched is None and taking is not None and taking.look():
+            self.launched()
+        return self._launched is not None
+
+    def launched(self) -> Launched:
+        """
+        Return what the platform says, waiting for it.
+
+        Raises:
+            EnclaveError: As ``PlatformClient.take``.
+
+        """
+        if self._launched is None and self._taking is not None:
+            with self._lock:
+                if self._launched is None:
+                    launched, self.pidfd = self._taking.result()
+                    self._launched = launched
+        if self._launched is None:
+            raise AssertionError("neither an answer nor one to come")
+        return self._launched
+
+    def end(self) -> None:
+        """End the enclave if there is one, and give everything back. May be called twice."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        with contextlib.suppress(EnclaveError):
+            end(self.client, self.launched().enclave_id)
+        if self.pidfd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self.pidfd)
+        _shared.release(self.client)
+
+
+def end(client: PlatformClient, enclave_id: bytes) -> None:
+    """End an enclave, whatever the platform thinks of that."""
+    with contextlib.suppress(EnclaveError, OSError):
+        client.close_enclave(enclave_id)
