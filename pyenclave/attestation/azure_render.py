@@ -3,7 +3,8 @@ An appraisal policy in Azure's two languages, and our claims under Azure's names
 
 What a policy demands and a language cannot say is an error, never left out. Claim names: the
 project's notes on Azure Attestation, 8.2. The TCB of SGX and SEV-SNP platforms is judged by Azure's
-own baseline; only TDX tokens tell a status that a policy can name.
+own baseline; only TDX tokens tell a status that a policy can name. ``pyenclave`` is no TEE of
+Azure's: it is what this project's own attestation service says of this project's enclaves.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final, Literal
 
-from pyenclave.attestation.policy import AppraisalPolicy
+from pyenclave.attestation.policy import LEVELS, AppraisalPolicy
 from pyenclave.attestation.references import Reference
-from pyenclave.attestation.release_policy import (
+from pyenclave.formats.release_policy import (
     AllOf,
     AnyOf,
     Authority,
@@ -30,14 +31,15 @@ from pyenclave.attestation.release_policy import (
 
 __all__ = ["TEES", "Tee", "attestation_policy", "azure_claims", "release_policy"]
 
-Tee = Literal["sgx", "sevsnpvm", "tdxvm"]
-TEES: Final[tuple[Tee, ...]] = ("sgx", "sevsnpvm", "tdxvm")
+Tee = Literal["sgx", "sevsnpvm", "tdxvm", "pyenclave"]
+TEES: Final[tuple[Tee, ...]] = ("sgx", "sevsnpvm", "tdxvm", "pyenclave")
 Scalar = str | int | bool
 Comparison = Literal["==", "<=", ">="]
 _TYPE: Final = "x-ms-attestation-type"
 _SGX: Final = "x-ms-sgx-"
 _SNP: Final = "x-ms-sevsnpvm-"
 _TDX: Final = "tdx_"
+_OURS: Final = "x-pyenclave-"
 # Field of the policy → claim, by TEE: one of several values …
 _REFERENCES: Final[Mapping[Tee, Mapping[str, str]]] = {
     "sgx": {
@@ -62,6 +64,10 @@ _REFERENCES: Final[Mapping[Tee, Mapping[str, str]]] = {
         "mr_owner": f"{_TDX}mrowner",
         "mr_owner_config": f"{_TDX}mrownerconfig",
     },
+    "pyenclave": {
+        "mrenclave": f"{_SGX}mrenclave",
+        "mrsigner": f"{_SGX}mrsigner",
+    },
 }
 # … or a number in a relation to the field's.
 _NUMBERS: Final[Mapping[Tee, Mapping[str, tuple[str, Comparison]]]] = {
@@ -74,11 +80,17 @@ _NUMBERS: Final[Mapping[Tee, Mapping[str, tuple[str, Comparison]]]] = {
         "max_vmpl": (f"{_SNP}vmpl", "<="),
     },
     "tdxvm": {},
+    "pyenclave": {
+        "product_id": (f"{_SGX}product-id", "=="),
+        "min_security_version": (f"{_SGX}svn", ">="),
+        "min_platform_svn": (f"{_OURS}platform-svn", ">="),
+    },
 }
 _DEBUG: Final[Mapping[Tee, str]] = {
     "sgx": f"{_SGX}is-debuggable",
     "sevsnpvm": f"{_SNP}is-debuggable",
     "tdxvm": f"{_TDX}td_attributes_debug",
+    "pyenclave": f"{_SGX}is-debuggable",
 }
 _TCB: Final = {
     "bootloader": f"{_SNP}bootloader-svn",
@@ -87,6 +99,8 @@ _TCB: Final = {
     "microcode": f"{_SNP}microcode-svn",
 }
 _STATUS: Final = "attester_tcb_status"
+# TEEs that can hold the root of a platform of ours: named, so that what is new is not let in.
+_HARDWARE: Final = ("sev-snp", "tdx", "sgx")
 # What says nothing about hardware evidence, or only ever allows more than Azure does.
 _WITHOUT_MEANING: Final = frozenset(
     {
@@ -99,6 +113,8 @@ _WITHOUT_MEANING: Final = frozenset(
         "require_collateral",
     }
 )
+# Of these, what has a meaning for our own kind of evidence.
+_MEANT: Final[Mapping[str, frozenset[str]]] = {"pyenclave": frozenset({"allow_jit"})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +151,10 @@ def _references(name: str, given: Any, at: datetime | None) -> tuple[str, ...]:
 def _demands(policy: AppraisalPolicy, tee: Tee, at: datetime | None) -> Iterator[_Demand]:
     if tee not in TEES:
         raise ValueError(f"tee is one of {', '.join(TEES)}, not {tee!r}")
+    without_meaning = _WITHOUT_MEANING - _MEANT.get(tee, frozenset())
     yield _Demand("kind", _TYPE, "==", (tee,))
+    if tee == "pyenclave" and not policy.dangerous_allow_software:
+        yield _Demand("dangerous_allow_software", f"{_OURS}tee", "==", _HARDWARE)
     if not policy.allow_debug:
         yield _Demand("allow_debug", _DEBUG[tee], "==", (False,))
     if tee == "sevsnpvm" and not policy.allow_migration_agent:
@@ -146,7 +165,7 @@ def _demands(policy: AppraisalPolicy, tee: Tee, at: datetime | None) -> Iterator
         if not item.init or item.name.startswith("_"):
             continue
         value = getattr(policy, item.name)
-        if value == _default(item) or item.name in _WITHOUT_MEANING:
+        if value == _default(item) or item.name in without_meaning:
             continue
         demands = list(_demand(item.name, value, tee, at))
         if not demands and (item.name, tee) != ("tcb_statuses", "tdxvm"):
@@ -171,6 +190,10 @@ def _demand(name: str, value: Any, tee: Tee, at: datetime | None) -> Iterator[_D
         yield _Demand(name, f"{_SNP}smt-allowed", "==", (True,))
     elif tee == "tdxvm" and name == "sept_ve_disable":
         yield _Demand(name, f"{_TDX}td_attributes_septve_disable", "==", (value,))
+    elif tee == "pyenclave" and name == "min_level":
+        yield _Demand(name, f"{_OURS}level", "==", LEVELS[LEVELS.index(value) :])
+    elif tee == "pyenclave" and name == "allow_jit":
+        yield _Demand(name, f"{_OURS}jit", "==", (False,))
     elif tee == "tdxvm" and name == "rtmrs":
         for index, given in value.items():
             yield _Demand(
@@ -184,7 +207,7 @@ def attestation_policy(policy: AppraisalPolicy, *, tee: Tee, at: datetime | None
 
     Args:
         policy: What is demanded.
-        tee: Of the attestation: ``sgx``, ``sevsnpvm`` or ``tdxvm``.
+        tee: Of the attestation: ``sgx``, ``sevsnpvm``, ``tdxvm`` or ``pyenclave``.
         at: For when; needed if reference values have validity windows.
 
     Raises:
@@ -318,6 +341,17 @@ _CLAIMS: Final[Mapping[Tee, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         **{f"{_TDX}rtmr{n}": (f"rtmr{n}", _as_is) for n in range(4)},
         _STATUS: ("tcb_status", _as_is),
     },
+    "pyenclave": {
+        f"{_SGX}mrenclave": ("mrenclave", _as_is),
+        f"{_SGX}mrsigner": ("mrsigner", _as_is),
+        f"{_SGX}product-id": ("isv_prod_id", _as_is),
+        f"{_SGX}svn": ("isv_svn", _as_is),
+        f"{_SGX}is-debuggable": ("debug", _as_is),
+        f"{_OURS}level": ("level", _as_is),
+        f"{_OURS}tee": ("tee", _as_is),
+        f"{_OURS}platform-svn": ("platform_svn", _as_is),
+        f"{_OURS}jit": ("jit", _as_is),
+    },
 }
 
 
@@ -327,7 +361,7 @@ def azure_claims(claims: Mapping[str, Any], *, tee: Tee) -> dict[str, Scalar]:
 
     Args:
         claims: `AttestationResult.claims` of evidence of that TEE.
-        tee: ``sgx``, ``sevsnpvm`` or ``tdxvm``.
+        tee: ``sgx``, ``sevsnpvm``, ``tdxvm`` or ``pyenclave``.
     """
     if tee not in TEES:
         raise ValueError(f"tee is one of {', '.join(TEES)}, not {tee!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from pyenclave.attestation import tcb
@@ -247,6 +248,7 @@ def revocation_claims(case: IntelCase) -> dict[str, Any]:
     return {"pck_revoked": check_not_revoked(entry.value, case.chain[0]).outcome != "passed"}
 
 
+@lru_cache(maxsize=256)
 def _text(moment: datetime | None) -> str | None:
     return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 

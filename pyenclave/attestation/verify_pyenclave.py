@@ -12,10 +12,10 @@ import contextlib
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pyenclave.attestation import ecdsa, pki
+from pyenclave.attestation import ecdsa, kinds, pki
 from pyenclave.attestation.cache import Known, known
 from pyenclave.attestation.case import CaseBase, judge_reference
 from pyenclave.attestation.checks import (
@@ -28,13 +28,15 @@ from pyenclave.attestation.checks import (
     not_asked,
 )
 from pyenclave.attestation.policy import LEVELS
+from pyenclave.attestation.result import Check
 from pyenclave.errors import EnclaveError, EvidenceFormatError
 from pyenclave.formats import dcap, sgx
 from pyenclave.formats.evidence import Evidence, bound_report_data
+from pyenclave.formats.machine import machine_report_data
 from pyenclave.formats.record import QE_MRENCLAVE, QE_MRSIGNER, QE_VENDOR_ID, ProtectionRecord
 from pyenclave.formats.x509 import Certificate, encode_pem
 
-__all__ = ["CHECKS", "Case", "claims", "runtime_binding"]
+__all__ = ["CHECKS", "Case", "claims", "machine_checks", "runtime_binding"]
 
 _KNOWN_FLAGS: Final = sgx.FLAG_INITTED | sgx.FLAG_DEBUG | sgx.FLAG_MODE64BIT | sgx.FLAG_KSS
 _NEEDED_FLAGS: Final = sgx.FLAG_INITTED | sgx.FLAG_MODE64BIT
@@ -119,6 +121,40 @@ class Case(CaseBase):
         return self.need("record.format", self.read_record)
 
     @property
+    def machine(self) -> Any:
+        """The case of the evidence of the machine below, which there is."""
+
+        def make() -> Any:
+            # A software platform needs none of the vendors' modules.
+            from pyenclave.attestation import verify_machine
+
+            expected = machine_report_data(
+                root=self.chain[-1].der, attestation_key=self.quote.attestation_key
+            )
+            return self.derive(
+                verify_machine.Case,
+                self.container.machine or b"",
+                tee=self.record.tee,
+                expected=expected,
+                nonce=None,
+                user_data=None,
+                report_data=None,
+            )
+
+        return self._part("machine case", make)
+
+    def judge_machine(self) -> tuple[Check, ...]:
+        """Run the checks of the machine's evidence, once; their names begin with ``machine``."""
+
+        def judge() -> tuple[Check, ...]:
+            from pyenclave.attestation import verify_machine
+
+            found = verify_machine.CHECKS.run(self.machine)
+            return tuple([replace(check, name=f"machine.{check.name}") for check in found])
+
+        return self._part("machine checks", judge)
+
+    @property
     def proved(self) -> frozenset[str]:
         """
         The signatures that the native core verified, all at once: "qe", "quote", "record".
@@ -135,6 +171,15 @@ PROFILE: Final = pki.Profile(
     keys=frozenset({"secp256r1"}), algorithms=frozenset({"ecdsa-sha256"}), shortest=3, longest=3
 )
 CHECKS: Final[Registry[Case]] = Registry()
+
+# What a policy has to name of a machine before that machine's word replaces an enrolled root. The
+# firmware alone is not enough where it loads whatever it is given.
+_WHOLE_MACHINES: Final = (
+    frozenset({"machine.snp.code.launch_digest"}),
+    frozenset({"machine.tdx.code.mrtd", "machine.tdx.code.rtmrs"}),
+    frozenset({"machine.azure-snp.snp.code.launch_digest", "machine.azure-snp.code.pcrs"}),
+    frozenset({"machine.azure-tdx.tdx.code.mrtd", "machine.azure-tdx.code.pcrs"}),
+)
 
 
 def _read_chain(pem: bytes) -> tuple[Certificate, ...]:
@@ -219,8 +264,16 @@ def _chain(case: Case) -> Verdict:
 
 @CHECKS.evidence("chain.root")
 def _root(case: Case) -> Verdict:
-    """The chain ends in a root that the relying party enrolled."""
-    return pki.check_root(case.chain, case.anchors())
+    """
+    The chain ends in a root that the relying party enrolled.
+
+    Or a machine vouches for the root whose own code the policy names: then whoever enrolled the
+    machine's measurement enrolled what runs the platform there.
+    """
+    verdict = pki.check_root(case.chain, case.anchors())
+    if verdict.outcome != "passed" and _machine_is_named(case):
+        return PASSED
+    return verdict
 
 
 @CHECKS.evidence("chain.names")
@@ -361,14 +414,21 @@ def _record_consistency(case: Case) -> Verdict:
 
 @CHECKS.evidence("record.tee")
 def _tee(case: Case) -> Verdict:
-    """A record alone cannot claim hardware: no hardware evidence travels in this container."""
-    if case.record.tee != "none":
+    """A record alone cannot claim hardware: the machine's own evidence comes with it."""
+    claimed, there = case.record.tee, case.container.machine is not None
+    if (claimed != "none") is there:
+        return PASSED
+    if there:
         return failed(
-            expected="none",
-            found=case.record.tee,
-            advice="A TEE is proven by its own evidence, not by the word of a platform.",
+            expected="the TEE of the machine's evidence",
+            found="none",
+            advice="The platform did not claim that machine.",
         )
-    return PASSED
+    return failed(
+        expected="none",
+        found=claimed,
+        advice="A TEE is proven by its own evidence, not by the word of a platform.",
+    )
 
 
 @CHECKS.evidence("report_data.binding")
@@ -381,6 +441,34 @@ def _binding(case: Case) -> Verdict:
         nonce=parts.nonce, runtime_key=parts.runtime_key, user_data=parts.user_data
     )
     return _equal(digest, case.body.report_data)
+
+
+def machine_checks(case: Case) -> tuple[Check, ...]:
+    """
+    Judge what the machine below the platform says of itself and of the platform.
+
+    Returns:
+        The checks as ``machine.…``; none if no machine's evidence is there. They are run once.
+
+    """
+    try:
+        if case.container.machine is None:
+            return ()
+        return case.judge_machine()
+    except NotReachedError as error:  # what names the platform's keys cannot be read
+        advice = f"not reached: {error.name} failed"
+        return (Check(name="machine.format", outcome="skipped", advice=advice),)
+
+
+def _machine_is_named(case: Case) -> bool:
+    """Whether a machine vouches for the platform, and the policy names all that runs on it."""
+    if case.container.machine is None:
+        return False
+    checks = machine_checks(case)
+    if not all(check.holds for check in checks):
+        return False
+    passed = {check.name for check in checks if check.outcome == "passed"}
+    return any(names <= passed for names in _WHOLE_MACHINES)
 
 
 # ---- is it what I want? -----------------------------------------------------------------------
@@ -544,7 +632,8 @@ def _security_version(case: Case) -> Verdict:
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the evidence says, as far as it can be read; binary values as hex."""
     found: dict[str, Any] = {"verify_at": case.at.isoformat()}
-    for part in (_quote_claims, _record_claims, _container_claims, _chain_claims):
+    parts = (_quote_claims, _record_claims, _container_claims, _chain_claims, _machine_claims)
+    for part in parts:
         try:
             found |= part(case)
         except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
@@ -586,7 +675,7 @@ def _record_claims(case: Case) -> dict[str, Any]:
     record = case.record
     return {
         "level": record.level,
-        "tee": record.tee,
+        "tee": _proven_tee(case),
         "platform_svn": record.platform_svn,
         "ephemeral": record.ephemeral,
         "jit": record.jit,
@@ -595,6 +684,21 @@ def _record_claims(case: Case) -> dict[str, Any]:
             name: {"value": bit.value, "by": bit.by} for name, bit in sorted(record.bits.items())
         },
     }
+
+
+def _proven_tee(case: Case) -> str:
+    """Return the TEE that the machine's evidence proves; without proof there is none."""
+    checks = machine_checks(case)
+    proven = [check for check in checks if check.part == "evidence"]
+    return case.record.tee if proven and all(check.holds for check in proven) else "none"
+
+
+def _machine_claims(case: Case) -> dict[str, Any]:
+    if case.container.machine is None:
+        return {}
+    inner = case.machine
+    kind = kinds.load(inner.read_kind())
+    return {"machine": {"kind": kind.name, **kind.claims(inner.inner(kind.case, kind.name))}}
 
 
 def _container_claims(case: Case) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from pyenclave.attestation.checks import (
     Verdict,
     not_asked,
 )
-from pyenclave.attestation.release_policy import MAX_SIZE, Decision, ReleasePolicy
 from pyenclave.attestation.unsigned import register_unsigned
 from pyenclave.errors import AttestationError, EnclaveError, EvidenceFormatError
 from pyenclave.formats import jsonstrict
 from pyenclave.formats.decoded_token import DecodedToken
+from pyenclave.formats.release_policy import MAX_SIZE, Decision, ReleasePolicy
 
 __all__ = ["CHECKS", "CLAIMS", "Case", "Demand", "claims"]
 

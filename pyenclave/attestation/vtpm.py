@@ -37,7 +37,7 @@ from pyenclave.formats.tpm import TpmQuote, TpmSignature
 from pyenclave.formats.x509 import Certificate
 from pyenclave.measurement.replay import Replay, replay
 
-__all__ = ["VtpmCase", "ak_claims", "quote_claims", "register_vtpm"]
+__all__ = ["VtpmCase", "ak_claims", "quote_claims", "register_vtpm", "signature_of"]
 
 _HASHES: Final = {
     "sha256": hashes.SHA256(),
@@ -116,7 +116,7 @@ class VtpmCase(CaseBase):
         """Whether the attestation key signed the quote."""
         signature, key = self.read_signature(), self.ak
         message = self.endorsements.get("tpm-quote.msg") or b""
-        return self._part("vtpm verified", lambda: _verify(key, signature, message))
+        return self._part("vtpm verified", lambda: signature_of(key, signature, message))
 
     def digest_holds(self) -> bool | None:
         """Whether the given PCR values are the quoted ones; None if there is one or both not."""
@@ -181,7 +181,8 @@ def _without_padding(data: bytes) -> bytes:
     return found
 
 
-def _verify(key: RsaKey, signature: TpmSignature, message: bytes) -> bool:
+def signature_of(key: RsaKey, signature: TpmSignature, message: bytes) -> bool:
+    """Whether *key* signed *message*."""
     digest = _HASHES.get(signature.hash)
     if digest is None or len(signature.value) != key.size:
         return False

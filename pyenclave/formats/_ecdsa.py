@@ -14,6 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 
 __all__ = ["CURVES", "sign", "verify"]
 
+_SCHEMES: Final = {
+    "ES256": ec.ECDSA(hashes.SHA256()),
+    "ES384": ec.ECDSA(hashes.SHA384()),
+    "ES512": ec.ECDSA(hashes.SHA512()),
+}
 # Curve and hash belong together: RFC 7518, 3.4 and RFC 9053, 2.1.
 CURVES: Final[dict[str, tuple[str, int, hashes.HashAlgorithm]]] = {
     "ES256": ("secp256r1", 32, hashes.SHA256()),
@@ -38,8 +43,8 @@ def verify(key: ec.EllipticCurvePublicKey, name: str, signature: bytes, data: by
 
 def sign(key: ec.EllipticCurvePrivateKey, name: str, data: bytes) -> bytes:
     """Return the signature R ‖ S; the curve of *key* is the one of algorithm *name*."""
-    curve, size, digest = CURVES[name]
+    curve, size, _ = CURVES[name]
     if key.curve.name != curve:
         raise ValueError(f"{name} needs a key on {curve}, not {key.curve.name}")
-    r, s = decode_dss_signature(key.sign(data, ec.ECDSA(digest)))
+    r, s = decode_dss_signature(key.sign(data, _SCHEMES[name]))
     return r.to_bytes(size, "big") + s.to_bytes(size, "big")

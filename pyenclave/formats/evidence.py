@@ -2,8 +2,9 @@
 Evidence of our own enclaves: container ↔ bytes, and what the report data binds.
 
 The byte-exact description is ``docs/formats/evidence.md``. The container itself is not signed;
-every field in it is bound by the quote, so there is exactly one way to write it: fields in
-ascending order, each of the scheme's exactly once, nothing before, between or behind.
+every field in it is bound by the quote (the machine's evidence the other way round: it binds the
+quote's key), so there is exactly one way to write it: fields in ascending order, each of the
+scheme's exactly once, nothing before, between or behind.
 """
 
 from __future__ import annotations
@@ -37,19 +38,22 @@ MAX_NONCE: Final = 1024
 MAX_USER_DATA: Final = 16 * 1024
 MAX_QUOTE: Final = 64 * 1024
 MAX_RECORD: Final = 16 * 1024
-MAX_EVIDENCE: Final = 128 * 1024
+MAX_MACHINE: Final = 48 * 1024
+MAX_EVIDENCE: Final = 192 * 1024
 
 _FIELD = struct.Struct("<HI")
-_QUOTE, _RECORD, _RUNTIME_KEY, _USER_DATA, _NONCE = 1, 2, 3, 4, 5
+_QUOTE, _RECORD, _RUNTIME_KEY, _USER_DATA, _NONCE, _MACHINE = 1, 2, 3, 4, 5, 6
 _LIMITS: Final = {
     _QUOTE: (1, MAX_QUOTE),
     _RECORD: (1, MAX_RECORD),
     _RUNTIME_KEY: (RUNTIME_KEY_SIZE, RUNTIME_KEY_SIZE),
     _USER_DATA: (0, MAX_USER_DATA),
     _NONCE: (0, MAX_NONCE),
+    _MACHINE: (1, MAX_MACHINE),
 }
 _BOUND: Final = (_QUOTE, _RECORD, _RUNTIME_KEY, _USER_DATA, _NONCE)
 _RAW: Final = (_QUOTE, _RECORD)
+_SETS: Final = (_BOUND, _RAW, (*_BOUND, _MACHINE), (*_RAW, _MACHINE))
 
 
 def length_prefixed(*fields: bytes) -> bytes:
@@ -87,8 +91,8 @@ class Evidence:
     """
     The parts of evidence.
 
-    Bound evidence has all fields, and the quote's report data is `bound_report_data` of them. Raw
-    evidence (measured code chose the 64 bytes itself) has quote and record only.
+    Bound evidence has the first five, and the quote's report data is `bound_report_data` of them.
+    Raw evidence (measured code chose the 64 bytes itself) has quote and record only.
 
     Attributes:
         quote: DCAP v3 quote.
@@ -96,6 +100,7 @@ class Evidence:
         runtime_key: 1,216 bytes: ML-KEM-768 key, then X25519 key; None in raw evidence.
         user_data: Set by measured code; None in raw evidence.
         nonce: The relying party's; None in raw evidence.
+        machine: What the hardware below the platform says (`formats.machine`); None without.
     """
 
     quote: bytes
@@ -103,6 +108,7 @@ class Evidence:
     runtime_key: bytes | None = None
     user_data: bytes | None = None
     nonce: bytes | None = None
+    machine: bytes | None = None
 
     @property
     def raw(self) -> bool:
@@ -111,8 +117,9 @@ class Evidence:
 
     def _fields(self) -> dict[int, bytes]:
         bound = (self.runtime_key, self.user_data, self.nonce)
+        machine = {} if self.machine is None else {_MACHINE: self.machine}
         if all(value is None for value in bound):
-            return {_QUOTE: self.quote, _RECORD: self.record}
+            return {_QUOTE: self.quote, _RECORD: self.record, **machine}
         if self.runtime_key is None or self.user_data is None or self.nonce is None:
             raise ValueError("bound evidence has runtime key, user data and nonce")
         return {
@@ -121,6 +128,7 @@ class Evidence:
             _RUNTIME_KEY: self.runtime_key,
             _USER_DATA: self.user_data,
             _NONCE: self.nonce,
+            **machine,
         }
 
     def to_bytes(self) -> bytes:
@@ -170,12 +178,13 @@ class Evidence:
                 raise _bad("field order", expected=f"more than {max(fields)}", found=kind)
             fields[kind] = data[offset : offset + length]
             offset += length
-        if tuple(fields) not in (_BOUND, _RAW):
-            raise _bad("set of fields", expected=(_BOUND, _RAW), found=tuple(fields))
+        if tuple(fields) not in _SETS:
+            raise _bad("set of fields", expected=_SETS, found=tuple(fields))
         return cls(
             quote=fields[_QUOTE],
             record=fields[_RECORD],
             runtime_key=fields.get(_RUNTIME_KEY),
             user_data=fields.get(_USER_DATA),
             nonce=fields.get(_NONCE),
+            machine=fields.get(_MACHINE),
         )

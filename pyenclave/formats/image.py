@@ -9,6 +9,7 @@ Reading is for untrusted input: lengths are checked before any work is done with
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
+    "CODE",
     "FLAGS_R",
     "FLAGS_RW",
     "FLAGS_RX",
@@ -35,6 +37,7 @@ __all__ = [
     "MAX_THREADS",
     "PAGE",
     "SIGSTRUCT_SIZE",
+    "EncryptedParts",
     "FileEntry",
     "Image",
     "ImageInfo",
@@ -56,6 +59,12 @@ MAX_FILES = 4096
 MAX_OCALLS = 4096
 MAX_THREADS = 256
 MAX_SHARED = 16 << 30  # bytes of memory that host and enclave both map
+MIN_PART = 56  # bytes of an encrypted file without content
+_CHECK = re.compile(r"[0-9a-f]{64}")
+CODE = "code/"  # where encrypted modules are among the files
+
+RELEASE_KEYS = ("attestation", "ca", "vault")
+MAX_RELEASE_TEXT = 64 << 10  # characters
 
 # SECINFO.FLAGS (specification 2.6): R = 1, W = 2, X = 4, page type REG = 0x200, TCS = 0x100.
 FLAGS_R = 0x201
@@ -74,6 +83,33 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: str
     size: int
     executable: bool
+
+
+class EncryptedParts(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """
+    The ``[encrypted]`` table.
+
+    Attributes:
+        check: Commits to the data key: 64 hexadecimal digits (``sealed.parts.check_value``).
+        files: Names of the files that are encrypted, sorted.
+        key: Identifier of the vault's key that gives the data key, if the manifest names one.
+
+    """
+
+    check: str
+    files: tuple[str, ...]
+    key: str = ""
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """The file of each encrypted module, by the module's name."""
+        return {
+            name.removeprefix(CODE).removesuffix(".py"): name
+            for name in self.files
+            if name.startswith(CODE)
+        }
 
 
 class ImageInfo(
@@ -101,6 +137,9 @@ class ImageInfo(
         files: The image's files, sorted by name.
         shared_memory: Bytes of memory that host and enclave both map, for arrays; whole pages.
             Absent where it is 0, so that images without are what they were.
+        release: The ``[release]`` table, with the text of its authorities; None where there is
+            none, and absent then.
+        encrypted: What opens only after the data key was released; absent where there is none.
 
     """
 
@@ -121,6 +160,8 @@ class ImageInfo(
     seal: dict[str, Any]
     files: tuple[FileEntry, ...]
     shared_memory: int = 0
+    release: dict[str, str] | None = None
+    encrypted: EncryptedParts | None = None
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON: sorted keys, no spaces, UTF-8."""
@@ -184,6 +225,10 @@ class ImageInfo(
         if len(set(functions)) != len(functions):
             raise ImageError("image info: two functions have one name")
         _check_ocalls(self.ocalls, set(functions))
+        for key, value in (self.release or {}).items():
+            if key not in RELEASE_KEYS or len(value) > MAX_RELEASE_TEXT:
+                raise ImageError("image info: release is malformed", found=repr(key[:40]))
+        _check_encrypted(self)
 
 
 _decoder = msgspec.json.Decoder(ImageInfo, strict=True)
@@ -194,6 +239,38 @@ def _check_range(what: str, value: int, low: int, high: int) -> None:
         raise ImageError(
             f"image info: {what} is out of range", expected=f"{low} to {high}", found=value
         )
+
+
+def _check_encrypted(info: ImageInfo) -> None:
+    parts = info.encrypted
+    code = {file.name for file in info.files if file.name.startswith(CODE)}
+    if parts is None:
+        if code:
+            raise ImageError(
+                "image has code beside its entry that is not encrypted", found=min(code)
+            )
+        return
+    if not _CHECK.fullmatch(parts.check):
+        raise ImageError("image info: encrypted.check is not 64 hexadecimal digits")
+    if len(parts.key) > 1024 or not parts.key.isprintable() or not parts.key.isascii():
+        raise ImageError("image info: encrypted.key is not a printable identifier")
+    if not parts.files or any(before >= after for before, after in pairwise(parts.files)):
+        raise ImageError("encrypted files of the image are none, not sorted or not unique")
+    files = {file.name: file for file in info.files}
+    for name in parts.files:
+        if name not in files or name == info.entry_file or files[name].executable:
+            raise ImageError("an encrypted file is not among those of the image", found=name)
+        if files[name].size < MIN_PART:
+            raise ImageError("an encrypted file is too short to be one", found=name)
+    if missing := code - set(parts.files):
+        raise ImageError(
+            "image has code beside its entry that is not encrypted", found=min(missing)
+        )
+    for module, name in parts.modules.items():
+        if not module.isidentifier() or len(module) > 128 or not name.endswith(".py"):
+            raise ImageError("an encrypted module has no name that can be imported", found=name)
+        if module == info.entry_module or info.entry_kind != "python":
+            raise ImageError("an encrypted module takes the entry's place", found=name)
 
 
 def _check_ocalls(ocalls: tuple[dict[str, Any], ...], functions: set[Any]) -> None:

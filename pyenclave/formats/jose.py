@@ -12,11 +12,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
@@ -33,6 +33,7 @@ __all__ = [
     "b64url_decode",
     "b64url_encode",
     "sign",
+    "sign_encoded",
     "verify_signature",
     "x5c_of",
 ]
@@ -54,14 +55,15 @@ _RSA: Final[dict[str, tuple[bool, hashes.HashAlgorithm]]] = {
 ALGORITHMS: Final = frozenset((*_RSA, *_ecdsa.CURVES, "EdDSA"))
 _OF_CURVE: Final = {curve: name for name, (curve, _, _) in _ecdsa.CURVES.items()}
 
-_URL_ALPHABET: Final = re.compile(r"[A-Za-z0-9_-]*")
+_READ_BASE64: Final = msgspec.json.Decoder(bytes).decode
 # Members that make the header say something other than "one signature over these bytes".
 _FOREIGN: Final = ("enc", "zip", "epk", "p2c", "p2s", "b64")
 
 
 def b64url_encode(data: bytes) -> str:
     """Return base64url without padding (RFC 7515, 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    standard = binascii.b2a_base64(data, newline=False)
+    return standard.replace(b"+", b"-").replace(b"/", b"_").rstrip(b"=").decode("ascii")
 
 
 def b64url_decode(text: str, what: str = "base64url") -> bytes:
@@ -74,12 +76,21 @@ def b64url_decode(text: str, what: str = "base64url") -> bytes:
     """
     if not isinstance(text, str):
         raise EvidenceFormatError(f"{what}: not text", found=type(text).__name__)
-    if not _URL_ALPHABET.fullmatch(text) or len(text) % 4 == 1:
+    try:
+        raw = text.encode("ascii")
+        if b"+" in raw or b"/" in raw or b"=" in raw or b"\\" in raw:
+            raise ValueError
+        # Its reader is as strict as binascii's and takes a third of the time. Without a backslash
+        # nothing is escaped, and a quote inside leaves something behind the string.
+        raw = raw.replace(b"-", b"+").replace(b"_", b"/")
+        data = _READ_BASE64(b'"%b%b"' % (raw, b"=" * (-len(raw) % 4)))
+    except (msgspec.MsgspecError, ValueError):
         raise EvidenceFormatError(
             f"{what}: not base64url", expected="A-Z a-z 0-9 - _ without padding", found=text[:20]
-        )
-    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    if b64url_encode(data) != text:
+        ) from None
+    # Only the last group can have bits to spare.
+    spare = len(text) % 4
+    if spare and b64url_encode(data[1 - spare :]) != text[-spare:]:
         raise EvidenceFormatError(f"{what}: not base64url", found="bits after the last byte")
     return data
 
@@ -288,20 +299,37 @@ def sign(
     if kid is not None:
         full["kid"] = kid
     full |= dict(header or {})
-    parts = [b64url_encode(_json(full)), b64url_encode(_json(claims))]
-    data = ".".join(parts).encode("ascii")
+    return sign_encoded(b64url_encode(_json(full)), _json(claims), key=key, algorithm=name)
+
+
+def sign_encoded(header: str, payload: bytes, *, key: PrivateKey, algorithm: str) -> str:
+    """
+    Sign *payload* under a header that is encoded already; `sign` does both.
+
+    Args:
+        header: The protected header in base64url; it names *algorithm*.
+        payload: The payload's bytes.
+        key: The key, to which the algorithm belongs.
+        algorithm: A name of `ALGORITHMS`.
+
+    """
+    signed = f"{header}.{b64url_encode(payload)}"
+    data = signed.encode("ascii")
     if isinstance(key, rsa.RSAPrivateKey):
-        pss, digest = _RSA[name]
+        pss, digest = _RSA[algorithm]
         signature = key.sign(data, _padding(pss, digest), digest)
     elif isinstance(key, ec.EllipticCurvePrivateKey):
-        signature = _ecdsa.sign(key, name, data)
+        signature = _ecdsa.sign(key, algorithm, data)
     else:
         signature = key.sign(data)
-    return ".".join((*parts, b64url_encode(signature)))
+    return f"{signed}.{b64url_encode(signature)}"
+
+
+_ENCODE: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODE(value).encode()
 
 
 def x5c_of(value: object, what: str = "x5c", *, limit: int = 10) -> tuple[bytes, ...]:

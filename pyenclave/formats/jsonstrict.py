@@ -22,9 +22,10 @@ MAX_SIZE: Final = 4 << 20  # bytes
 _MIN_INT: Final = -(1 << 63)
 _MAX_INT: Final = (1 << 64) - 1
 _MAX_NUMBER: Final = 64  # characters of one number
+_SHORT: Final = 32 << 10  # characters
 # A string, also one that never ends: the pattern always matches at a quote, so that hostile text
 # costs one pass.
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_STRING: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS: Final = re.compile(r"[^\[\]{}]+")
 _LONG_NUMBER: Final = re.compile(r"[-+.0-9eE]{19,}")
 _EXPONENT: Final = re.compile(r"[0-9][eE]")
@@ -99,6 +100,19 @@ def _text(data: bytes | str, what: str, error: type[EnclaveError], max_size: int
         ) from None
 
 
+def _few_brackets(text: str, most: int) -> bool:
+    """Whether *text* opens at most so many objects and arrays; strings count like the rest."""
+    found = 0
+    for bracket in "{[":
+        at = text.find(bracket)
+        while at >= 0:
+            found += 1
+            if found > most:
+                return False
+            at = text.find(bracket, at + 1)
+    return True
+
+
 def _check_depth(bare: str, what: str, error: type[EnclaveError], max_depth: int) -> None:
     depth = deepest = 0
     for bracket in _BRACKETS.sub("", bare):
@@ -137,12 +151,16 @@ def loads(
 
     """
     text = _text(data, what, error, max_size)
-    bare = _STRING.sub('""', text)
-    _check_depth(bare, what, error, max_depth)
-    doubtful = _LONG_NUMBER.search(bare) or _EXPONENT.search(bare)
+    # So few brackets, in strings or not, cannot nest too deeply; and in a short text looking for
+    # doubtful numbers costs more than reading each of them with care.
+    careful = len(text) <= _SHORT and _few_brackets(text, max_depth)
+    if not careful:
+        bare = _STRING.sub('""', text)
+        _check_depth(bare, what, error, max_depth)
+        careful = bool(_LONG_NUMBER.search(bare) or _EXPONENT.search(bare))
     try:
-        value = (_CAREFUL if doubtful else _FAST).decode(text)
-        if _SURROGATE.search(text):
+        value = (_CAREFUL if careful else _FAST).decode(text)
+        if "\\" in text and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _RefusedError as refused:
         raise error(

@@ -159,10 +159,13 @@ class Take(_Base, frozen=True, kw_only=True, tag="take"):
     """
     Start an enclave of a reserve, on a ring that was offered. Answered by Launched.
 
-    A warm worker gets its identity now; where none waits, one is started as for Launch.
+    A warm worker gets its identity now; where none waits, one is started as for Launch. A host that
+    names the offer may put its first call into that ring before it has the answer. Nobody reads it
+    before that enclave has its identity, and no other enclave ever serves that ring.
     """
 
     reserve_id: bytes
+    slot: int = -1  # the offer; -1: the oldest with a warm worker, else the oldest
 
 
 class Close(_Base, frozen=True, kw_only=True, tag="close"):
@@ -356,9 +359,10 @@ class QuoteRequest(_Base, frozen=True, kw_only=True, tag="quote"):
 
 
 class QuoteReply(_Base, frozen=True, kw_only=True, tag="quote.ok"):
-    """A DCAP v3 quote of the platform."""
+    """A DCAP v3 quote of the platform, and what the machine below it says (empty: nothing)."""
 
     quote: bytes
+    machine: bytes = b""
 
 
 class CounterRequest(_Base, frozen=True, kw_only=True, tag="counter"):

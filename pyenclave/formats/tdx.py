@@ -29,6 +29,7 @@ __all__ = [
     "TdExtension",
     "TdReport",
     "TdReportBody",
+    "td_report_of",
 ]
 
 # TD ATTRIBUTES
@@ -304,3 +305,43 @@ class TdReport:
             module.pop(name)
         fields.pop("tail")
         return TdReportBody(report_data=self.report_data, **module, **fields)
+
+
+def td_report_of(body: TdReportBody) -> bytes:
+    """
+    Return the TDREPORT that a quote with this body was made of.
+
+    Its MAC, which only the machine itself could judge, is zero.
+    """
+    module = b"".join(
+        (
+            (0x301FF).to_bytes(8, "little"),
+            body.tee_tcb_svn,
+            body.mr_seam,
+            body.mrsigner_seam,
+            body.seam_attributes,
+            body.tee_tcb_svn2 or bytes(16),
+        )
+    ).ljust(239, b"\0")
+    td = b"".join(
+        (
+            body.td_attributes,
+            body.xfam,
+            body.mr_td,
+            body.mr_config_id,
+            body.mr_owner,
+            body.mr_owner_config,
+            *body.rtmrs,
+            body.mr_service_td or bytes(48),
+        )
+    ).ljust(512, b"\0")
+    return TdReport(
+        version=0,
+        cpu_svn=bytes(16),
+        tee_tcb_info_hash=hashlib.sha384(module).digest(),
+        tee_info_hash=hashlib.sha384(td).digest(),
+        report_data=body.report_data,
+        mac=bytes(32),
+        tee_tcb_info=module,
+        td_info=td,
+    ).to_bytes()

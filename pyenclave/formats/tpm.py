@@ -25,6 +25,7 @@ __all__ = [
     "HASHES",
     "MAX_PCR",
     "PcrSelection",
+    "TpmCertification",
     "TpmPublic",
     "TpmQuote",
     "TpmSignature",
@@ -50,6 +51,8 @@ _HASH_IDS: Final = {name: number for number, name in HASHES.items()}
 MAX_PCR: Final = 32  # four bytes of selection; PC clients have 24
 _MAGIC: Final = 0xFF544347  # TPM_GENERATED_VALUE
 _TYPE_QUOTE: Final = 0x8018  # TPM_ST_ATTEST_QUOTE
+_TYPE_CERTIFY: Final = 0x8017  # TPM_ST_ATTEST_CERTIFY
+_CLOCK_SIZE: Final = 25  # TPMS_CLOCK_INFO and the version of the firmware
 _MAX_SIZE: Final = 4096
 _MAX_BANKS: Final = 16
 _MAX_PCRS_FILE: Final = 1 << 16
@@ -239,6 +242,57 @@ class TpmQuote:
                 len(self.selections).to_bytes(4, "big"),
                 *(selection.to_bytes() for selection in self.selections),
                 _sized(self.pcr_digest),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmCertification:
+    """
+    A TPMS_ATTEST of type TPM_ST_ATTEST_CERTIFY: a key of this TPM has this name.
+
+    Attributes:
+        qualified_signer: Qualified name of the key that signed.
+        extra_data: What the caller gave.
+        name: Name of the key that is certified: the hash of its public area.
+        qualified_name: The same, with its parents.
+    """
+
+    qualified_signer: bytes = b""
+    extra_data: bytes = b""
+    name: bytes
+    qualified_name: bytes = b""
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> TpmCertification:
+        """
+        Read a TPMS_ATTEST, without a size in front.
+
+        Raises:
+            EvidenceFormatError: Not made by a TPM (magic), no certification (type), or malformed.
+        """
+        cursor = _Cursor(data, "TPMS_ATTEST")
+        cursor.demand("magic", _MAGIC, 4)
+        cursor.demand("type", _TYPE_CERTIFY, 2)
+        signer = cursor.sized("qualifiedSigner")
+        extra = cursor.sized("extraData")
+        cursor.take(_CLOCK_SIZE, "clockInfo and firmwareVersion")
+        name = cursor.sized("name")
+        qualified = cursor.sized("qualifiedName")
+        cursor.end()
+        return cls(qualified_signer=signer, extra_data=extra, name=name, qualified_name=qualified)
+
+    def to_bytes(self) -> bytes:
+        """Write the TPMS_ATTEST; clock and firmware version are zero."""
+        return b"".join(
+            (
+                _MAGIC.to_bytes(4, "big"),
+                _TYPE_CERTIFY.to_bytes(2, "big"),
+                _sized(self.qualified_signer),
+                _sized(self.extra_data),
+                bytes(_CLOCK_SIZE),
+                _sized(self.name),
+                _sized(self.qualified_name),
             )
         )
 

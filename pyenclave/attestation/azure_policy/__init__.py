@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pyenclave.attestation.azure_policy.claims import Claim, Issuer, Value
-from pyenclave.attestation.azure_policy.evaluate import Outcome, evaluate
+from pyenclave.attestation.azure_policy.evaluate import Fired, Outcome, evaluate, types_of
 from pyenclave.attestation.azure_policy.reader import policy_hash, read_policy
 from pyenclave.attestation.azure_policy.syntax import Policy
 
 __all__ = [
     "Claim",
+    "Fired",
     "Issuer",
     "Outcome",
     "Policy",
@@ -16,4 +17,5 @@ __all__ = [
     "evaluate",
     "policy_hash",
     "read_policy",
+    "types_of",
 ]

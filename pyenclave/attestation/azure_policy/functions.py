@@ -7,18 +7,18 @@ a set of one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pyenclave.attestation.azure_policy.budget import Budget
 from pyenclave.attestation.azure_policy.claims import MAX_STRING, Value
+from pyenclave.attestation.azure_policy.query import MAX_QUERY, search
 from pyenclave.errors import AttestationError
 from pyenclave.formats import jsonstrict
 
 __all__ = ["FUNCTIONS", "Values", "key"]
 
-_MAX_QUERY: Final = 4096  # characters of a JMESPath query; it is parsed by recursive descent
 _MAX_JSON_DEPTH: Final = 64
 
 
@@ -52,53 +52,29 @@ def _single(values: Values, function: str, kind: type, what: str) -> Any:
     return value
 
 
-def _load(text: str, function: str) -> object:
+def _load(budget: Budget, text: str, function: str) -> object:
+    budget.work(4 * len(text))
     return jsonstrict.loads(
         text, function, error=AttestationError, max_size=4 * MAX_STRING, max_depth=_MAX_JSON_DEPTH
     )
 
 
-def _jmespath(document: Values, query: Values) -> Values:
+def _jmespath(budget: Budget, document: Values, query: Values) -> Values:
     text = _single(document, "JmesPath", str, "JSON text")
     path = _single(query, "JmesPath", str, "query text")
     if not text or not path:
         raise AttestationError("JmesPath: text and query must not be empty")
-    if len(path) > _MAX_QUERY:
-        raise AttestationError("JmesPath: the query is too long", expected=_MAX_QUERY)
-    try:
-        import jmespath  # an extra (pyenclave[azure]): only such policies need it
-        from jmespath import exceptions, functions
-    except ImportError:
-        raise AttestationError(
-            "JmesPath: the package jmespath is not installed",
-            advice="pip install 'pyenclave[azure]'",
-        ) from None
-
-    class Functions(functions.Functions):  # type: ignore[misc]
-        """JMESPath's own, and the one that Azure's samples use beside them."""
-
-        @functions.signature(*[{"types": ["string", "null"]}] * 2)  # type: ignore[untyped-decorator]
-        def _func_equals_ignore_case(self, left: str | None, right: str | None) -> bool:
-            if left is None or right is None:
-                return left is right
-            return left.casefold() == right.casefold()
-
-    try:
-        found = jmespath.search(
-            path, _load(text, "JmesPath"), jmespath.Options(custom_functions=Functions())
-        )
-    except exceptions.JMESPathError as error:
-        raise AttestationError(
-            "JmesPath: the query cannot be evaluated", found=str(error).split("\n")[0][:200]
-        ) from None
-    except RecursionError:
-        raise AttestationError("JmesPath: the query is nested too deeply") from None
-    result = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
+    if len(path) > MAX_QUERY:
+        raise AttestationError("JmesPath: the query is too long", expected=MAX_QUERY)
+    result = search(path, _load(budget, text, "JmesPath"), budget)
+    budget.make(len(result))
     return Values((result,), document.read_only or query.read_only)
 
 
-def _json_to_claim_value(argument: Values) -> Values:
-    found = _load(_single(argument, "JsonToClaimValue", str, "JSON text"), "JsonToClaimValue")
+def _json_to_claim_value(budget: Budget, argument: Values) -> Values:
+    text = _single(argument, "JsonToClaimValue", str, "JSON text")
+    found = _load(budget, text, "JsonToClaimValue")
+    budget.make(len(text))
     items = found if isinstance(found, list) else [found]
     values: list[Value] = []
     for item in items:
@@ -113,28 +89,32 @@ def _json_to_claim_value(argument: Values) -> Values:
     return Values(tuple(values), argument.read_only)
 
 
-def _is_subset_of(left: Values, right: Values) -> Values:
+def _is_subset_of(budget: Budget, left: Values, right: Values) -> Values:
+    budget.compare(len(left.values) + len(right.values))
     return Values(({key(v) for v in left.values} <= {key(v) for v in right.values},))
 
 
-def _append_string(left: Values, right: Values) -> Values:
+def _append_string(budget: Budget, left: Values, right: Values) -> Values:
     first = _single(left, "AppendString", str, "string")
     second = _single(right, "AppendString", str, "string")
     if len(first) + len(second) > MAX_STRING:
         raise AttestationError("AppendString: the result is too long")
+    budget.make(len(first) + len(second))
     return Values((first + second,), left.read_only or right.read_only)
 
 
-def _negate_bool(argument: Values) -> Values:
+def _negate_bool(budget: Budget, argument: Values) -> Values:
+    budget.compare(1)
     return Values((not _single(argument, "NegateBool", bool, "boolean"),), argument.read_only)
 
 
-def _contains_only_value(values: Values, wanted: Values) -> Values:
+def _contains_only_value(budget: Budget, values: Values, wanted: Values) -> Values:
     if len(wanted.values) != 1:
         raise AttestationError(
             "ContainsOnlyValue: the second argument is one value",
             found=f"{len(wanted.values)} values",
         )
+    budget.compare(len(values.values))
     only = key(wanted.values[0])
     return Values((bool(values.values) and all(key(v) == only for v in values.values),))
 

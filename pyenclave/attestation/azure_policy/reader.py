@@ -211,7 +211,7 @@ class _Reader:
         if self._rules > MAX_RULES:
             self._fail(f"at most {MAX_RULES} rules")
         self._bound = set()
-        line, _ = self._line(self._tokens[self._position].offset)
+        line, column = self._line(self._tokens[self._position].offset)
         conditions = []
         if not self._peek("=>"):
             conditions.append(self._condition())
@@ -222,7 +222,7 @@ class _Reader:
         self._take("=>", "&& or =>")
         action = self._action(section)
         self._take(";")
-        return Rule(tuple(conditions), action, line)
+        return Rule(tuple(conditions), action, line, column)
 
     def _condition(self) -> Condition:
         negated = False

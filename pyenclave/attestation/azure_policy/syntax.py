@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pyenclave.attestation.azure_policy.claims import Value
@@ -75,11 +75,38 @@ class PropertyCondition:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A claim is there (or, negated, is not) whose properties satisfy every comparison."""
+    """
+    A claim is there (or, negated, is not) whose properties satisfy every comparison.
+
+    Attributes:
+        properties: The comparisons.
+        identifier: What later parts of the rule call the claims that were found.
+        negated: No such claim may be there.
+        only: The one type of claims that it can find, if a comparison names it; else None.
+        others: The comparisons besides that one.
+    """
 
     properties: tuple[PropertyCondition, ...]
     identifier: str | None = None
     negated: bool = False
+    only: str | None = field(init=False, repr=False, compare=False)
+    others: tuple[PropertyCondition, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        only, others = None, self.properties
+        for place, item in enumerate(self.properties):
+            expression = item.expression
+            if (
+                item.property == "type"
+                and item.comparison == "=="
+                and isinstance(expression, Literal_)
+                and isinstance(expression.value, str)
+            ):
+                only = expression.value
+                others = self.properties[:place] + self.properties[place + 1 :]
+                break
+        object.__setattr__(self, "only", only)
+        object.__setattr__(self, "others", others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +135,12 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Conditions and an action; *line* is where it begins."""
+    """Conditions and an action; it begins at *line* and *column*, from 1."""
 
     conditions: tuple[Condition, ...]
     action: Action
     line: int
+    column: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ match, and what the grammar does not know refuses the whole policy when it is re
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
-from urllib.parse import urlsplit
 
 from pyenclave.errors import AttestationError
 from pyenclave.formats import jsonstrict
@@ -31,6 +31,7 @@ __all__ = [
     "Condition",
     "Decision",
     "ReleasePolicy",
+    "authority_host",
     "find_claim",
     "normal_authority",
 ]
@@ -56,6 +57,9 @@ Value = str | int | float | bool
 _ORDER: Final = ("less", "lessOrEquals", "greater", "greaterOrEquals")
 _DECIMAL: Final = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _MISSING: Final = object()
+_ADDRESS: Final = re.compile(
+    r"https://(\[[0-9a-f:.]{2,45}\]|[^/@?#%\\\[\]:A-Z]+)(?::([0-9]{1,5}))?((?:/[^/?#%\\]+)*)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,32 +123,46 @@ def normal_authority(url: str) -> str:
             (user name, query, fragment, upper-case host, escapes, a path with dots).
 
     """
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise AttestationError("authority: not a plain address", found=repr(url)[:200])
     text = url.removesuffix("/")
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        raise AttestationError("authority: not an address", found=url[:200]) from None
-    odd = (
-        parts.scheme != "https"
-        or not parts.hostname
-        or "@" in parts.netloc
-        or parts.netloc != parts.netloc.lower()
-        or parts.netloc.endswith(":")
-        or port == 0
-        or any(sign in text for sign in "?#%\\")
-        or text.endswith("/")
-        or any(piece in ("", ".", "..") for piece in parts.path.split("/")[1:])
-    )
-    if odd:
+    match = _ADDRESS.fullmatch(text) if url.isascii() and url.isprintable() else None
+    if (
+        match is None
+        or " " in text
+        or not 0 < int(match[2] or 443) < 65536
+        or any(piece in (".", "..") for piece in match[3].split("/"))
+        or (match[1][0] == "[" and not _is_ipv6(match[1][1:-1]))
+    ):
         raise AttestationError(
             "authority: an address that could be read in more than one way",
             expected="https://host[:port][/path], lower-case host, nothing else",
-            found=url[:200],
+            found=repr(url)[:200],
         )
     return text
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def authority_host(authority: str) -> tuple[str, int, str]:
+    """
+    Return host (without brackets), port and path of an authority.
+
+    Args:
+        authority: As `normal_authority` writes it.
+
+    Raises:
+        AttestationError: It is not.
+
+    """
+    match = _ADDRESS.fullmatch(normal_authority(authority))
+    if match is None:
+        raise AssertionError("normal_authority returned another form")
+    return match[1].strip("[]"), int(match[2] or 443), match[3]
 
 
 def find_claim(claims: Mapping[str, Any], name: str) -> object:
@@ -287,6 +305,10 @@ class ReleasePolicy:
         }
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
+    def __str__(self) -> str:
+        """Return the policy as one line: each authority, and what its tokens must say."""
+        return "; or ".join(f"{item.url}: {_said(item.condition)}" for item in self.authorities)
+
     def to_release_policy(self, *, immutable: bool = False) -> dict[str, Any]:
         """Return the ``release_policy`` member of a key, as Key Vault's interface has it."""
         return {
@@ -328,6 +350,17 @@ def _written(condition: Condition) -> dict[str, Any]:
         return {"claim": condition.claim, condition.operator: condition.value}
     name = "anyOf" if isinstance(condition, AnyOf) else "allOf"
     return {name: [_written(item) for item in condition.conditions]}
+
+
+def _said(condition: Condition) -> str:
+    if isinstance(condition, ClaimCondition):
+        return str(condition)
+    word = " or " if isinstance(condition, AnyOf) else " and "
+    parts = (
+        _said(item) if isinstance(item, ClaimCondition) else f"({_said(item)})"
+        for item in condition.conditions
+    )
+    return word.join(parts)
 
 
 class _Reader:
