@@ -1,0 +1,1 @@
+"""Who asks, and what he may do: bearer tokens, roles, an issuer for development."""

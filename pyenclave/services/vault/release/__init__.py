@@ -1,0 +1,1 @@
+"""Release of keys: who proved what, and the wrapped key for it."""
