@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pyenclave.host import EnclavePool as EnclavePool
     from pyenclave.host.aio import AsyncEnclave as AsyncEnclave
     from pyenclave.host.aio_pool import AsyncEnclavePool as AsyncEnclavePool
+    from pyenclave.host.files import lend_files as lend_files
+    from pyenclave.host.relay import relay as relay
+    from pyenclave.sealed.file import open_sealed as open_sealed
+    from pyenclave.sealed.heap import SealedHeap as SealedHeap
     from pyenclave.trusted import PublicError as PublicError
     from pyenclave.trusted import SealPolicy as SealPolicy
     from pyenclave.trusted import ecall as ecall
@@ -32,9 +36,13 @@ _PUBLIC = {
     "EnclavePool": "pyenclave.host",
     "PublicError": "pyenclave.trusted",
     "SealPolicy": "pyenclave.trusted",
+    "SealedHeap": "pyenclave.sealed.heap",
     "ecall": "pyenclave.trusted",
+    "lend_files": "pyenclave.host.files",
     "ocall": "pyenclave.trusted",
+    "open_sealed": "pyenclave.sealed.file",
     "local_platform_root": "pyenclave._platform.client",
+    "relay": "pyenclave.host.relay",
     "verify": "pyenclave.attestation",
 }
 _MODULES = ("attestation", "errors", "measurement", "sealed", "telemetry", "trusted")

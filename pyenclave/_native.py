@@ -336,12 +336,13 @@ def sandbox_before_threads() -> dict[str, bool | int]:
     return found
 
 
-def sandbox_after_threads(*, jit: bool = False) -> dict[str, bool | int]:
+def sandbox_after_threads(*, jit: bool = False, sealed: bool = False) -> dict[str, bool | int]:
     """
     Close step 2, when all threads exist: no new executable memory, and seccomp on all threads.
 
     Args:
         jit: Leave executable memory possible, for code that compiles at run time.
+        sealed: Leave possible what the pager of sealed memory needs.
 
     Returns:
         Every protection bit with what was proved so far, and ``landlock_abi``.
@@ -350,7 +351,7 @@ def sandbox_after_threads(*, jit: bool = False) -> dict[str, bool | int]:
         EnclaveStateError: Step 1 was not done, or a thread cannot be brought under the filter.
 
     """
-    flags = lib.PYE_SECCOMP_JIT if jit else 0
+    flags = (lib.PYE_SECCOMP_JIT if jit else 0) | (lib.PYE_SECCOMP_SEALED if sealed else 0)
     _check(lib.pye_sandbox_after(_closing.sandbox, flags), "closing the sandbox, step 2")
     return probe_inside()
 
@@ -398,8 +399,8 @@ def open_status(pid: int) -> int:
 def _status_fields(status: int) -> dict[bytes, bytes]:
     """Read from a descriptor of :func:`open_status` what probes look at."""
     text = b"\n"
-    while piece := os.pread(status, 1 << 14, len(text) - 1):
-        text += piece
+    # In one piece, as the kernel gives it: what was not read counts as not held.
+    text += os.pread(status, 1 << 14, 0)
     # Five fields of sixty: what is not there counts as not held.
     fields = {}
     for name in _STATUS_FIELDS:

@@ -16,10 +16,13 @@ __all__ = [
     "AppraisalError",
     "ArgumentError",
     "AttestationError",
+    "AuditError",
+    "BindingError",
     "BusyError",
     "CallError",
     "CallTimeoutError",
     "CollateralError",
+    "ConfigurationError",
     "EcallError",
     "EnclaveClosedError",
     "EnclaveError",
@@ -27,6 +30,7 @@ __all__ = [
     "EnclavePoisonedError",
     "EnclaveStateError",
     "EvidenceFormatError",
+    "FileBusyError",
     "ImageError",
     "KeyReleaseError",
     "LaunchError",
@@ -36,11 +40,17 @@ __all__ = [
     "NotInEnclaveError",
     "OcallError",
     "PlatformUnavailableError",
+    "ProviderError",
+    "RemoteServiceError",
+    "ReportRaceError",
     "RollbackError",
     "RuntimeLockError",
     "SealLimitError",
     "SealingError",
+    "ServiceError",
     "SignatureError",
+    "StorageError",
+    "TpmError",
     "UnknownFunctionError",
     "UnsealError",
     "by_code",
@@ -95,6 +105,12 @@ class ManifestError(ImageError):
     """``enclave.toml`` is wrong: the message names the table, the key and the value."""
 
     code = "image.manifest"
+
+
+class ConfigurationError(ManifestError):
+    """Settings of a service are wrong: the message names the table, the key and the value."""
+
+    code = "configuration"
 
 
 class SignatureError(ImageError):
@@ -310,9 +326,15 @@ class RollbackError(SealingError):
 
 
 class SealLimitError(SealingError):
-    """A key has sealed as much as it may."""
+    """A key has sealed as much as it may, or a heap is full."""
 
     code = "sealing.limit"
+
+
+class FileBusyError(SealingError):
+    """Another opening holds the sealed file: it has many readers or one writer."""
+
+    code = "sealing.busy"
 
 
 class MeasurementError(EnclaveError):
@@ -357,10 +379,189 @@ class CollateralError(AttestationError):
     code = "attestation.collateral"
 
 
+class StorageError(EnclaveError):
+    """A database or secrets file of a service cannot be opened, or is of a newer schema."""
+
+    code = "storage"
+
+
+class AuditError(StorageError):
+    """What is given is no audit log, no part of one, or of another log."""
+
+    code = "storage.audit"
+
+
+class ProviderError(AttestationError):
+    """This machine gives no evidence: the device is not there, refuses, or answers wrongly."""
+
+    code = "attestation.provider"
+
+
+class BindingError(ProviderError):
+    """
+    What a device gave binds other data than was asked for: an old report, or another's.
+
+    Attributes:
+        evidence: What it gave (`providers.Evidence`), for whoever wants to look at it.
+
+    """
+
+    code = "attestation.binding"
+
+    def __init__(self, message: str = "", *, evidence: Any = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.evidence = evidence
+
+
+class ReportRaceError(ProviderError):
+    """Somebody else wrote into our request each time; what came back may answer theirs."""
+
+    code = "attestation.race"
+
+
+class TpmError(EnclaveError):
+    """
+    A TPM refuses a command, answers wrongly, or not at all.
+
+    Attributes:
+        rc: Its response code, without the number of the handle or parameter; 0 if it gave none.
+
+    """
+
+    code = "tpm"
+
+    def __init__(self, message: str = "", *, rc: int = 0, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.rc = rc
+
+
 class KeyReleaseError(EnclaveError):
-    """A key was not released."""
+    """
+    A key was not released, or what was released is refused inside.
+
+    Attributes:
+        check: Name of the check that failed, such as ``answer.nonce``; see
+            ``docs/key-release-inside.md``.
+        status: The HTTP status where a service refused; 0 otherwise.
+        error_code: The service's word, such as ``Forbidden``; empty where none was said.
+        inner: Its inner word, such as ``ForbiddenByPolicy``.
+        reference: Under which the service's audit log has the decision.
+        transient: Whether the same may succeed later.
+
+    What a service says came through the host, who may have said it instead. Text and attributes
+    cross to the host like those of a `trusted.PublicError`: there is nothing of a key in them.
+    """
 
     code = "key_release"
+    public: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        check: str = "",
+        status: int = 0,
+        error_code: str = "",
+        inner: str | None = None,
+        reference: str | None = None,
+        transient: bool = False,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.check = check
+        self.status = status
+        self.error_code = error_code
+        self.inner = inner
+        self.reference = reference
+        self.transient = transient
+
+    def public_fields(self) -> dict[str, Any]:
+        """Return what crosses to the host beside the text."""
+        return {
+            "check": self.check,
+            "status": self.status,
+            "error_code": self.error_code,
+            "inner": self.inner,
+            "reference": self.reference,
+            "transient": self.transient,
+        }
+
+
+class RemoteServiceError(EnclaveError):
+    """
+    A key vault or attestation service refused a request of a client, or gave no usable answer.
+
+    Attributes:
+        status: The HTTP status; 0 where there was no answer.
+        error_code: The service's word, such as ``Forbidden``; ``NoAnswer``, ``BadAnswer`` and
+            ``BadChallenge`` are the client's own.
+        inner: Its inner word, such as ``ForbiddenByPolicy``.
+        retry_after: Seconds after which to ask again, if it says so.
+        reference: Under which the service's audit log has the decision.
+        transient: Whether the same request may succeed later.
+
+    """
+
+    code = "remote_service"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int = 0,
+        error_code: str = "",
+        inner: str | None = None,
+        retry_after: float | None = None,
+        reference: str | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.status = status
+        self.error_code = error_code
+        self.inner = inner
+        self.retry_after = retry_after
+        self.reference = reference
+        self.transient = status in (0, 408, 429, 500, 502, 503, 504)
+
+
+class ServiceError(EnclaveError):
+    """
+    A service refuses a request, or cannot serve it.
+
+    The message is sent to the caller; *expected* and *found* are not, they are for log and audit.
+
+    Attributes:
+        status: HTTP status of the answer.
+        error_code: The stable word in the answer, as Azure has it ("BadParameter", "Forbidden").
+        inner: A more exact word (`innererror.code`), if there is one.
+        retry_after: Seconds after which to ask again.
+        challenge: Value of the answer's ``WWW-Authenticate``.
+        reference: Reference id of the audit row about it, once there is one.
+
+    """
+
+    code = "service"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int,
+        error_code: str,
+        inner: str | None = None,
+        retry_after: float | None = None,
+        challenge: str | None = None,
+        **details: Any,
+    ) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"an error's status is 400 to 599, not {status}")
+        super().__init__(message, **details)
+        self.status = status
+        self.error_code = error_code
+        self.inner = inner
+        self.retry_after = retry_after
+        self.challenge = challenge
+        self.reference: str | None = None
 
 
 def by_code() -> dict[str, type[EnclaveError]]:

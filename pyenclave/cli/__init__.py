@@ -33,9 +33,15 @@ _COMMANDS = {
     "verify": "verify",
     "collateral": "collateral",
     "policy": "policy",
+    "audit": "audit",
     "seal": "sealing",
     "unseal": "sealing",
+    "reseal": "resealing",
     "info": "sealing",
+    "encrypt": "encrypting",
+    "decrypt": "encrypting",
+    "serve": "serve",
+    "vault": "vault",
     "bench": "bench",
     "demo": "demo",
     "ps": "processes",
@@ -54,7 +60,15 @@ _UNREADABLE = (
     errors.ArgumentError,
     errors.UnknownFunctionError,
     errors.PlatformUnavailableError,
+    errors.ProviderError,
+    errors.TpmError,
+    errors.StorageError,
 )
+
+
+def _no_answer(error: errors.EnclaveError) -> bool:
+    """Whether a service was not reached, and so refused nothing."""
+    return isinstance(error, errors.RemoteServiceError) and not error.status
 
 
 class _UsageError(Exception):
@@ -111,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             error.code,
             str(error),
             as_json=args.json,
-            exit_code=2 if isinstance(error, _UNREADABLE) else 1,
+            exit_code=2 if isinstance(error, _UNREADABLE) or _no_answer(error) else 1,
         )
     except BrokenPipeError:
         output.give_up_stdout()  # its reader left; nothing more can be said to it

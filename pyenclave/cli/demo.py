@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from pyenclave.cli import output
@@ -19,6 +20,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     demo.add_argument(
         "--rows", type=int, default=0, metavar="N", help="score N applicants (throughput)"
+    )
+    demo.add_argument(
+        "--services",
+        action="store_true",
+        help="a key, a vault and an attestation service instead: released to one build, refused "
+        "to all others",
     )
     demo.set_defaults(function=_demo)
 
@@ -39,6 +46,8 @@ def held(summary: dict[str, Any]) -> bool:
 def _demo(args: argparse.Namespace) -> int:
     if args.rows < 0:
         raise ValueError("--rows must not be negative")
+    if args.rows and args.services:
+        raise ValueError("--rows is of the demo without --services")
     progress = output.Progress(quiet=args.json)
 
     def say(text: str) -> None:
@@ -46,6 +55,8 @@ def _demo(args: argparse.Namespace) -> int:
             progress.done()
             output.say(text)
 
+    if args.services:
+        return _services(args, say, progress)
     summary = director.run(rows=args.rows, say=say, progress=progress.step)
     progress.done()
     good = held(summary)
@@ -63,5 +74,25 @@ def _demo(args: argparse.Namespace) -> int:
         output.say(
             "not protected in this mode: root and the machine's operator, and programs of this "
             "user that are hostile from the start (see SECURITY.md)"
+        )
+    return 0 if good else 1
+
+
+def _services(args: argparse.Namespace, say: Callable[[str], None], progress: Any) -> int:
+    from pyenclave.demo.release import director as services
+
+    summary = services.run(say=say, progress=progress.step)
+    progress.done()
+    attempts = summary["attempts"]
+    refused = sum(attempt["outcome"] == "refused" for attempt in attempts)
+    good = refused == len(attempts) and summary["audit"]["intact"]
+    if args.json:
+        output.print_json(summary)
+    else:
+        verdict = output.paint("held", "green") if good else output.paint("DID NOT HOLD", "red")
+        output.say()
+        output.say(
+            f"{verdict}: the key went to the measured build only; {refused} of {len(attempts)} "
+            f"other attempts refused; {summary['seconds']} s"
         )
     return 0 if good else 1

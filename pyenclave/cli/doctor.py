@@ -15,6 +15,8 @@ from pyenclave.cli._remedies import in_container, remedies
 from pyenclave.errors import EnclaveError
 from pyenclave.formats.record import ProtectionRecord
 from pyenclave.host import Enclave
+from pyenclave.providers import probe
+from pyenclave.sealed.heap import SealedHeap
 
 __all__ = ["add_commands"]
 
@@ -84,6 +86,16 @@ def _secret_memory() -> str:
         return _KINDS[memory.kind]
 
 
+def _sealed_memory() -> dict[str, Any]:
+    """Make a small heap of sealed memory: how pages are shown here, and whether they are locked."""
+    try:
+        with SealedHeap(1 << 20, 1 << 19) as heap:
+            heap.zeros(1)
+            return {"mechanism": heap.mechanism, "locked": heap.stats.locked_bytes > 0}
+    except (EnclaveError, OSError, MemoryError) as error:
+        return {"error": {"code": getattr(error, "code", "os"), "message": str(error)}}
+
+
 def _tried() -> dict[str, Any]:
     """Launch a small enclave and return its record's bits, or why it could not start."""
     script = Path(__file__).with_name("_probe_enclave.py")
@@ -111,11 +123,19 @@ def _tee() -> dict[str, Any]:
         name: [path for path in paths if os.path.exists(path)] for name, paths in _DEVICES.items()
     }
     found = {name: paths for name, paths in present.items() if paths}
+    seen = probe()
+    chosen = seen.finding
     return {
-        "tee": "none",
-        "provider": "pyenclave",
+        "tee": chosen.tee,
+        "provider": seen.chosen,
+        "provider_reason": chosen.reason,
+        "providers": [
+            {"name": item.provider, "usable": item.usable, "reason": item.reason}
+            for item in seen.findings
+        ],
         "devices": found,
-        "note": "evidence comes from the software platform; hardware providers are not used yet",
+        "note": "pyenclave evidence asks this provider; enclaves themselves are of the software "
+        "platform",
     }
 
 
@@ -129,6 +149,7 @@ def _doctor(args: argparse.Namespace) -> int:
         "kernels": _kernels(),
         "secret_memory": _secret_memory(),
         "memory_lock_limit": {"soft": soft, "hard": hard},
+        "sealed_memory": _sealed_memory(),
         "platform": _platform_state(),
         "enclave": _tried(),
         **_tee(),
@@ -157,6 +178,12 @@ def _print(report: dict[str, Any]) -> None:
         f"memory     secret memory: {report['secret_memory']}; "
         f"lock limit {'none' if limit is None else f'{limit:,} bytes'}"
     )
+    heap = report["sealed_memory"]
+    if "error" in heap:
+        output.say(f"           sealed arrays: not here: {heap['error']['message']}")
+    else:
+        locked = "may be locked" if heap["locked"] else "NOT locked: may reach swap"
+        output.say(f"           sealed arrays: {heap['mechanism']}; a small heap's pages {locked}")
     state = report["platform"]
     if "error" in state:
         output.say(
@@ -168,7 +195,12 @@ def _print(report: dict[str, Any]) -> None:
     if report["container"]:
         output.say(f"container  {report['container']}")
     devices = ", ".join(report["devices"]) or "none found"
-    output.say(f"TEE        {report['tee']} (devices: {devices}); provider: {report['provider']}")
+    output.say(f"TEE        {report['tee']} (devices: {devices})")
+    output.say(f"evidence   of provider {report['provider']}: {report['provider_reason']}")
+    for item in report["providers"]:
+        if item["name"] != report["provider"]:
+            usable = "usable too: " if item["usable"] else "not "
+            output.say(f"           {usable}{item['name']}: {item['reason']}")
     output.say()
     enclave = report["enclave"]
     if "error" in enclave:

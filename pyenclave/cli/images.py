@@ -35,6 +35,12 @@ def add_commands(subparsers: Subparsers) -> None:
     command.add_argument("-o", "--output", metavar="FILE", help="default: NAME.enclave")
     command.add_argument("--lock", metavar="FILE", help="lock list of the runtime it shall run on")
     command.add_argument("--write-lock", metavar="FILE", help="also write this runtime's lock list")
+    command.add_argument(
+        "--data-key-file",
+        metavar="FILE",
+        help="the 32 bytes that encrypt what [encrypted] names; made, of mode 0600, where there is "
+        "no such file",
+    )
     command.set_defaults(function=_build)
 
     command = subparsers.add_parser(
@@ -115,13 +121,34 @@ def _keygen(args: argparse.Namespace) -> int:
     return _say(args, result, f"{args.output}: new signing key\nMRSIGNER {mrsigner}")
 
 
+def _data_key(path: str) -> bytes:
+    """Return the data key of a file, which is made if it is not there."""
+    import stat
+
+    from pyenclave.sealed._held import KEY_SIZE, read_key_file
+
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        key = read_key_file(path)
+        if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            print(f"pyenclave: others may read the key file {path} (chmod 600)", file=sys.stderr)
+        return key
+    with os.fdopen(fd, "wb") as file:
+        file.write(os.urandom(KEY_SIZE))
+        file.flush()
+        os.fsync(file.fileno())
+    return read_key_file(path)
+
+
 def _build(args: argparse.Namespace) -> int:
     from pyenclave.formats.image import Image
     from pyenclave.image import build
     from pyenclave.measurement.image import measure_image
 
     lock = Path(args.lock).read_bytes() if args.lock else None
-    data = build.build(args.source, lock=lock)
+    data_key = None if args.data_key_file is None else _data_key(args.data_key_file)
+    data = build.build(args.source, lock=lock, data_key=data_key)
     image = Image.parse(data)
     path = args.output or f"{image.info.name.replace('/', '_')}.enclave"
     build.write_image(path, data)
@@ -138,11 +165,11 @@ def _build(args: argparse.Namespace) -> int:
         "lock_digest": image.lock_digest.hex(),
     }
     functions = ", ".join(function["name"] for function in image.info.functions)
-    return _say(
-        args,
-        result,
-        f"{path}: {len(data)} bytes, unsigned\nMRENCLAVE {mrenclave}\nfunctions {functions}",
-    )
+    text = f"{path}: {len(data)} bytes, unsigned\nMRENCLAVE {mrenclave}\nfunctions {functions}"
+    if image.info.encrypted is not None:
+        result["encrypted"] = list(image.info.encrypted.files)
+        text += f"\nencrypted {', '.join(image.info.encrypted.files)}"
+    return _say(args, result, text)
 
 
 def _sign(args: argparse.Namespace) -> int:
@@ -226,7 +253,8 @@ def _inspect(args: argparse.Namespace) -> int:
         output.say(line)
     output.say("\nfiles")
     for row in found["files"]:
-        output.say(f"  {row['sha256'][:16]}…  {row['size']:10}  {row['name']}")
+        hidden = "  (encrypted)" if row.get("encrypted") else ""
+        output.say(f"  {row['sha256'][:16]}…  {row['size']:10}  {row['name']}{hidden}")
     _say_base(found, every=args.modules)
     return 0
 
@@ -235,6 +263,8 @@ def _say_base(found: dict[str, Any], *, every: bool) -> None:
     base = found["trusted_base"]
     output.say(f"\ntrusted base: {base['files']} files, {base['bytes']} bytes, all locked by hash")
     output.say(f"  lock {found['lock']['digest']}\n  {found['lock']['python']}")
+    if hidden := [row["name"] for row in base.get("encrypted", ())]:
+        output.say(f"  encrypted code, which only its owner can read: {', '.join(hidden)}")
     if every:
         for kind in ("bootstrap", "libraries", "modules", "data"):
             output.say(f"\n{kind}")

@@ -81,7 +81,9 @@ def _plain(value: Any) -> Any:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print *value* as one JSON object on stdout; bytes become hex."""
-    print(json.dumps(_plain(value), ensure_ascii=False, default=str))
+    text = json.dumps(_plain(value), ensure_ascii=False, default=str)
+    # A file's name may be no text: what no encoding has is written as JSON's own escape.
+    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def ready() -> bool:

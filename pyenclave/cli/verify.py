@@ -55,6 +55,11 @@ def add_commands(subparsers: Subparsers) -> None:
     verify.add_argument("--nonce", metavar="HEX", help="the nonce that was sent")
     verify.add_argument("--report-data", metavar="HEX", help="the 64 expected bytes")
     verify.add_argument(
+        "--user-data",
+        metavar="HEX",
+        help="what the evidence must bind besides (Azure, Nitro, ours)",
+    )
+    verify.add_argument(
         "--root", action="append", default=[], metavar="FILE", help="pinned roots, PEM or DER"
     )
     verify.set_defaults(function=_verify)
@@ -137,6 +142,7 @@ def _verify(args: argparse.Namespace) -> int:
         roots=roots_of(args.root),
         at=moment("--at", args.at),
         report_data=output.hex_of("--report-data", args.report_data),
+        user_data=output.hex_of("--user-data", args.user_data),
     )
     if args.json:
         output.print_json(result.to_json())

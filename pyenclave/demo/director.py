@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 import pyenclave
 from pyenclave import image as images
 from pyenclave._native import drop_capabilities
+from pyenclave.demo import data
 from pyenclave.demo.attacks import memory, tamper
 from pyenclave.demo.wire import Peer
 from pyenclave.errors import EnclaveError
@@ -121,7 +122,7 @@ def _prepare(folder: Path) -> dict[str, str]:
     manifest = folder / "enclave.toml"
     manifest.write_text(
         '[enclave]\nname = "scoring"\nentry = "scoring.py"\nproduct_id = 7\n'
-        'security_version = 1\n\n[memory]\nmessage = "64 MiB"\n'
+        'security_version = 1\n\n[memory]\nmessage = "64 MiB"\nsealed = "32 MiB"\n'
     )
     source = resources.files("pyenclave.demo").joinpath("scoring.py").read_text("utf-8")
     (folder / "scoring.py").write_text(source)
@@ -150,6 +151,7 @@ def run(*, rows: int = 0, say: Say, progress: Say) -> dict[str, Any]:
         progress: Called with what is being done now.
     """
     started = time.monotonic()
+    data.check()
     if os.geteuid() == 0:
         drop_capabilities()
         say("started as root: every process keeps uid 0 and has dropped all capabilities")
@@ -237,6 +239,11 @@ def _main_job(
         f"speed      {scored['rows'] / scored['seconds']:,.0f} applicants/s through the enclave, "
         f"{scored['rows'] / scored['outside_seconds']:,.0f}/s by the same model outside"
     )
+    held, most = scored["sealed"]
+    say(
+        f"memory     {held / 1e6:,.0f} MB of applicants in sealed memory; "
+        f"at most {most / 1e6:,.1f} MB of them plaintext at a time"
+    )
     plain = _Program(stack, "pyenclave.demo.unprotected")
     exposed, _ = plain.peer.receive()
     # The same scanner on the unprotected copy: nothing found means something only if it can find.
@@ -261,6 +268,7 @@ def _main_job(
         "rows": scored["rows"],
         "accuracy": scored["accuracy"],
         "equal": scored["equal"],
+        "sealed_memory": {"bytes": held, "plaintext_at_most": most},
         "throughput": {
             "enclave_rows_per_second": scored["rows"] / scored["seconds"],
             "outside_rows_per_second": scored["rows"] / scored["outside_seconds"],

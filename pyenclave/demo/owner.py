@@ -109,6 +109,7 @@ def main(argv: list[str]) -> int:
         answers.append(np.frombuffer(raw, dtype=np.float64))
     seconds = time.perf_counter() - started
     answer, _ = host.ask({"operation": "accuracy"})
+    memory, _ = host.ask({"operation": "memory"})
 
     # 5. The same computation here, for comparison; the figures must be equal, bit for bit.
     started = time.perf_counter()
@@ -125,6 +126,7 @@ def main(argv: list[str]) -> int:
             "rows": len(matrix),
             "equal": same and right / len(matrix) == answer["accuracy"],
             "accuracy": answer["accuracy"],
+            "sealed": memory["sealed"],
             "seconds": seconds,
             "outside_seconds": outside,
         }

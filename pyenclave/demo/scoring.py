@@ -2,7 +2,8 @@
 The trusted code of the demo: scores applicants that the host cannot read.
 
 It runs inside the enclave. The host gives it ciphertext only; the keys come from the owner,
-encrypted to this launch's runtime key.
+encrypted to this launch's runtime key. Applicants are kept in sealed memory: of however many rows,
+no more than the manifest's limit is plaintext at a time.
 """
 
 from __future__ import annotations
@@ -19,20 +20,30 @@ from pyenclave import trusted
 _KEYS = struct.Struct("<32s32s")
 _keys: dict[str, AESGCM] = {}
 _model: list[npt.NDArray[np.float64]] = []
-_tally = {"rows": 0, "right": 0}
+_table: list[npt.NDArray[np.float64]] = []  # every applicant scored so far, in sealed memory
 
 
 def _open(name: str, blob: bytes, label: bytes) -> npt.NDArray[np.float64]:
-    """Decrypt *blob* (12-byte nonce, ciphertext, tag) and return its numbers."""
+    """Decrypt *blob* (12-byte nonce, ciphertext, tag) into sealed memory: its numbers."""
     if name not in _keys:
         raise trusted.PublicError("no keys yet: the owner sends them after verifying evidence")
+    count = max(0, len(blob) - 28) // 8
+    plain: npt.NDArray[np.float64] = trusted.heap.empty(count)
     try:
-        plain = _keys[name].decrypt(blob[:12], blob[12:], label)
+        if not count or len(blob) != 28 + 8 * count:
+            raise InvalidTag
+        _keys[name].decrypt_into(blob[:12], memoryview(blob)[12:], label, plain.data.cast("B"))
     except InvalidTag:
         raise trusted.PublicError(
             f"the {name} is not authentic: it was changed or mislabelled"
         ) from None
-    return np.frombuffer(plain, dtype=np.float64)
+    return plain
+
+
+def _scores(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    bias, weights = _model[0][0], _model[0][1:]
+    result: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(rows[:, 1:] @ weights + bias)))
+    return result
 
 
 @trusted.ecall
@@ -47,7 +58,7 @@ def receive_keys(ciphertext: bytes) -> int:
 def load_model(blob: bytes) -> int:
     """Decrypt the model and return its number of weights."""
     _model[:] = [_open("model", blob, b"model")]
-    _tally.update(rows=0, right=0)
+    _table.clear()
     return len(_model[0]) - 1
 
 
@@ -56,18 +67,27 @@ def score(blob: bytes, chunk: int) -> npt.NDArray[np.float64]:
     """Score one encrypted chunk of applicants: the chance that each credit goes bad."""
     if not _model:
         raise trusted.PublicError("no model is loaded")
-    bias, weights = _model[0][0], _model[0][1:]
-    rows = _open("table", blob, b"table %d" % chunk).reshape(-1, len(weights) + 1)
-    scores: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(rows[:, 1:] @ weights + bias)))
-    _tally["rows"] += len(scores)
-    _tally["right"] += int(((scores > 0.5) == (rows[:, 0] > 0.5)).sum())
-    return scores
+    with trusted.heap.numpy():  # what NumPy computes on the way is in sealed memory too
+        rows = _open("table", blob, b"table %d" % chunk).reshape(-1, len(_model[0]))
+        _table.append(rows)
+        return _scores(rows)
 
 
 @trusted.ecall
 def accuracy() -> float:
     """Return the share of applicants scored so far whose outcome was predicted."""
-    return _tally["right"] / _tally["rows"] if _tally["rows"] else 0.0
+    count = right = 0
+    with trusted.heap.numpy():  # all rows once more, most of which are ciphertext by now
+        for rows in _table:
+            count += len(rows)
+            right += int(((_scores(rows) > 0.5) == (rows[:, 0] > 0.5)).sum())
+    return right / count if count else 0.0
+
+
+@trusted.ecall
+def memory() -> list[int]:
+    """Return bytes of the applicants in sealed memory, and the most that ever was plaintext."""
+    return [sum(rows.nbytes for rows in _table), trusted.heap.stats.resident_peak]
 
 
 @trusted.ecall

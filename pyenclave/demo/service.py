@@ -55,6 +55,10 @@ class _Service:
         del request, body
         return {"accuracy": self.enclave.call("accuracy")}, b""
 
+    def memory(self, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        del request, body
+        return {"sealed": self.enclave.call("memory")}, b""
+
     def remember(self, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         del request
         return {}, self.enclave.call("remember", body)
@@ -65,7 +69,7 @@ class _Service:
 
 
 _OPERATIONS = frozenset(
-    {"describe", "attest", "keys", "model", "score", "accuracy", "remember", "recall"}
+    {"describe", "attest", "keys", "model", "score", "accuracy", "memory", "remember", "recall"}
 )
 
 

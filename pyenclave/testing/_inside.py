@@ -28,6 +28,7 @@ _RECORD: Final = b"pyenclave.testing.FakeEnclave: no protection"
 _POLICY_MRENCLAVE: Final = 1
 _POLICY_MRSIGNER: Final = 2
 _MAX_COUNTERS: Final = 4096
+_SEALED_MEMORY: Final = 64 << 20
 
 Reply = TypeVar("Reply", bound=messages.Message)
 
@@ -74,6 +75,11 @@ class FakeRuntime(_runtime.Runtime):
             seed=os.urandom(32),
         )
         super().__init__(cast("Any", None), identity, None)
+
+    @property
+    def sealed_memory(self) -> int:
+        """As much as images have that ask for it."""
+        return _SEALED_MEMORY
 
     def request(self, message: messages.Message, kind: type[Reply]) -> Reply:
         """Answer *message*; as :meth:`Runtime.request`."""

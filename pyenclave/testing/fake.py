@@ -29,7 +29,7 @@ from pyenclave.calls.signature import Signature, functions_of
 from pyenclave.calls.stats import Launch, registry
 from pyenclave.errors import EnclaveError, EnclaveLostError, LaunchError
 from pyenclave.formats.image import ImageInfo
-from pyenclave.host import _fork, _ocalls
+from pyenclave.host import _fork, _ocalls, files
 from pyenclave.host._base import Handle
 from pyenclave.host._lanes import Owner, make_lanes
 from pyenclave.host._run import Run
@@ -88,14 +88,13 @@ class _FakeRun(Run):
     ) -> None:
         signatures = tuple(Signature.from_wire(item) for item in info.functions)
         declared = tuple(Ocall.from_wire(item) for item in info.ocalls)
-        _ocalls.check(declared, ocalls)
+        self._handlers, self._close_files = files.for_launch(ocalls)
+        _ocalls.check(declared, self._handlers)
         self._image: Any = SimpleNamespace(info=info, ocalls=declared, functions=())
-        self._handlers = ocalls
         self.handles = bool(declared)
         self.name = info.name
         self.names = tuple(item.name for item in signatures)
         self.unsigned = False  # there is no image that could be signed
-        self.enclave_id = os.urandom(16)
         self._ended = None
         self._lock = threading.Lock()
         self._owner = Owner()
@@ -103,7 +102,9 @@ class _FakeRun(Run):
         self._runtime = _inside.FakeRuntime(info.name, hashlib.sha256(source.encode()).digest())
         table = dispatch.build_table(module, info)
         table.debug = True
-        self.pidfd, end = os.pipe2(os.O_CLOEXEC)  # readable when the other end is closed
+        pidfd, end = os.pipe2(os.O_CLOEXEC)  # readable when the other end is closed
+        told = SimpleNamespace(enclave_id=os.urandom(16))
+        self._held: Any = SimpleNamespace(known=True, pidfd=pidfd, launched=lambda: told)
         alive = _Alive(end)
         fd = ring.create(info.threads, shared=info.shared_memory)
         try:
@@ -119,7 +120,7 @@ class _FakeRun(Run):
         _inside.becoming()
         stops = _life.hooks(module, _life.STOP)
         finalizer: Any = weakref.finalize(
-            self, _finish, alive, self.pidfd, self._runtime, stops, os.getpid()
+            self, _finish, alive, pidfd, self._runtime, stops, os.getpid()
         )
         self._finalizer = finalizer
         self.alive = alive

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pyenclave.formats import jose, ratls
 from pyenclave.formats.hcl import REPORT_TYPE_TDX
 from pyenclave.formats.jwk import public_members
-from pyenclave.formats.tdx import TdReport, TdReportBody
+from pyenclave.formats.tdx import td_report_of
 from pyenclave.measurement.sev import snp_launch_digest
 from pyenclave.testing.amd import AmdChip
 from pyenclave.testing.azure import AzureVm
@@ -24,7 +24,7 @@ from pyenclave.testing.firmware import firmware
 from pyenclave.testing.intel import IntelPlatform
 from pyenclave.testing.nitro import NitroHost
 
-__all__ = ["AUDIENCE", "MAA", "Sample", "sample", "samples", "td_report", "write"]
+__all__ = ["AUDIENCE", "MAA", "Sample", "sample", "samples", "write"]
 
 AUDIENCE: Final = "https://relying-party.example"
 MAA: Final = "https://synthetic.weu.attest.azure.net"
@@ -53,42 +53,6 @@ class Sample:
     endorsements: Mapping[str, bytes] = field(default_factory=dict)
     root: bytes | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
-
-
-def td_report(body: TdReportBody) -> bytes:
-    """Return a TDREPORT that says what *body*, the body of a quote, says; its MAC is zero."""
-    module = b"".join(
-        (
-            (0x301FF).to_bytes(8, "little"),
-            body.tee_tcb_svn,
-            body.mr_seam,
-            body.mrsigner_seam,
-            body.seam_attributes,
-            body.tee_tcb_svn2 or bytes(16),
-        )
-    ).ljust(239, b"\0")
-    td = b"".join(
-        (
-            body.td_attributes,
-            body.xfam,
-            body.mr_td,
-            body.mr_config_id,
-            body.mr_owner,
-            body.mr_owner_config,
-            *body.rtmrs,
-            body.mr_service_td or bytes(48),
-        )
-    ).ljust(512, b"\0")
-    return TdReport(
-        version=0,
-        cpu_svn=bytes(16),
-        tee_tcb_info_hash=hashlib.sha384(module).digest(),
-        tee_info_hash=hashlib.sha384(td).digest(),
-        report_data=body.report_data,
-        mac=bytes(32),
-        tee_tcb_info=module,
-        td_info=td,
-    ).to_bytes()
 
 
 def _intel(now: datetime, nonce: bytes) -> Iterator[tuple[str, Sample]]:
@@ -182,7 +146,7 @@ def _azure(now: datetime, nonce: bytes) -> Iterator[tuple[str, Sample]]:
         from pyenclave.formats.dcap import TdQuote
 
         quotes.append(machine.td_quote(report_data=data))
-        return td_report(TdQuote.from_bytes(quotes[-1]).report_body)
+        return td_report_of(TdQuote.from_bytes(quotes[-1]).report_body)
 
     vm = AzureVm(hardware=measured, report_type=REPORT_TYPE_TDX)
     yield (
