@@ -11,7 +11,7 @@ import pytest
 
 from pyenclave.benchmarks.in_c import Loops, aligned, check
 
-__all__ = ["LEVELS", "Loops", "Operation", "Run", "aligned", "cases", "check", "measure"]
+__all__ = ["LEVELS", "Loops", "Operation", "Run", "aligned", "cases", "check", "hold", "measure"]
 
 LEVELS = ("native", "cffi", "cython", "public")
 
@@ -44,6 +44,12 @@ class Operation:
     count: int
     make: Callable[[Loops], Mapping[str, Run]]
     levels: tuple[str, ...] = LEVELS
+
+
+def hold(memory: list[Any], *runs: Run) -> None:
+    """Keep memory for as long as *runs* live, whose pointers into it own nothing."""
+    for run in runs:
+        vars(run)["memory"] = memory
 
 
 def cases(*operations: Operation) -> list[Any]:

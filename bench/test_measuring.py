@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 import pytest
-from levels import Loops, Operation, Run, aligned, cases, check, measure
+from levels import Loops, Operation, Run, aligned, cases, check, hold, measure
 
 from pyenclave._core import SgxMeasurement, SnpMeasurement
 from pyenclave._ffi import ffi, lib
@@ -55,6 +55,7 @@ def mrenclave(loops: Loops) -> dict[str, Run]:
         return value
 
     wanted = hashlib.sha256(_prebuilt_stream(CONTENT, SIZE)).digest()
+    hold(keep, native, by_cffi)
     runs = {"native": native, "cffi": by_cffi, "cython": cython, "public": public}
     assert {name: run(1) for name, run in runs.items()} == dict.fromkeys(runs, wanted)
     return runs
@@ -97,6 +98,7 @@ def snp(loops: Loops) -> dict[str, Run]:
     chain = _launch.PurePythonSnp()
     chain.add_pages(firmware, gpa)
     wanted = chain.digest()
+    hold(keep, native, by_cffi)
     runs = {"native": native, "cffi": by_cffi, "cython": cython, "public": public}
     assert {name: run(1) for name, run in runs.items()} == dict.fromkeys(runs, wanted)
     return runs

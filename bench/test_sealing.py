@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from levels import Loops, Operation, Run, aligned, cases, check, measure
+from levels import Loops, Operation, Run, aligned, cases, check, hold, measure
 
 from pyenclave._core import Gcm, PageKey
 from pyenclave._ffi import ffi, lib
@@ -186,6 +186,7 @@ def message(size: int) -> Any:
                 )
             return result
 
+        hold(keep, native, by_cffi)
         wanted = AESGCM(SECRET).encrypt(iv, plain, b"")
         for run in (native, by_cffi):
             run(1)

@@ -20,7 +20,20 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # The longest first, so that none is left alone at the end; the others follow by name.
-_LONG = ("faults", "attestation", "host", "platform", "examples", "demo", "cli", "attack")
+_LONG = (
+    "faults",
+    "services",
+    "attestation",
+    "host",
+    "platform",
+    ".",  # the files beside the folders
+    "native",
+    "cli",
+    "worker",
+    "examples",
+    "demo",
+    "attack",
+)
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|deselected|xfailed|xpassed|warnings?)\b")
 _NOTHING = 5  # pytest's exit code when it selected no test
 _MAX_RUNS = 4
@@ -79,12 +92,14 @@ class Suite:
 
 def _parts() -> list[list[Path]]:
     """Return the folders of tests, and the files beside them as one part."""
+    parts = {
+        path.name: [path]
+        for path in HERE.iterdir()
+        if path.is_dir() and next(path.rglob("test_*.py"), None)
+    }
+    parts["."] = sorted(HERE.glob("test_*.py"))
     rank = {name: place for place, name in enumerate(_LONG)}
-    folders = [
-        path for path in HERE.iterdir() if path.is_dir() and next(path.rglob("test_*.py"), None)
-    ]
-    folders.sort(key=lambda path: (rank.get(path.name, len(rank)), path.name))
-    return [*([path] for path in folders), sorted(HERE.glob("test_*.py"))]
+    return [parts[name] for name in sorted(parts, key=lambda name: (rank.get(name, 99), name))]
 
 
 def main() -> int:

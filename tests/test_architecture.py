@@ -24,14 +24,19 @@ LAYERS = {
     "measurement": 2,
     "sealed": 2,
     "calls": 2,
+    "tpm": 2,
     "image": 3,
     "attestation": 3,
+    "providers": 3,
     "trusted": 3,
     "_worker": 4,
     "_platform": 4,
     "collateral": 4,
+    "_https": 4,
+    "vault_client": 5,
     "host": 5,
     "telemetry": 5,
+    "services": 6,
     "testing": 6,
     "benchmarks": 7,
     "demo": 7,
@@ -149,3 +154,35 @@ def test_unknown_names_are_attribute_errors() -> None:
     """A misspelt name fails as it does in any module."""
     with pytest.raises(AttributeError, match="Encave"):
         pyenclave.Encave  # noqa: B018
+
+
+# What speaks TLS, HTTP or to other machines. `socket` itself is there for the platform's line.
+NETWORK = {
+    "aiohttp",
+    "asyncio",
+    "ftplib",
+    "http",
+    "httpx",
+    "requests",
+    "smtplib",
+    "socketserver",
+    "ssl",
+    "urllib",
+    "urllib3",
+    "xmlrpc",
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if p.relative_to(PACKAGE).parts[0].removesuffix(".py") in TRUSTED_BASE],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_no_network_client_is_in_the_trusted_base(path: Path) -> None:
+    """The host relays; nothing that runs inside imports what speaks to other machines."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        for name in names:
+            assert name.partition(".")[0] not in NETWORK, f"{path.relative_to(PACKAGE)}: {name}"

@@ -45,3 +45,14 @@ def test_a_call_timeout_is_also_the_builtin_timeout() -> None:
     """``except TimeoutError`` works."""
     with pytest.raises(TimeoutError):
         raise errors.CallTimeoutError("late")
+
+
+def test_a_service_error_carries_its_answer_and_keeps_details_apart() -> None:
+    """Status and words go to the client; expected and found stay with the service."""
+    error = errors.ServiceError(
+        "refused", status=403, error_code="Forbidden", inner="ForbiddenByRbac", found="a secret"
+    )
+    assert (error.status, error.error_code, error.inner) == (403, "Forbidden", "ForbiddenByRbac")
+    assert (error.message, error.reference) == ("refused", None)
+    with pytest.raises(ValueError, match="400 to 599"):
+        errors.ServiceError("", status=200, error_code="OK")

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +19,21 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/attestation.md", "docs/policies.md", "docs/howto-fastapi.md")
+PAGES = (
+    "docs/attestation.md",
+    "docs/policies.md",
+    "docs/howto-fastapi.md",
+    "docs/sealed-files.md",
+    "docs/first-release.md",
+)
+# Pages that go on where another one ends, in its folder.
+CONTINUED = {"docs/first-release.md": ("docs/reviewing.md",)}
 # Programs and packages that a page's reader installs first.
-NEEDS = {"docs/howto-fastapi.md": (("curl",), ("fastapi", "uvicorn", "httpx"))}
+NEEDS = {
+    "docs/howto-fastapi.md": (("curl",), ("fastapi", "uvicorn", "httpx")),
+    "docs/sealed-files.md": ((), ("fsspec", "pandas", "pyarrow")),
+    "docs/first-release.md": ((), ("sqlalchemy", "uvicorn")),
+}
 FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _ASSIGNMENT = re.compile(r"^[A-Z_]+=.*$", re.MULTILINE)
 # What differs from run to run, and padding, which hidden lines decide.
@@ -67,7 +80,7 @@ def pattern_of(shown: str) -> re.Pattern[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A reader's folder, with `pyenclave` and `python` of this checkout on the path."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -81,9 +94,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if not any(item.name == "pyenclave" for item in entry_points(group="pytest11")):
         # A reader has it installed, and pytest finds the plugin by itself.
         monkeypatch.setenv("PYTEST_PLUGINS", "pyenclave.testing.plugin")
+    if not any(item.name == "sealed" for item in entry_points(group="fsspec.specs")):
+        with contextlib.suppress(ImportError):
+            import fsspec
+
+            name = "pyenclave.sealed.fsspec.SealedFileSystem"
+            fsspec.register_implementation("sealed", name, clobber=True)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+    yield tmp_path / "work"
+    for kept in (tmp_path / "work").glob("*.pid"):  # what a page began and did not end
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(kept.read_text()), signal.SIGTERM)
 
 
 @pytest.mark.timeout(240)
@@ -100,8 +122,9 @@ def test_a_tutorial_prints_what_it_shows(page: str, folder: Path) -> None:
     variables = ""
     printed: str | None = None
     shown = 0
-    for block in blocks(page):
-        where = f"{page}:{block.line}"
+    told = [(name, block) for name in (page, *CONTINUED.get(page, ())) for block in blocks(name)]
+    for name, block in told:
+        where = f"{name}:{block.line}"
         if block.mark.startswith("not run"):
             assert ": " in block.mark, f"{where}: say why"
             printed = None

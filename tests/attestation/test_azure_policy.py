@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyenclave.attestation.azure_policy import Claim, evaluate, policy_hash, read_policy
+from pyenclave.attestation.azure_policy import (
+    Claim,
+    evaluate,
+    policy_hash,
+    read_policy,
+    types_of,
+)
 from pyenclave.attestation.azure_policy.claims import Value
 from pyenclave.errors import AttestationError
 
@@ -411,3 +417,46 @@ def test_the_hash_of_a_policy_is_that_of_its_encoded_text() -> None:
     inner = base64.urlsafe_b64encode(policy.encode()).decode().rstrip("=")
     digest = hashlib.sha256(inner.encode()).digest()
     assert policy_hash(policy) == base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+# ---- which rules fired ------------------------------------------------------------------------
+
+
+def test_the_trace_names_every_rule_that_fired_with_its_place() -> None:
+    policy = read_policy(
+        "version=1.0;\nauthorizationrules\n{\n"
+        '  [type=="a", value==1] => add(type="m", value=true);\n'
+        '  [type=="b"] => deny(); [type=="m"] => permit();\n'
+        "};\nissuancerules\n{\n"
+        '    [type=="m"] => issue(type="x", value=1);\n'
+        '    => issueproperty(type="omit_x5c", value=true);\n};'
+    )
+    outcome = evaluate(policy, claims(a=1))
+    assert [str(fired) for fired in outcome.trace] == [
+        "authorization 4:3 add",
+        "authorization 5:26 permit",
+        "issuance 9:5 issue",
+        "issuance 10:5 issueproperty",
+    ]
+    assert outcome.decided == outcome.trace[1]
+
+
+def test_a_refusal_has_its_trace_too() -> None:
+    denied = evaluate(read_policy(text("=> permit(); => deny();")), [])
+    assert [fired.action for fired in denied.trace] == ["permit", "deny"]
+    assert denied.decided == denied.trace[1]
+    nothing = evaluate(read_policy(text('[type=="x"] => permit();')), [])
+    assert (nothing.trace, nothing.decided) == ((), None)
+    failed = evaluate(read_policy(text(issuance='=> issueproperty(type="no", value=1);')), [])
+    assert not failed.permitted
+    assert [fired.section for fired in failed.trace] == ["authorization", "issuance"]
+
+
+def test_the_types_that_a_policy_can_look_at_are_all_it_needs() -> None:
+    rules = '[type=="a", value==1] && ![value=="x", type=="b"] => permit();'
+    assert types_of(read_policy(text(rules))) == {"a", "b"}
+    for any_type in ("[value==1] => permit();", '[type!="a"] => permit();'):
+        assert types_of(read_policy(text(any_type))) is None
+    bound = 'c:[type=="a"] && [type==c.value] => permit();'
+    assert types_of(read_policy(text(bound))) is None
+    assert types_of(read_policy(text())) == frozenset()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from issuer_pyenclave import Issuer
 
 from pyenclave.attestation import AppraisalPolicy, appraise
 from pyenclave.attestation.azure_policy import Claim, evaluate, read_policy
@@ -19,8 +20,8 @@ from pyenclave.attestation.azure_render import (
     release_policy,
 )
 from pyenclave.attestation.references import Reference
-from pyenclave.attestation.release_policy import ReleasePolicy
 from pyenclave.cli import main
+from pyenclave.formats.release_policy import ReleasePolicy
 from pyenclave.formats.sgx import Attributes
 from pyenclave.formats.snp import POLICY_DEBUG, POLICY_MIGRATE_MA, POLICY_RESERVED_ONE
 from pyenclave.testing.amd import AmdChip
@@ -38,6 +39,11 @@ def chip() -> AmdChip:
 @pytest.fixture(scope="module")
 def platform() -> IntelPlatform:
     return IntelPlatform(NOW)
+
+
+@pytest.fixture(scope="module")
+def ours() -> Issuer:
+    return Issuer()
 
 
 def _azure(policy: AppraisalPolicy, claims: dict[str, Any], tee: Tee) -> tuple[bool, bool]:
@@ -214,6 +220,51 @@ def test_a_policy_for_tdx_means_the_same(
     assert _azure(policy, dict(result.claims), "tdxvm") == (ours, ours)
 
 
+@settings(_SETTINGS, max_examples=60)
+@given(
+    wanted=st.fixed_dictionaries(
+        {
+            "mrenclave": _accepted(32),
+            "mrsigner": _accepted(32),
+            "product_id": st.sampled_from([1, 2]),
+            "min_security_version": _some(st.integers(0, 3)),
+            "min_level": st.sampled_from(["embedded", "service"]),
+            "min_platform_svn": st.sampled_from([0, 2, 3]),
+            "allow_jit": st.booleans(),
+            "allow_debug": st.booleans(),
+            "dangerous_allow_software": st.booleans(),
+        }
+    ),
+    found=st.fixed_dictionaries(
+        {
+            "mrenclave": _digest(32),
+            "mrsigner": _digest(32),
+            "isv_prod_id": st.integers(1, 2),
+            "isv_svn": st.integers(0, 3),
+        }
+    ),
+    level=st.sampled_from(["embedded", "service"]),
+    jit=st.booleans(),
+    debug=st.booleans(),
+)
+def test_a_policy_for_our_own_enclaves_means_the_same(
+    ours: Issuer,
+    wanted: dict[str, Any],
+    found: dict[str, Any],
+    level: str,
+    *,
+    jit: bool,
+    debug: bool,
+) -> None:
+    record = {"level": level, "debug": debug, "jit": jit}
+    evidence = ours.evidence(body=found, debug=debug, record=record)
+    policy = _policy(wanted, ("mrenclave", "mrsigner"))
+    result = ours.appraise(evidence, policy=policy)
+    assert result.genuine
+    accepted = result.accepted
+    assert _azure(policy, dict(result.claims), "pyenclave") == (accepted, accepted)
+
+
 @pytest.mark.parametrize(
     ("tee", "values", "word"),
     [
@@ -233,6 +284,7 @@ def test_a_policy_for_tdx_means_the_same(
         ),
         ("sevsnpvm", {"launch_digest": b"\1" * 48, "pcrs": {0: b"\1" * 32}}, "pcrs"),
         ("tdxvm", {"mrtd": b"\1" * 48, "audience": "me"}, "audience"),
+        ("pyenclave", {"mrenclave": b"\1" * 32, "required_bits": ("seccomp",)}, "required_bits"),
     ],
 )
 def test_what_azure_cannot_say_is_refused_and_not_left_out(

@@ -8,16 +8,15 @@ import pytest
 
 from pyenclave.cli import main
 from pyenclave.formats.hcl import REPORT_TYPE_TDX
-from pyenclave.formats.tdx import TdReportBody
+from pyenclave.formats.tdx import TdReportBody, td_report_of
 from pyenclave.testing.azure import AzureVm
-from pyenclave.testing.samples import td_report
 
 
 def test_checks_that_were_not_reached_for_one_reason_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def hardware(data: bytes) -> bytes:
-        return td_report(TdReportBody(mr_td=bytes(48), report_data=data))
+        return td_report_of(TdReportBody(mr_td=bytes(48), report_data=data))
 
     vm = AzureVm(hardware=hardware, report_type=REPORT_TYPE_TDX)
     path = tmp_path / "hcl-report.bin"

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pyenclave.collateral.http import Client, Response, _retry_after
+from pyenclave.collateral.http import Client, Response
 from pyenclave.errors import CollateralError
 
 
@@ -135,15 +135,7 @@ def test_cancelling_ends_the_request(double: Any, answer: Any) -> None:
     assert time.monotonic() - ended < 5
 
 
-def test_what_a_server_asks_to_wait_is_read_strictly() -> None:
-    assert _retry_after("7") == 7
-    for text in (None, "", "-1", "soon", "1e9", "9" * 50, "\u0665"):
-        assert _retry_after(text) == 0
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert _retry_after("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
-
-
-def _certificate(name: str) -> tuple[bytes, bytes]:
+def _certificate(name: str, alternative: x509.GeneralName) -> tuple[bytes, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
@@ -155,7 +147,7 @@ def _certificate(name: str) -> tuple[bytes, bytes]:
         .serial_number(1)
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -169,12 +161,19 @@ def _certificate(name: str) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize(
     ("name", "known", "reached"),
-    [("localhost", True, True), ("localhost", False, False), ("other.invalid", True, False)],
+    [
+        ("localhost", True, True),
+        ("localhost", False, False),
+        ("other.invalid", True, False),
+        ("localhost by common name", True, False),
+    ],
 )
 def test_att_33_the_servers_certificate_and_name_are_checked(
     double: Any, answer: Any, tmp_path: Path, name: str, known: bool, reached: bool
 ) -> None:
-    certificate, private = _certificate(name)
+    mail, host = x509.RFC822Name("somebody@example.com"), x509.DNSName(name.partition(" ")[0])
+    only_common_name = name.endswith("by common name")
+    certificate, private = _certificate(host.value, mail if only_common_name else host)
     for file, data in (("c.pem", certificate), ("k.pem", private)):
         (tmp_path / file).write_bytes(data)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,12 @@ def profile(request: pytest.FixtureRequest) -> Path:
         if path.is_file():
             return path
     pytest.skip(f"the published profile of {request.param} is not here (.ci/run gets it)")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that a container's user can enter. Each pytest that starts closes its own again."""
+    with tempfile.TemporaryDirectory(prefix="pyenclave-container-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder

@@ -69,12 +69,9 @@ def contained(profile: Path, *command: str, options: tuple[str, ...] = ()) -> An
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> str:
-    path = tmp_path / "service.py"
+def script(open_folder: Path) -> str:
+    path = open_folder / "service.py"
     path.write_text(SERVICE)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_mode & 0o001 == 0:
-            folder.chmod(folder.stat().st_mode | 0o011)
     return str(path)
 
 
@@ -124,9 +121,9 @@ def test_an_enclave_works_without_rights_home_or_a_file_to_write(
 
 
 def test_with_a_volume_for_its_state_an_enclave_seals(
-    profile: Path, script: str, tmp_path: Path
+    profile: Path, script: str, open_folder: Path
 ) -> None:
-    volume = tmp_path / "state"
+    volume = open_folder / "state"
     volume.mkdir()
     options = (f"--writable={volume}", f"--state={volume}/pyenclave")
     _, _, sealed = contained(profile, script, options=options)

@@ -66,10 +66,10 @@ def test_the_manifest_is_what_kubernetes_takes_and_restricted_wants() -> None:
         validate.validate(document, validate.latest_version(), strict=True)
 
 
-def test_the_service_runs_and_ends_as_an_orchestrator_wants(profile: Path, tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_mode & 0o001 == 0:
-            folder.chmod(folder.stat().st_mode | 0o011)
+def test_the_service_runs_and_ends_as_an_orchestrator_wants(
+    profile: Path, open_folder: Path
+) -> None:
+    tmp_path = open_folder
     for name in ("service.py", "scoring.py", "enclave.toml"):
         (tmp_path / name).write_bytes((EXAMPLE / name).read_bytes())
     image = tmp_path / "scoring.unsigned"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pyenclave.cli import main
 from pyenclave.cli.demo import held
 from pyenclave.demo import data, scan
 from pyenclave.demo.attacks import memory, tamper
@@ -119,3 +120,17 @@ def test_the_scanner_finds_what_lies_across_its_blocks(tmp_path: Path) -> None:
     searched, found = scan.search_process(os.getpid(), [pattern])
     assert searched > 1_000_000
     assert found[pattern] >= 1
+
+
+@pytest.mark.parametrize("which", [[], ["--services"]])
+def test_without_the_data_nothing_is_built(
+    which: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error that every command has for a missing extra, before any work."""
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    assert main(["demo", *which]) == 2
+    errors = capsys.readouterr().err
+    assert "[missing_extra]" in errors
+    assert 'pip install "pyenclave[demo]"' in errors
+    assert "building" not in errors
+    assert "starting" not in errors

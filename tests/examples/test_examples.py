@@ -208,6 +208,22 @@ def test_native_library(here: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.long
+def test_key_release(
+    here: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYENCLAVE_STATE", str(tmp_path / "state"))
+    done = subprocess.run(
+        [sys.executable, "run.py"],
+        cwd=here("key_release"),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    said = ["longest name: 5", "another image: release.refused, Forbidden"]
+    assert done.stdout.splitlines() == said, done.stderr
+
+
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "package", "said"),

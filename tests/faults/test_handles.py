@@ -560,6 +560,7 @@ def test_BND_15_any_order_from_many_threads_is_a_state_error_at_worst(
 # ---- leaks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_asan(reason="what is freed stays in its quarantine for a while")
 def test_SVC_09_failing_calls_and_launches_leak_nothing(
     platform: PlatformClient, images: Any, helpers: Any
 ) -> None:
@@ -621,10 +622,13 @@ def test_SVC_09_failing_calls_and_launches_leak_nothing(
         memory = helpers.resident(), helpers.resident(pid), helpers.resident(worker)
         failing_calls(enclave, 2500)
         failing_launches(80)
+        # What the platform makes ahead (spares, threads) comes and goes, a few at a time; what a
+        # launch left behind would be there eighty times, what a call did thousands of times.
+        allowed = (before[0], before[1], before[2] + 16, before[3] + 16)
         helpers.until(
-            lambda: all(n <= b for n, b in zip(measured(), before, strict=True)),
+            lambda: all(n <= b for n, b in zip(measured(), allowed, strict=True)),
             3,
-            f"as few descriptors and threads as before: {before}, now {measured()}",
+            f"descriptors and threads within {allowed}: before {before}, now {measured()}",
         )
         grown = [
             now - then

@@ -144,6 +144,18 @@ def test_a_token_inside_a_token_is_no_object() -> None:
         "ＹＱ",
         "YQ.",
         "é",
+        'YQ"',
+        'YWJj"',
+        '"YWJj',
+        "YW\\u004a",
+        "YWJj\\n",
+        "YWJ\\",
+        'YWJj","',
+        "YWJj=",
+        "====",
+        "A" * 5001,
+        "A" * 4999 + "B=",
+        "A" * 4998 + "+-",
     ],
 )
 def test_jwt_10_base64url_has_one_form(text: str) -> None:
@@ -162,6 +174,27 @@ def test_jwt_10_the_base64_of_certificates_has_one_form(text: str) -> None:
 def test_bytes_have_one_base64url_form(data: bytes) -> None:
     assert b64url_decode(b64url_encode(data)) == data
     assert jose.b64_decode(base64.b64encode(data).decode()) == data
+
+
+def _by_the_letter(text: str) -> bytes | None:
+    """Return what RFC 4648, 5 says of *text*, bit by bit; None where it says nothing."""
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    if len(text) % 4 == 1 or any(letter not in alphabet for letter in text):
+        return None
+    bits = "".join(f"{alphabet.index(letter):06b}" for letter in text)
+    whole = len(bits) // 8 * 8
+    if "1" in bits[whole:]:
+        return None
+    return bytes(int(bits[at : at + 8], 2) for at in range(0, whole, 8))
+
+
+@given(st.text('AQgwYZaz09-_+/="\\u4 \n\0,é', max_size=9))
+def test_base64url_is_read_as_the_standard_has_it_and_in_no_other_way(text: str) -> None:
+    try:
+        found = b64url_decode(text)
+    except EvidenceFormatError:
+        found = None
+    assert found == _by_the_letter(text)
 
 
 @given(st.text(string.ascii_letters + string.digits + "-_=", max_size=8))

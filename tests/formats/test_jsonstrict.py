@@ -56,6 +56,9 @@ HOSTILE = {
 def test_hostile_json_is_refused_with_a_typed_error(name: str) -> None:
     with pytest.raises(EvidenceFormatError):
         jsonstrict.loads(HOSTILE[name], "a token")
+    # Short and long text are looked at in two ways.
+    with pytest.raises(EvidenceFormatError):
+        jsonstrict.loads(HOSTILE[name] + b" " * 40_000, "a token")
 
 
 def test_the_error_is_of_the_class_that_was_asked_for_and_names_the_double() -> None:
@@ -93,6 +96,15 @@ def test_sizes_are_capped_before_anything_is_read() -> None:
 def test_plain_json_is_read(data: bytes, value: object) -> None:
     assert jsonstrict.loads(data, max_depth=32) == value
     assert jsonstrict.loads(data.decode(), max_depth=32) == value
+    assert jsonstrict.loads(data + b" " * 40_000, max_depth=32) == value
+
+
+@pytest.mark.parametrize("space", ["", " " * 40_000])
+@pytest.mark.parametrize("text", ['{"a":[[1]]}', '[{"a":"[[[["},[[2]]]', '[[["{{{{"]],"]]]]"]'])
+def test_nesting_counts_brackets_outside_of_strings_only(text: str, space: str) -> None:
+    assert jsonstrict.loads(text + space, max_depth=3) == json.loads(text)
+    with pytest.raises(EvidenceFormatError, match="nested too deeply"):
+        jsonstrict.loads(text + space, max_depth=2)
 
 
 _VALUES = st.recursive(

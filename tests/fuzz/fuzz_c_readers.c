@@ -227,11 +227,29 @@ size_t fuzz_seed(unsigned which, uint8_t *out, size_t cap)
 #elif defined(FUZZ_MEASURE)
 #include "pyenclave/measure.h"
 
+/* What the header lets a caller do, written a second time. */
+typedef struct {
+    uint64_t size; /* 0: not created */
+    uint64_t next; /* the chunk that may come, if `open` */
+    int open;
+} model;
+
+static int may_add(const model *m, uint64_t offset, uint64_t num_pages, uint64_t flags)
+{
+    const int ordinary = (flags & ~UINT64_C(7)) == PYE_SGX_REG &&
+                         ((flags & PYE_SGX_W) == 0 || (flags & PYE_SGX_R) != 0);
+
+    return m->size != 0 && (!m->open || m->next % PYE_SGX_PAGE_SIZE == 0) &&
+           offset % PYE_SGX_PAGE_SIZE == 0 && offset <= m->size &&
+           num_pages <= (m->size - offset) / PYE_SGX_PAGE_SIZE &&
+           (ordinary || flags == PYE_SGX_TCS);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const uint8_t pages[4 * PYE_SGX_PAGE_SIZE] = {1};
     fuzz_input input = {data, size};
     pye_sgx_measure ctx;
+    model m = {0, 0, 0};
     uint8_t digest[PYE_SHA256_SIZE];
 
     memset(&ctx, 0, sizeof(ctx));
@@ -241,27 +259,45 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         const uint64_t a = fuzz_number(&input);
         const uint64_t flags = fuzz_take(&input, 2);
         const size_t num = fuzz_take(&input, 1) % 5;
+        /* Exactly what is asked for, so that a byte more is seen. */
+        const size_t len = op == 2 ? PYE_SGX_CHUNK_SIZE : op == 3 ? num * PYE_SGX_PAGE_SIZE : 0;
+        uint8_t *content = malloc(len ? len : 1);
         pye_status rc = PYE_OK;
+        int may = 0;
 
+        FUZZ_CHECK(content != NULL, "no memory");
+        memset(content, 1, len);
         if (op == 0) {
+            may = a >= PYE_SGX_MIN_SIZE && (a & (a - 1)) == 0 && flags != 0;
             rc = pye_sgx_create(&ctx, a, (uint32_t)flags);
+            m = (model){may ? a : 0, 0, 0};
         } else if (op == 1) {
+            may = may_add(&m, a, 1, flags);
             rc = pye_sgx_add(&ctx, a, flags);
+            m = may ? (model){m.size, a, 1} : m;
         } else if (op == 2) {
-            rc = pye_sgx_extend(&ctx, num == 0 ? a : before.next_chunk, pages);
-        } else if (op == 3) {
-            rc = pye_sgx_add_pages(&ctx, pages, num, a, flags, (int)(flags >> 8) & 1);
-        } else if (op == 4) {
-            rc = pye_sgx_add_filled(&ctx, (uint32_t)flags, num, a, flags);
+            const uint64_t at = num == 0 ? a : before.next_chunk;
+            may = m.size != 0 && m.open && at == m.next;
+            rc = pye_sgx_extend(&ctx, at, content);
+            m.next += may ? PYE_SGX_CHUNK_SIZE : 0;
+            m.open = m.open && (!may || m.next % PYE_SGX_PAGE_SIZE != 0);
+        } else if (op == 3 || op == 4) {
+            may = may_add(&m, a, num, flags);
+            rc = op == 3 ? pye_sgx_add_pages(&ctx, content, num, a, flags, (int)(flags >> 8) & 1)
+                         : pye_sgx_add_filled(&ctx, (uint32_t)flags, num, a, flags);
+            m.open = m.open && (!may || num == 0);
         } else {
+            may = m.size != 0 && (!m.open || m.next % PYE_SGX_PAGE_SIZE == 0);
             rc = pye_sgx_digest(&ctx, digest);
             for (size_t k = 0; rc != PYE_OK && k < sizeof(digest); k++) {
                 FUZZ_CHECK(digest[k] == 0, "a digest that was refused is not zero");
             }
         }
+        free(content);
         FUZZ_CHECK(rc == PYE_OK || rc == PYE_E_ARGUMENT || rc == PYE_E_LENGTH ||
                        rc == PYE_E_ALIGNMENT || rc == PYE_E_STATE || rc == PYE_E_LIMIT,
                    "a status");
+        FUZZ_CHECK(may == (rc == PYE_OK), "accepted or refused against the header");
         if (op == 0 && rc != PYE_OK) {
             FUZZ_CHECK(pye_sgx_digest(&ctx, digest) == PYE_E_STATE, "created though refused");
         } else {

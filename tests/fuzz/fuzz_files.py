@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import fuzz_sealed
 from fuzz_seeds import NOW, SEEDS, TESTS, Corpus, Maker, from_tests, seeds
 
 # ---- event logs, firmware, images -----------------------------------------------------------
@@ -136,11 +137,11 @@ def _(corpus: Corpus) -> Iterator[bytes]:
 # ---- our own --------------------------------------------------------------------------------
 
 
-def _golden(name: str) -> Maker:
-    return lambda _corpus: [(TESTS / "golden" / name).read_bytes()]
+def _golden(*names: str) -> Maker:
+    return lambda _corpus: [(TESTS / "golden" / name).read_bytes() for name in names]
 
 
-SEEDS["image"] = _golden("image.bin")
+SEEDS["image"] = _golden("image.bin", "encrypted-image.bin")
 SEEDS["lock"] = _golden("lock.json")
 SEEDS["record"] = _golden("record.bin")
 
@@ -151,17 +152,82 @@ def _(corpus: Corpus) -> Iterator[bytes]:
     yield (TESTS / "golden" / "evidence.bin").read_bytes()
 
 
+@seeds("machine")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    from pyenclave.formats.machine import MachineEvidence
+
+    for report in corpus.get("snp-report")[:2]:
+        yield MachineEvidence(evidence=report).to_bytes()
+        yield MachineEvidence(evidence=report, files={"ark.pem": b"a", "vek.der": b"v"}).to_bytes()
+    yield (TESTS / "golden" / "machine.bin").read_bytes()
+
+
 @seeds("image-info")
 def _(_corpus: Corpus) -> Iterator[bytes]:
     from pyenclave.formats.image import Image
 
-    yield Image.parse((TESTS / "golden" / "image.bin").read_bytes()).info.to_bytes()
+    for name in ("image.bin", "encrypted-image.bin"):
+        yield Image.parse((TESTS / "golden" / name).read_bytes()).info.to_bytes()
 
 
 @seeds("sealed")
 def _(_corpus: Corpus) -> Iterator[bytes]:
     yield (TESTS / "golden" / "signer.sealed").read_bytes()
     yield (TESTS / "golden" / "unique.sealed").read_bytes()
+
+
+@seeds("sealed-file")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    yield (TESTS / "golden" / "data.sealed-file").read_bytes()
+    moved = (TESTS / "golden" / "moved.sealed-file").read_bytes()
+    yield moved
+    yield moved[4096:]
+
+
+@seeds("sealed-stream")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    yield (TESTS / "golden" / "data.sealed-stream").read_bytes()
+
+
+@seeds("sealed-node")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    yield fuzz_sealed.node()
+    yield bytes(4096)
+
+
+@seeds("folder-list")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    yield (TESTS / "golden" / "folder-list.json").read_bytes()
+    yield b'{"version":1,"files":{"../a":{"id":"00","size":0}},"folders":["/"]}'
+
+
+@seeds("wrapped")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    from pyenclave.formats.wrapped import PLACE_SIZE, Envelope
+
+    blob = (TESTS / "golden" / "signer.sealed").read_bytes()
+    yield Envelope(2, blob).to_bytes() + bytes(PLACE_SIZE)
+    yield Envelope(2, blob).to_bytes() + Envelope(3, blob).to_bytes()
+    yield (TESTS / "golden" / "data.wrapped-file").read_bytes()
+    of_vault = (TESTS / "golden" / "key.envelope").read_bytes()
+    yield of_vault + bytes(PLACE_SIZE)
+    yield of_vault + Envelope(3, blob).to_bytes()
+
+
+@seeds("key-envelope")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    from pyenclave.formats.wrapped import newest
+
+    yield newest((TESTS / "golden" / "key.envelope").read_bytes() + bytes(4096)).blob
+
+
+@seeds("audit-log")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    whole = (TESTS / "golden" / "audit-log.jsonl").read_bytes()
+    yield whole
+    lines = whole.splitlines(keepends=True)
+    yield b"".join(lines[:2] + lines[3:])
+    yield b"".join([*lines[:2], lines[3], lines[2], *lines[4:]])
 
 
 @seeds("bundle")

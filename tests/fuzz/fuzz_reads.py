@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,29 +18,39 @@ from fuzz_seeds import NOW, Corpus
 from pyenclave import _core
 from pyenclave.attestation import AppraisalPolicy, appraise, azure_policy, policy_text
 from pyenclave.attestation import ear as ear_export
-from pyenclave.attestation.release_policy import ReleasePolicy
 from pyenclave.errors import (
     ArgumentError,
+    AuditError,
     EvidenceFormatError,
     MeasurementError,
 )
 from pyenclave.formats import (
+    audit_chain,
+    audit_log,
     cbor,
     der,
     ear,
     elf,
     elf_enclave,
     eventlog,
+    http_answer,
     image,
     jose,
     jsonstrict,
+    key_envelope,
     pck,
+    release,
     sealed,
+    sealed_file,
     spdm,
+    tpm_wire,
+    vault_keys,
+    wrapped,
     x509,
     x509_form,
 )
 from pyenclave.formats.cca import RealmClaims
+from pyenclave.formats.release_policy import ReleasePolicy
 from pyenclave.measurement import (
     difference,
     eif,
@@ -136,6 +148,17 @@ def read_der(data: bytes) -> None:
         integers_and_oids_are_stable(data)
 
 
+def read_tpm_answer(data: bytes) -> object:
+    """What a TPM answers to NV_ReadPublic, with a password session or without."""
+    sessions = int(data[:2] == b"\x80\x02")
+    return tpm_wire.NvPublic.from_parameters(tpm_wire.parameters(data, sessions=sessions))
+
+
+def tpm_size(data: bytes) -> bytes:
+    """Put the right size into an answer's header."""
+    return data[:2] + len(data).to_bytes(4, "big") + data[6:] if len(data) >= 10 else data
+
+
 def read_certificate(data: bytes) -> object:
     found = x509.Certificate.from_bytes(data)
     for ask in (found.public_key, lambda: found.key_usage, lambda: pck_of(found)):
@@ -213,6 +236,44 @@ def read_token(data: bytes) -> object:
     if "x5c" in found.header:
         jose.x5c_of(found.header["x5c"])
     return found
+
+
+def read_http_answer(data: bytes) -> object:
+    """An answer in one piece, and cut at a place that its bytes choose: the same is read."""
+    found = []
+    for cut in (0, sum(data[:64]) % (len(data) + 1)):
+        reader = http_answer.AnswerReader(1 << 16)
+        reader.feed(data[:cut])
+        if cut < len(data) or not cut:
+            reader.feed(data[cut:])
+        reader.end()
+        found.append((reader.status, dict(reader.headers), reader.body))
+    if found[0] != found[1]:
+        raise UnstableError(f"in pieces, {data.hex()[:400]} is another answer")
+    return found[0]
+
+
+def release_of(data: bytes) -> bytes:
+    return fuzz_seeds.token(b'{"alg":"RS256","x5c":["AAAA"]}', data)
+
+
+def read_release(data: bytes) -> object:
+    found = release.ReleaseAnswer.from_bytes(data)
+    for text in (found.kid, found.asked):
+        try:
+            vault, name, version = release.split_kid(text)
+        except ValueError:
+            continue
+        again = f"{vault}/keys/{name}/{version}" if version else f"{vault}/keys/{name}"
+        if release.split_kid(again) != (vault, name, version):
+            raise UnstableError(f"{text!r} is {again!r}")
+    return found
+
+
+def read_vault_key(data: bytes) -> object:
+    value = jsonstrict.object_of(data, "key")
+    members = {name: text for name, text in value.items() if isinstance(text, str)}
+    return vault_keys.from_jwk(members, members.get("kty", ""))
 
 
 def read_base64(data: bytes) -> object:
@@ -323,6 +384,40 @@ def read_image(data: bytes) -> object:
 def read_sealed(data: bytes) -> object:
     header, _ = sealed.split(data)
     return header
+
+
+def read_sealed_file(data: bytes) -> object:
+    """The header of a sealed file; what is written again is what was read, but for the MAC."""
+    header = sealed_file.FileHeader.from_bytes(data)
+    again = bytearray(data[: header.geometry.stride])
+    end = sealed_file.MAC_OFFSET + sealed_file.MAC_SIZE
+    again[sealed_file.MAC_OFFSET : end] = bytes(sealed_file.MAC_SIZE)
+    assert header.to_bytes() == again
+    return header
+
+
+def read_wrapped(data: bytes) -> object:
+    envelope = wrapped.newest(data)
+    place = envelope.to_bytes()
+    assert place in (data[: wrapped.PLACE_SIZE], data[wrapped.PLACE_SIZE : wrapped.HEAD_SIZE])
+    return envelope.key_envelope if envelope.of_vault else envelope.header
+
+
+def read_key_envelope(data: bytes) -> object:
+    envelope = key_envelope.KeyEnvelope.from_bytes(data)
+    assert envelope.to_bytes() == data
+    return envelope
+
+
+def read_audit_log(data: bytes) -> object:
+    exported = audit_log.read_export(io.BytesIO(data))
+    items = list(exported.items)
+    report = audit_chain.verify_chain(items, start=exported.start)
+    for item in items:
+        if isinstance(item, audit_log.Row):
+            with contextlib.suppress(AuditError):
+                audit_log.fields_of(item)
+    return report
 
 
 def firmware(data: bytes) -> object:

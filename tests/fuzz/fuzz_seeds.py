@@ -5,6 +5,7 @@ The corpus: real bytes from the vectors, where they are, and synthetic ones, whi
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import json
 import struct
@@ -20,12 +21,16 @@ import batch_model
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from pyenclave.errors import EnclaveError
-from pyenclave.formats import cbor, dcap, jose
+from pyenclave.formats import cbor, dcap, jose, jwk
 from pyenclave.formats.cca import CcaToken
 from pyenclave.formats.cose import Sign1
 from pyenclave.formats.cose_key import write_key
 from pyenclave.formats.hcl import REPORT_TYPE_TDX
+from pyenclave.formats.key_context import KeyContext
 from pyenclave.formats.nitro import NitroDocument
+from pyenclave.formats.release_decision import Step
+from pyenclave.formats.release_outcome import JudgedToken, JudgedTransfer, Outcome
+from pyenclave.formats.release_terms import Anchor, ReleaseTerms
 from pyenclave.formats.snp_certs import CertificateTable
 from pyenclave.formats.tdx import TdReport
 from pyenclave.formats.x509 import Certificate, pem_blocks
@@ -381,6 +386,16 @@ def _(_corpus: Corpus) -> Iterator[bytes]:
     yield head + curve + b"\0\x20" + bytes(32) + b"\0\x20" + bytes(32)
 
 
+@seeds("tpm-answer")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    area = struct.pack(">IHIHH", 0x01400001, 0x0B, 0x20060006, 0, 2600)
+    name = b"\0\x0b" + hashlib.sha256(area).digest()
+    said = struct.pack(">H", len(area)) + area + struct.pack(">H", len(name)) + name
+    in_session = struct.pack(">I", len(said)) + said + b"\0\0\1\0\0"
+    for tag, code, body in ((0x8001, 0, said), (0x8002, 0, in_session), (0x8001, 0x18B, b"")):
+        yield struct.pack(">HII", tag, 10 + len(body), code) + body
+
+
 @seeds("tpm-pcrs")
 def _(corpus: Corpus) -> Iterator[bytes]:
     yield json.dumps({"sha256": {str(n): "00" * 32 for n in range(24)}}).encode()
@@ -513,6 +528,78 @@ def _(corpus: Corpus) -> Iterator[bytes]:
     for header, claims in _claims():
         yield token(json.dumps(header).encode(), json.dumps(claims).encode())
     yield from corpus.files("attestation/*/token.jwt")
+
+
+@seeds("release")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    """What a vault signs when it releases a key."""
+    kid = "https://v.vault.azure.net/keys/data/0123456789abcdef0123456789abcdef"
+    inner = jose.b64url_encode(b'{"schema_version":"1.0","header":{},"ciphertext":"AAAA"}')
+    key = {"kid": kid, "kty": "RSA-HSM", "key_ops": ["unwrapKey"], "n": "AQAB", "e": "AQAB"}
+    for nonce in ({"nonce": "n"}, {}):
+        request = {"api-version": "7.4", "enc": "RSA_AES_KEY_WRAP_256", "kid": kid, **nonce}
+        bundle = {"key": {**key, "key_hsm": inner}, "attributes": {"exp": 1, "enabled": True}}
+        yield json.dumps({"request": request, "response": {"key": bundle}}).encode()
+
+
+@seeds("http-answer")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    """Key sets as attestation services show them."""
+    head = b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+    yield head + b"Content-Length: 11\r\n\r\n" + b'{"keys":[]}'
+    yield head + b'Transfer-Encoding: chunked\r\n\r\n4\r\n{"ke\r\n7\r\nys":[]}\r\n0\r\n\r\n'
+    yield head + b'Connection: close\r\n\r\n{"keys":[]}'
+
+
+@seeds("release-terms")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    url = "https://attest.example"
+    roots = Anchor(url=url, kind="roots", digests=(bytes(32), b"\1" * 32))
+    system = Anchor(url=f"{url}:8443/tenant", kind="system")
+    yield from (roots.to_bytes(), system.to_bytes(), ReleaseTerms().to_bytes())
+    terms = ReleaseTerms(authorities=(roots, system), loopback=(bytes(32),), strict=True, skew=300)
+    yield terms.to_bytes()
+
+
+@seeds("outcome")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    token = JudgedToken(
+        issuer="https://attest.example",
+        digest="ab" * 32,
+        payload_digest="cd" * 32,
+        signed_digest="ef" * 32,
+        token_id="0123",
+        expires=1_800_000_000,
+    )
+    failed = Step("policy.claims", False, ["a equals 1"], {"a": 2})
+    yield Outcome(held=("key.enabled",), failed=failed, token=token).to_bytes()
+    transfer = JudgedTransfer(digest="00" * 32, kid="k", place="x-ms-runtime.keys")
+    yield Outcome(policy_hash="ab", claims={"a": 1}, token=token, transfer=transfer).to_bytes()
+
+
+@seeds("vault-key")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    """Private keys as they are brought to a vault."""
+    yield json.dumps({"kty": "oct", "k": "A" * 43}).encode()
+    key = ec.derive_private_key(7, ec.SECP256R1())
+    scalar = key.private_numbers().private_value.to_bytes(32, "big")
+    public = jwk.public_members(key.public_key())
+    yield json.dumps({**public, "d": jose.b64url_encode(scalar)}).encode()
+    small = {"kty": "RSA", **dict.fromkeys(("n", "e", "d", "p", "q"), "AQAB")}
+    yield json.dumps(small).encode()
+
+
+@seeds("key-context")
+def _(_corpus: Corpus) -> Iterator[bytes]:
+    yield KeyContext(name="a-1", version="0" * 32, kty="oct").to_bytes()
+    yield KeyContext(
+        name="data",
+        version="0123456789abcdef" * 2,
+        kty="RSA-HSM",
+        exportable=True,
+        policy_hash=bytes(range(32)),
+        immutable=True,
+    ).to_bytes()
 
 
 @seeds("jwks")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import fuzz_calls
 import fuzz_files
+import fuzz_sealed
 import fuzz_seeds
 from fuzz_reads import (
     ccel_sum,
@@ -17,6 +18,7 @@ from fuzz_reads import (
     judged,
     measure_sgx,
     nitro_of,
+    read_audit_log,
     read_azure_policy,
     read_base64,
     read_batch_answer,
@@ -32,21 +34,31 @@ from fuzz_reads import (
     read_enclave_elf,
     read_expected,
     read_gpu_report,
+    read_http_answer,
     read_image,
     read_json,
+    read_key_envelope,
     read_policy,
+    read_release,
     read_release_policy,
     read_replay,
     read_sealed,
+    read_sealed_file,
     read_token,
+    read_tpm_answer,
+    read_vault_key,
+    read_wrapped,
+    release_of,
     stable,
     token_of,
+    tpm_size,
     with_endorsement,
 )
 from fuzz_seeds import Corpus
 
 from pyenclave import errors as pye
 from pyenclave.attestation import detect
+from pyenclave.cli import _listing
 from pyenclave.errors import (
     AttestationError,
     CollateralError,
@@ -70,12 +82,17 @@ from pyenclave.formats import (
     hcl,
     image,
     jwk,
+    key_context,
     lock,
+    machine,
     messages,
     nitro,
     pck,
     ratls,
     record,
+    release_outcome,
+    release_terms,
+    sealed_stream,
     sgx,
     snp,
     snp_certs,
@@ -123,6 +140,7 @@ class Target:
 
 def _formats() -> list[Target]:
     t = Target
+    unsealed = (pye.UnsealError,)
     return [
         t("arrow-ipc", arrow_ipc.scan, "arrow-stream", fuzz_calls.CALLS),
         t("batch-answer", read_batch_answer, "batch", (pye.ArgumentError,)),
@@ -152,6 +170,7 @@ def _formats() -> list[Target]:
         t("eventlog", eventlog.EventLog.from_bytes, "eventlog"),
         t("eventlog-ccel-table", read_ccel, "ccel-table", frame=ccel_sum),
         t("evidence", stable(evidence.Evidence.from_bytes), "evidence"),
+        t("evidence-machine", stable(machine.MachineEvidence.from_bytes), "machine"),
         t("hcl", stable(hcl.HclReport.from_bytes, canonical=False), "hcl"),
         t("hcl-runtime-claims", hcl.RuntimeClaims.from_bytes, "runtime-data"),
         t("image", read_image, "image", IMAGE, frame=checked_image, rounds=200),
@@ -161,6 +180,7 @@ def _formats() -> list[Target]:
         t("jose-claims", read_token, "token-parts", frame=token_of),
         t("jsonstrict", read_json, "json"),
         t("jwk", jwk.Jwks.from_bytes, "jwks"),
+        t("key-context", stable(key_context.KeyContext.from_bytes), "key-context"),
         t("lock", stable(lock.Lock.from_bytes), "lock", IMAGE),
         t(
             "messages",
@@ -171,11 +191,43 @@ def _formats() -> list[Target]:
         t("nitro", stable(nitro.NitroDocument.from_bytes, canonical=False), "nitro"),
         t("nitro-payload", stable(nitro.NitroPayload.from_bytes, canonical=False), "nitro-payload"),
         t("pck", pck.PckExtension.from_bytes, "pck-extension"),
+        t("http-answer", read_http_answer, "http-answer"),
+        t(
+            "release-outcome",
+            stable(release_outcome.Outcome.from_bytes, canonical=False),
+            "outcome",
+        ),
+        t("release-terms", stable(release_terms.ReleaseTerms.from_bytes), "release-terms"),
+        t("release-terms-anchor", stable(release_terms.Anchor.from_bytes), "release-terms"),
+        t("release", read_release, "release", frame=release_of),
         t("ratls", ratls.RaTlsCertificate.from_bytes, "ra-tls"),
         t("ratls-endorsements", ratls.endorsement_files, "ra-tls-endorsements"),
         t("ratls-open-enclave", ratls.open_enclave_quote, "open-enclave-report"),
         t("record", stable(record.ProtectionRecord.from_bytes), "record"),
         t("sealed", read_sealed, "sealed", (pye.UnsealError,)),
+        t("sealed-file", fuzz_sealed.read_whole, "sealed-file", (pye.SealingError,), rounds=200),
+        t("sealed-file-header", read_sealed_file, "sealed-file", unsealed),
+        t(
+            "sealed-file-signed",
+            fuzz_sealed.read_whole,
+            "sealed-file",
+            (pye.SealingError,),
+            frame=fuzz_sealed.signed,
+            rounds=200,
+        ),
+        t("sealed-file-node", fuzz_sealed.read_node, "sealed-node", (pye.UnsealError,), rounds=200),
+        t(
+            "sealed-stream-header",
+            stable(sealed_stream.StreamHeader.from_bytes),
+            "sealed-stream",
+            unsealed,
+            frame=lambda data: data[:96],
+        ),
+        t("sealed-stream", fuzz_sealed.read_stream, "sealed-stream", (pye.SealingError,)),
+        t("audit-log", read_audit_log, "audit-log", (pye.AuditError,)),
+        t("folder-list", _listing.parse_list, "folder-list", (pye.UnsealError, pye.ArgumentError)),
+        t("wrapped", read_wrapped, "wrapped", (pye.UnsealError,)),
+        t("key-envelope", read_key_envelope, "key-envelope", (pye.UnsealError,)),
         t("sgx-key-request", stable(sgx.KeyRequest.from_bytes), "targetinfo"),
         t("sgx-report", stable(sgx.Report.from_bytes), "sgx-report"),
         t("sgx-report-body", stable(sgx.ReportBody.from_bytes), "sgx-report-body"),
@@ -194,9 +246,17 @@ def _formats() -> list[Target]:
         t("tdx", stable(tdx.TdReportBody.from_bytes), "td-body"),
         t("tdx-report", stable(tdx.TdReport.from_bytes), "td-report"),
         t("tpm", stable(tpm.TpmQuote.from_bytes), "tpm-quote"),
+        t("tpm-answer", read_tpm_answer, "tpm-answer", (pye.TpmError,), frame=tpm_size),
         t("tpm-pcrs", tpm.read_pcr_values, "tpm-pcrs"),
         t("tpm-public", stable(tpm.TpmPublic.from_bytes), "tpm-public"),
         t("tpm-signature", stable(tpm.TpmSignature.from_bytes, canonical=False), "tpm-signature"),
+        t(
+            "vault-keys",
+            read_vault_key,
+            "vault-key",
+            (EvidenceFormatError, pye.SealingError),
+            rounds=200,
+        ),
         t("x509", read_certificate, "certificate"),
         t("x509-chain", x509.Certificate.from_pem_chain, "pem", rounds=200),
         t("x509-form", read_by_form, "certificate"),

@@ -29,8 +29,13 @@ PACKAGE = Path(pyenclave.__file__).parent
 PARTS = {
     "_binary": "the layouts of dcap, sgx, snp, tdx",
     "_ecdsa": "appraisal",
+    "audit_chain": "audit-log",
     "ear": "jose, jose-claims",
     "eventlog_data": "measure-replay",
+    "release_decision": "appraise-akv-release-policy, jose, and the vault's own tests",
+    "release_policy": "policy-release",
+    "retry_after": "the tests of both HTTP clients: one short header",
+    "jwa": "the vault's own tests: it reads nothing whole",
 }
 
 

@@ -42,6 +42,9 @@ def read(tmp_path: Path, text: str) -> object:
         (ENCLAVE + 'native = "libscore.so"\n', "not both"),
         (ENCLAVE + '[memory]\nsealed = "64 MB"\n', r"\[memory\] sealed.*64 MB"),
         (ENCLAVE + "[memory]\nsealed = -1\n", "sealed"),
+        (ENCLAVE + '[memory]\nsealed = "252 KiB"\n', r"\[memory\] sealed.*whole pages"),
+        (ENCLAVE + "[memory]\nsealed = 1048577\n", r"\[memory\] sealed.*whole pages"),
+        (ENCLAVE + '[memory]\nsealed = "65 TiB"\n', r"\[memory\] sealed.*64 TiB"),
         (ENCLAVE + "[memory]\nmessage = 100\n", r"\[memory\] message"),
         (ENCLAVE + '[memory]\nmessage = "3 TiB"\n', "message"),
         (ENCLAVE + '[memory]\nshared = "17 GiB"\n', r"\[memory\] shared"),
@@ -113,6 +116,7 @@ def test_the_smallest_manifest_has_safe_defaults(tmp_path: Path) -> None:
     assert (manifest.debug, manifest.jit, manifest.native) == (False, False, False)
     assert (manifest.threads, manifest.blas_threads) == (1, 1)
     assert (manifest.sealed, manifest.message) == (DEFAULT_SEALED, DEFAULT_MESSAGE)
+    assert manifest.sealed == 0  # who does not ask has no pager, and what it needs stays closed
     assert manifest.shared == 0
     assert (manifest.files, manifest.ocalls, manifest.ecalls, manifest.extra) == ({}, {}, {}, ())
 

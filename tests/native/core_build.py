@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
+Text = str | tuple[str, ...]
 INCLUDES = ("-I", str(CSRC / "include"), "-I", str(CSRC / "src"))
 
 
@@ -29,6 +30,28 @@ def sources(*folders: str) -> list[Path]:
     """Return the C files of *folders* below ``csrc/src`` (none: of all)."""
     found = sorted(CSRC.glob("src/**/*.c"))
     return [file for file in found if not folders or file.parent.name in folders]
+
+
+def broken(folder: Path, file: str, old: Text, new: Text) -> Path:
+    """Copy ``csrc/src`` below *folder* with a fault in it; return the copy.
+
+    *file* is relative to ``csrc/src``; each text of *old*, which must be there once, is replaced by
+    that of *new*. Compile with ``-iquote`` and the copy, so that its headers come first.
+    """
+    source = folder / "src"
+    shutil.copytree(CSRC / "src", source)
+    plant(source / file, old, new)
+    return source
+
+
+def plant(path: Path, old: Text, new: Text) -> None:
+    """Put a fault into a file: replace texts, each of which must be there once."""
+    text = path.read_text("utf-8")
+    olds, news = ((one,) if isinstance(one, str) else one for one in (old, new))
+    for before, after in zip(olds, news, strict=True):
+        assert text.count(before) == 1, f"{path.name} has {text.count(before)} of: {before}"
+        text = text.replace(before, after)
+    path.write_text(text, "utf-8")
 
 
 def objects(

@@ -69,7 +69,8 @@ def _module(work: Path, cc: str, name: str) -> Path:
     # As in setup.py: the wheels are built so, and generated code differs.
     limited = [] if sysconfig.get_config_var("Py_GIL_DISABLED") else ["-DPy_LIMITED_API=0x030b0000"]
     _run(cc, "-std=gnu11", *limited, "-O0", "-w", "-fPIC", *INCLUDES,
-         "-I", sysconfig.get_path("include"), "-c", str(generated), "-o", str(made))  # fmt: skip
+         "-I", str(CSRC / "bindings"), "-I", sysconfig.get_path("include"),
+         "-c", str(generated), "-o", str(made))  # fmt: skip
     return made
 
 

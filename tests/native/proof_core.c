@@ -28,6 +28,7 @@
 #define MAX_CHECKS 4000
 #define ARMED_CALLS 1       /* allocations and system calls are counted */
 #define ARMED_COMPARISONS 2 /* memcmp is counted: one that fails finds a difference */
+#define ARMED_SYSCONF 3     /* sysconf is counted: one that fails does not know the answer */
 #define LIE -1
 
 typedef struct {
@@ -39,8 +40,9 @@ typedef struct {
     uint32_t calls;   /* counted so far */
     uint32_t failed;  /* how many failed */
     int32_t live;     /* allocations of the core that were not freed */
-    char name[32];    /* of the one that failed */
-    uint32_t reserved[16];
+    char name[32];    /* of the first that failed */
+    uint32_t also;    /* bit n: so does the one that comes n + 1 later */
+    uint32_t reserved[15];
     uint8_t fired[MAX_CHECKS];
 } proof_state;
 
@@ -127,12 +129,16 @@ static int fails_if(uint32_t armed, const char *name, int usual, int *error)
     if (state->owner != 0 && state->owner != (int32_t)__real_syscall(SYS_gettid)) {
         return 0;
     }
-    if (__atomic_add_fetch(&state->calls, 1, __ATOMIC_SEQ_CST) != state->fail_at) {
+    const uint32_t call = __atomic_add_fetch(&state->calls, 1, __ATOMIC_SEQ_CST);
+    const uint32_t later = call - state->fail_at;
+    if (state->fail_at == 0 || call < state->fail_at || later > 32 ||
+        (later != 0 && (state->also >> (later - 1) & 1) == 0)) {
         return 0;
     }
     *error = state->error != 0 ? state->error : usual;
-    (void)snprintf(state->name, sizeof(state->name), "%s", name);
-    __atomic_add_fetch(&state->failed, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_add_fetch(&state->failed, 1, __ATOMIC_SEQ_CST) == 1) {
+        (void)snprintf(state->name, sizeof(state->name), "%s", name);
+    }
     return 1;
 }
 
@@ -170,13 +176,17 @@ WRAP(void *, mmap, MAP_FAILED, ENOMEM,
      (void *at, size_t len, int access, int flags, int fd, off_t offset),
      (at, len, access, flags, fd, offset))
 WRAP(int, mprotect, -1, ENOMEM, (void *at, size_t len, int access), (at, len, access))
-WRAP(int, madvise, -1, ENOMEM, (void *at, size_t len, int advice), (at, len, advice))
+WRAP(int, munlock, -1, ENOMEM, (const void *at, size_t len), (at, len))
 WRAP(int, ftruncate, -1, EINVAL, (int fd, off_t len), (fd, len))
 WRAP(int, open, -1, EMFILE, (const char *path, int flags, int mode), (path, flags, mode))
 WRAP(int, pipe2, -1, EMFILE, (int fds[2], int flags), (fds, flags))
 WRAP(int, stat, -1, ENOENT, (const char *path, struct stat *out), (path, out))
 WRAP(int, fstat, -1, EIO, (int fd, struct stat *out), (fd, out))
 WRAP(int, fcntl, -1, EMFILE, (int fd, int command, long argument), (fd, command, argument))
+WRAP(ssize_t, pread, -1, EIO, (int fd, void *data, size_t len, off_t at), (fd, data, len, at))
+WRAP(ssize_t, pwrite, -1, EIO, (int fd, const void *data, size_t len, off_t at),
+     (fd, data, len, at))
+WRAP(int, fallocate, -1, ENOSPC, (int fd, int mode, off_t at, off_t len), (fd, mode, at, len))
 WRAP(ssize_t, write, -1, EPIPE, (int fd, const void *data, size_t len), (fd, data, len))
 WRAP(int, poll, -1, ENOMEM, (struct pollfd * fds, nfds_t count, int ms), (fds, count, ms))
 WRAP(int, socket, -1, EMFILE, (int domain, int type, int protocol), (domain, type, protocol))
@@ -255,6 +265,44 @@ int __wrap_memcmp(const void *a, const void *b, size_t len)
     int error;
 
     return fails_if(ARMED_COMPARISONS, "memcmp", 0, &error) ? 1 : __real_memcmp(a, b, len);
+}
+
+/* The name of this one says what was advised. */
+int __real_madvise(void *at, size_t len, int advice);
+int __wrap_madvise(void *at, size_t len, int advice);
+int __wrap_madvise(void *at, size_t len, int advice)
+{
+    char name[32];
+    int error;
+
+    (void)snprintf(name, sizeof(name), "madvise %d", advice);
+    if (fails(name, ENOMEM, &error)) {
+        errno = error;
+        return -1;
+    }
+    return __real_madvise(at, len, advice);
+}
+
+int __real_ioctl(int fd, unsigned long request, void *argument);
+int __wrap_ioctl(int fd, unsigned long request, void *argument);
+int __wrap_ioctl(int fd, unsigned long request, void *argument)
+{
+    int error;
+
+    if (fails("ioctl", EINVAL, &error)) {
+        errno = error;
+        return error == LIE ? 0 : -1; /* a lie: the answer is what was asked */
+    }
+    return __real_ioctl(fd, request, argument);
+}
+
+long __real_sysconf(int name);
+long __wrap_sysconf(int name);
+long __wrap_sysconf(int name)
+{
+    int error;
+
+    return fails_if(ARMED_SYSCONF, "sysconf", EINVAL, &error) ? -1 : __real_sysconf(name);
 }
 
 /* Six arguments at most; what was not given is garbage that the kernel does not look at. */

@@ -15,7 +15,7 @@ FILE = "PYE_PROOF_STATE"
 MAX_CHECKS = 4000
 SIZE = 128 + MAX_CHECKS
 LIE = -1  # as an error: the call does nothing and says that it did
-CALLS, COMPARISONS = 1, 2
+CALLS, COMPARISONS, SYSCONF = 1, 2, 3
 
 
 class _Layout(ctypes.Structure):
@@ -29,7 +29,8 @@ class _Layout(ctypes.Structure):
         ("failed", ctypes.c_uint32),
         ("live", ctypes.c_int32),
         ("name", ctypes.c_char * 32),
-        ("reserved", ctypes.c_uint32 * 16),
+        ("also", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32 * 15),
         ("fired", ctypes.c_uint8 * MAX_CHECKS),
     )
 
@@ -45,6 +46,7 @@ class Failure:
     error: int
     name: str = ""
     calls: int = 0
+    what: str = ""  # the name, and of madvise what was advised
 
     def __str__(self) -> str:
         code = {0: "its usual error", LIE: "a lie"} | errno.errorcode
@@ -79,13 +81,22 @@ class State:
 
     @contextmanager
     def failing(
-        self, at: int, error: int = 0, *, everywhere: bool = False, what: int = CALLS
+        self,
+        at: int,
+        error: int = 0,
+        *,
+        everywhere: bool = False,
+        what: int = CALLS,
+        also: int = 0,
     ) -> Iterator[Failure]:
-        """Let the *at*-th call of this thread (or of all, with children) fail with *error*."""
+        """Let the *at*-th call of this thread (or of all, with children) fail with *error*.
+
+        Bit *n* of *also* lets the one that comes *n* + 1 later fail too.
+        """
         page = self._page
         failure = Failure(at, error)
         page.calls = page.failed = 0
-        page.fail_at, page.error = at, error
+        page.fail_at, page.error, page.also = at, error, also
         page.owner = 0 if everywhere else threading.get_native_id()
         page.name = b""
         page.armed = what
@@ -94,7 +105,9 @@ class State:
         finally:
             page.armed = 0
             failure.calls = page.calls
-            failure.name = page.name.decode() if page.failed else ""
+            failure.what = page.name.decode() if page.failed else ""
+            advice = failure.what.startswith("madvise ")
+            failure.name = "madvise" if advice else failure.what
 
 
 def shared_state() -> State | None:

@@ -3,7 +3,8 @@
  *
  * seccomp_program closed FLAGS | loading
  *
- * seccomp.c is compiled with `syscall` renamed to the function below, so that nothing is closed. */
+ * seccomp.c is compiled with `syscall` renamed to the function below, so that nothing is closed, and
+ * `getpid` to one whose answer the tests know. */
 #include "pyenclave/linux.h"
 
 #include <linux/filter.h>
@@ -13,9 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 long captured_syscall(long number, ...);
+pid_t captured_getpid(void);
+
+pid_t captured_getpid(void)
+{
+    return 4242;
+}
 
 long captured_syscall(long number, ...)
 {

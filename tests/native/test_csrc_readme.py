@@ -20,16 +20,16 @@ ARROWS = {
     "page": {"base", "crypto", "page"},
     "measure": {"base", "crypto", "measure"},
     "call": {"base", "call"},
-    "linux": {"base", "linux"},
+    "linux": {"base", "linux", "page"},
 }
 # Public header → the folder that it is of.
 OF_HEADER = {
     "base": "base",
     **dict.fromkeys(("gcm", "hash", "ecdsa"), "crypto"),
     **dict.fromkeys(("measure", "launch"), "measure"),
-    "page": "page",
+    **dict.fromkeys(("page", "epoch", "tree", "extents"), "page"),
     **dict.fromkeys(("call", "batch", "stats"), "call"),
-    "linux": "linux",
+    **dict.fromkeys(("linux", "heap"), "linux"),
 }
 
 

@@ -83,6 +83,47 @@ def test_BND_01_memory_of_another_size_or_alignment_is_refused():
         assert out[0] == ffi.NULL
 
 
+def test_an_answer_that_is_known_to_take_long_is_slept_for_at_once():
+    """The processor is not looked away from those who make it; the next one is looked for again."""
+    ring = Ring()
+    worker = ring.workers[0]
+    seen = []
+
+    def sleep(word, expected, timeout_ms) -> int:
+        seen.append("wait")
+        if "answer" in seen:
+            transfer_reply()
+        return lib.PYE_E_TIMEOUT
+
+    def transfer_reply() -> None:
+        assert wait(worker)[0] == lib.PYE_OK
+        assert read(worker, 1)[0] == lib.PYE_OK
+        assert write(worker, RESULT, b"y") == lib.PYE_OK
+
+    callbacks = {
+        "wait": ffi.callback("pye_status(uint32_t *, uint32_t, uint32_t)", sleep),
+        "wake": ffi.callback("pye_status(uint32_t *)", lambda _: lib.PYE_OK),
+        "yield": ffi.callback("void()", lambda: seen.append("yield")),
+        "cpu": ffi.callback("int()", lambda: -1),
+    }
+    ring.ops = ffi.new("pye_wait_ops *", callbacks)
+    host = ring.end(0, 2, lib.PYE_SIDE_HOST, LIMIT)
+    header = ffi.new("pye_lane_header *")
+    lib.pye_lane_rest(host)
+    assert write(host, PING, b"x") == lib.PYE_OK
+    for _ in range(2):
+        assert lib.pye_lane_wait(host, header, 1) == lib.PYE_E_TIMEOUT
+    assert seen == ["wait", "wait"]
+    seen[:] = ["answer"]
+    assert lib.pye_lane_wait(host, header, 1) == lib.PYE_OK
+    assert seen == ["answer", "wait"]
+    assert read(host, 1) == (lib.PYE_OK, b"y")
+    seen.clear()
+    assert write(host, PING, b"x") == lib.PYE_OK
+    assert lib.pye_lane_wait(host, header, 1) == lib.PYE_E_TIMEOUT
+    assert seen == ["yield", "yield", "wait"]
+
+
 # ---- what a peer may write ---------------------------------------------------------------------
 
 

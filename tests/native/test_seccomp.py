@@ -443,6 +443,26 @@ def test_python_goes_on_working(in_child):
     }
 
 
+def test_PRC_08_sealed_memory_needs_its_flag(in_child):
+    """Without it there is no memory file, no userfaultfd, and no advice to any process."""
+
+    def run(flags: int) -> list[bool]:
+        close_in(flags)
+        made = [call(323, 0x80001), call(319, address, 3), call(434, os.getpid(), 0)]
+        others = [
+            call(323, 0x80000),  # faults of the kernel as well
+            call(319, address, 7),  # huge pages
+            call(434, os.getppid(), 0),
+            call(440, -1, 0, 0, 21, 0),  # MADV_PAGEOUT
+        ]
+        return [*(result >= 0 for result in made), *(result != -errno.EPERM for result in others)]
+
+    name = ctypes.create_string_buffer(b"heap")
+    address = ctypes.addressof(name)
+    assert in_child(run, 0).result() == [False] * 7
+    assert in_child(run, lib.PYE_SECCOMP_SEALED).result() == [True] * 3 + [False] * 4
+
+
 def test_an_abort_still_ends_the_process(in_child):
     def run() -> None:
         close_in()
@@ -453,7 +473,7 @@ def test_an_abort_still_ends_the_process(in_child):
 
 def test_unknown_flags_are_refused_and_nothing_is_closed(in_child):
     def careful() -> list[int]:
-        return [lib.pye_sandbox_seccomp(2), lib.pye_sandbox_seccomp(2**31), call(41, 1, 1, 0) > 0]
+        return [lib.pye_sandbox_seccomp(4), lib.pye_sandbox_seccomp(2**31), call(41, 1, 1, 0) > 0]
 
     assert in_child(careful).result() == [lib.PYE_E_ARGUMENT, lib.PYE_E_ARGUMENT, True]
 

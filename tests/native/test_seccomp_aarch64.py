@@ -12,7 +12,7 @@ from seccomp_bpf import ALLOW, ENOSYS, EPERM, KILL, Program, execute
 pytestmark = pytest.mark.no_asan
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["-O1", "-Dsyscall=captured_syscall"]
+FLAGS = ["-O1", "-Dsyscall=captured_syscall", "-Dgetpid=captured_getpid"]
 
 NATIVE = 0xC00000B7  # AUDIT_ARCH_AARCH64
 # Of AArch32, of x86-64 and of machines with the other byte order.
@@ -57,6 +57,36 @@ JUDGED: dict[int, list[tuple[tuple[int, ...], int]]] = {
     ],
     435: [((0, 0), ENOSYS), ((1, 2, 3, 4, 5, 6), ENOSYS)],
 }
+# What changes for images that ask for sealed memory, and nothing else does. Own process: 4242.
+SEALED: dict[int, list[tuple[tuple[int, ...], int]]] = {
+    29: [
+        ((0, 0x5421), ALLOW),
+        *[((0, request), ALLOW) for request in (0xC018AA3F, 0xC020AA00, 0xC020AA04, 0xC020AA07)],
+        # Unregistering, waking, copying, protecting, poisoning, moving; and a terminal's.
+        *[
+            ((0, request), EPERM)
+            for request in (0x8010AA01, 0x8010AA02, 0xC028AA03, 0xC018AA06, 0xC020AA08, 0xC028AA05)
+        ],
+        ((0, 0xAA00), EPERM),  # of /dev/userfaultfd: a descriptor with more rights
+        ((0, 0x5412), EPERM),
+    ],
+    25: [
+        ((0, command), ALLOW if command in (1, 2, 3, 4, 1030, 1033, 1034) else EPERM)
+        for command in range(1100)
+    ],
+    282: [
+        ((0x80001,), ALLOW),  # O_CLOEXEC, UFFD_USER_MODE_ONLY
+        *[((0x80001 ^ 1 << bit,), EPERM) for bit in range(32)],
+    ],
+    279: [
+        ((7, 3), ALLOW),  # MFD_CLOEXEC, MFD_ALLOW_SEALING
+        ((7, 11), ALLOW),  # MFD_NOEXEC_SEAL besides
+        *[((7, 3 ^ 1 << bit), EPERM) for bit in range(32) if bit != 3],
+    ],
+    434: [((4242, 0), ALLOW), ((1, 0), EPERM), ((0, 0), EPERM), ((0xFFFFFFFF, 0), EPERM)],
+    440: [((5, 0, 1, advice, 0), ALLOW if advice in (4, 24) else EPERM) for advice in range(128)],
+    284: [((0, 4096, 1), ALLOW), ((0, 4096, 0), EPERM), ((0, 4096, 2), EPERM)],
+}
 # Refused while an image loads; everything else may still be called then.
 LOADING = {
     "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15,
@@ -92,14 +122,15 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     return run
 
 
-@pytest.mark.parametrize("flags", ["0", "1"])
+@pytest.mark.parametrize("flags", ["0", "1", "2", "3"])
 def test_PRC_08_aarch64_allows_exactly_the_calls_of_the_list(made, flags: str) -> None:
     """Both directions, for every number: nothing that is not listed, everything that is."""
     program = made("closed", flags)
     allowed = set(ALWAYS.values())
+    judged = JUDGED.keys() | (SEALED.keys() if int(flags) & 2 else set())
     wrong = {}
     for number in NUMBERS:
-        if number in JUDGED:
+        if number in judged:
             continue
         for arguments in ((), (0xFFFFFFFFFFFFFFFF,) * 6):
             found = execute(program, number, arguments, arch=NATIVE)
@@ -107,7 +138,7 @@ def test_PRC_08_aarch64_allows_exactly_the_calls_of_the_list(made, flags: str) -
                 wrong[number] = found
     assert wrong == {}
     assert len(allowed) == len(ALWAYS)
-    assert not allowed & JUDGED.keys()
+    assert not allowed & judged
 
 
 @pytest.mark.parametrize("number", JUDGED)
@@ -126,7 +157,14 @@ def test_PRC_08_only_the_jit_flag_allows_executable_memory_on_aarch64(made) -> N
             assert execute(program, number, arguments, arch=NATIVE) == expected
 
 
-@pytest.mark.parametrize("which", [("closed", "0"), ("closed", "1"), ("loading",)])
+@pytest.mark.parametrize("number", JUDGED.keys() | SEALED.keys())
+def test_PRC_08_aarch64_allows_the_pager_of_sealed_memory_no_more(made, number: int) -> None:
+    program = made("closed", "2")
+    for arguments, expected in SEALED.get(number) or JUDGED[number]:
+        assert execute(program, number, arguments, arch=NATIVE) == expected, arguments
+
+
+@pytest.mark.parametrize("which", [("closed", "0"), ("closed", "1"), ("closed", "2"), ("loading",)])
 def test_PRC_08_aarch64_kills_calls_of_32_bit_and_foreign_programs(made, which) -> None:
     program = made(*which)
     assert program[0] == (0x20, 0, 0, 4)  # first of all `arch` is loaded
@@ -139,9 +177,11 @@ def test_PRC_08_while_an_image_loads_aarch64_refuses_what_is_listed(made) -> Non
     refused = {n for n in NUMBERS if execute(program, n, arch=NATIVE) == EPERM}
     assert refused == set(LOADING.values())
     assert {execute(program, n, arch=NATIVE) for n in NUMBERS if n not in refused} == {ALLOW}
+    for arguments, expected in SEALED[282]:
+        assert execute(program, 282, arguments, arch=NATIVE) == expected, arguments
 
 
-@pytest.mark.parametrize("which", [("closed", "0"), ("closed", "1"), ("loading",)])
+@pytest.mark.parametrize("which", [("closed", "0"), ("closed", "1"), ("closed", "2"), ("loading",)])
 def test_every_jump_of_a_filter_for_aarch64_lands_inside_it(made, which) -> None:
     program = made(*which)
     assert len(program) <= 256

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
+import batch_model
 import pytest
 from borders import aligned, feature_masks, features, noise
 
@@ -123,3 +127,91 @@ def test_a_forked_child_gives_up_secret_memory_that_it_does_not_have(in_child: A
     assert lib.pye_secmem_live(memory[0]) == 1
     lib.pye_secmem_free(memory[0], 10000)
     lib.pye_secmem_free(ffi.NULL, 1)
+
+
+def test_a_status_that_there_is_not_and_a_key_that_was_not_made_have_names() -> None:
+    assert ffi.string(lib.pye_status_name(12345)) == b"PYE_E_UNKNOWN"
+    assert ffi.string(lib.pye_status_message(-12345)) == b"unknown status"
+    assert ffi.string(lib.pye_gcm_implementation(ffi.NULL)) == b"none"
+
+
+def test_an_enclave_that_was_not_created_takes_nothing() -> None:
+    measure, content = ffi.new("pye_sgx_measure *"), ffi.new("uint8_t[4096]")
+    digest = ffi.new("uint8_t[32]", b"x" * 32)
+    flags = lib.PYE_SGX_REG | lib.PYE_SGX_R
+    assert lib.pye_sgx_add(measure, 0, flags) == lib.PYE_E_STATE
+    assert lib.pye_sgx_add_pages(measure, content, 1, 0, flags, 1) == lib.PYE_E_STATE
+    assert lib.pye_sgx_add_filled(measure, 7, 1, 0, flags) == lib.PYE_E_STATE
+    assert lib.pye_sgx_extend(measure, 0, content) == lib.PYE_E_STATE
+    assert lib.pye_sgx_digest(measure, digest) == lib.PYE_E_STATE
+    assert bytes(digest) == bytes(32)
+
+
+def test_no_pages_at_all_leave_a_measurement_as_it_was() -> None:
+    measure, before = ffi.new("pye_sgx_measure *"), ffi.new("pye_sgx_measure *")
+    flags = lib.PYE_SGX_REG | lib.PYE_SGX_R
+    assert lib.pye_sgx_create(measure, 1 << 16, 1) == lib.PYE_OK
+    before[0] = measure[0]
+    assert lib.pye_sgx_add_filled(measure, 7, 0, 0, flags) == lib.PYE_OK
+    assert bytes(ffi.buffer(measure)) == bytes(ffi.buffer(before))
+
+
+def opened(data: bytes) -> tuple[Any, Any]:
+    """Return a batch, and the memory that it points into."""
+    batch, memory = ffi.new("pye_batch *"), ffi.new("uint8_t[]", data)
+    assert lib.pye_batch_open(batch, memory, len(data), 64, 0) == lib.PYE_OK
+    return batch, memory
+
+
+def test_gathering_what_is_empty_or_taken_already() -> None:
+    out = ffi.new("uint8_t[64]", b"x" * 64)
+    empty, _keep = opened(batch_model.write([(0, b"")] * 3, 64))
+    assert lib.pye_batch_gather(empty, out, 0, 0) == lib.PYE_OK
+    assert bytes(out) == b"x" * 64
+    # Nothing is left, so that nothing is asked for, of whatever size.
+    assert lib.pye_batch_gather(empty, out, 0, 5) == lib.PYE_OK
+    assert lib.pye_batch_gather(empty, out, 64, 64) == lib.PYE_E_LENGTH
+    assert bytes(out) == bytes(64)
+    two, _keep = opened(batch_model.write([(0, b"a" * 8), (0, b"b" * 8)], 64))
+    assert lib.pye_batch_gather(two, out, 17, 8) == lib.PYE_E_LENGTH  # 17 is no two times 8
+    assert lib.pye_batch_gather(two, out, 16, 1 << 63) == lib.PYE_E_LENGTH
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xd6", b"\xd7", b"\xc7", b"\xc7\x0c", b"\xd7\x01" + bytes(8), b"\xd7\xff" + bytes(7),
+     b"\xc7\x0d\xff" + bytes(12), b"\xc7\x0c\x01" + bytes(12), b"\xc7\x0c\xff" + bytes(11),
+     b"\x92\xd9\x08x"],
+)  # fmt: skip
+def test_what_is_cut_or_no_time_is_no_messagepack(data: bytes) -> None:
+    assert not _core.msgpack_check(data)
+
+
+def test_each_form_of_a_time_is_messagepack() -> None:
+    for head in (b"\xd6\xff" + bytes(4), b"\xd7\xff" + bytes(8), b"\xc7\x0c\xff" + bytes(12)):
+        assert _core.msgpack_check(head)
+
+
+def test_an_empty_memory_file_is_refused(make_memfd: Any) -> None:
+    size = ffi.new("uint64_t *")
+    sealed = lib.PYE_SEAL_SHRINK
+    assert lib.pye_fd_check_memfd(make_memfd(0), 0, sealed, size) == lib.PYE_E_LENGTH
+    assert lib.pye_fd_check_memfd(make_memfd(100), 99, sealed, size) == lib.PYE_E_LENGTH
+    assert lib.pye_fd_check_memfd(make_memfd(100), 0, sealed, size) == lib.PYE_OK
+    assert size[0] == 100
+
+
+@pytest.fixture
+def make_memfd() -> Iterator[Any]:
+    made = []
+
+    def make(size: int) -> int:
+        fd = os.memfd_create("seldom", os.MFD_ALLOW_SEALING)
+        made.append(fd)
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return fd
+
+    yield make
+    for fd in made:
+        os.close(fd)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -12,10 +15,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from pyenclave._platform.counters import CounterStore, MemoryFiles
 from pyenclave._platform.keys import attributes, cpu_svn
 from pyenclave._platform.quote import Quoter
 from pyenclave._platform.root import PlatformRoot
+from pyenclave._platform.service import Services
 from pyenclave.errors import EvidenceFormatError
+from pyenclave.formats import messages
 from pyenclave.formats.dcap import QE_VENDOR_INTEL, Quote
 from pyenclave.formats.record import QE_VENDOR_ID
 from pyenclave.formats.sgx import ReportBody
@@ -114,3 +120,14 @@ def test_certificates_say_what_they_may_do() -> None:
         for certificate in (chain.root, chain.intermediate, chain.leaf)
     }
     assert len(keys | {root().attestation_key.public_key().public_numbers()}) == 4
+
+
+def test_what_the_machine_below_says_goes_with_every_quote() -> None:
+    vouched = root()
+    vouched.tee, vouched.machine = "sev-snp", b"what the hardware says"
+    enclave: Any = SimpleNamespace(body=BODY)
+    for platform, expected in ((vouched, vouched.machine), (root(), b"")):
+        services = Services(platform, CounterStore(MemoryFiles(), bytes(32), os.urandom))
+        reply = services.answer(enclave, messages.QuoteRequest(data=bytes(64)))
+        assert isinstance(reply, messages.QuoteReply)
+        assert reply.machine == expected

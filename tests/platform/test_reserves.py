@@ -19,6 +19,7 @@ from pyenclave.errors import (
     ArgumentError,
     BusyError,
     EnclaveError,
+    EnclaveLostError,
     EnclaveStateError,
     ImageError,
     LaunchError,
@@ -159,6 +160,68 @@ def test_one_that_was_killed_is_replaced_and_never_handed_out(client: PlatformCl
     told = client.ask_reserve(kind)
     assert told.failures >= 1
     assert "ended" in told.error
+
+
+def test_the_offer_that_a_host_names_is_the_one_that_it_gets(client: PlatformClient) -> None:
+    """Its ring may have a call in it, which no other enclave may find there."""
+    kind = reserve(client)
+    slots = warm(client, kind, 3)
+    for slot in (slots[1], slots[2]):
+        taking = client.begin_take(kind, slot)
+        assert client.ask_reserve(kind).ready == 3 - len(client.list())  # answered in their order
+        launched, pidfd = taking.result()
+        os.close(pidfd)
+        assert (launched.slot, launched.warm) == (slot, True)
+        assert taking.result() == (launched, -1)
+    for unknown in (slots[1], 99):
+        with pytest.raises(ArgumentError, match="no such offer"):
+            client.begin_take(kind, unknown).result()
+    assert client.ask_reserve(kind).slots == (slots[0],)
+
+
+def test_a_named_offer_without_a_worker_gets_one_and_no_other_ring(
+    client: PlatformClient, state_path: Path
+) -> None:
+    kind = reserve(client)
+    slots = warm(client, kind, 2)
+    before = children(client.hello.pid)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: not any(map(alive, before)))
+    taking = client.begin_take(kind, slots[0])
+    launched, pidfd = taking.result()
+    os.close(pidfd)
+    assert launched.slot == slots[0]
+    assert launched.pid not in before
+    assert client.ask_reserve(kind).slots == (slots[1],)
+
+
+def test_a_hand_out_that_is_refused_ends_its_offer(
+    client: PlatformClient, state_path: Path
+) -> None:
+    kind = reserve(client)
+    slots = warm(client, kind, 2)
+    policy = state_path / "launch-policy.toml"
+    policy.touch(0o600)
+    policy.write_text("allow_debug = false\n")
+    taking = client.begin_take(kind, slots[0])
+    assert wait_for(taking.look)
+    for _ in range(2):
+        with pytest.raises(LaunchRefusedError, match="allow_debug"):
+            taking.result()
+    assert client.ask_reserve(kind).slots == (slots[1],)
+
+
+def test_a_connection_that_ends_tells_who_waits_for_a_hand_out(
+    state_path: Path, client: PlatformClient
+) -> None:
+    kind = reserve(client)
+    slots = warm(client, kind, 2)
+    taking = client.begin_take(kind, slots[0])
+    client.close()
+    assert taking.look()
+    with pytest.raises(EnclaveLostError):
+        taking.result()
 
 
 @pytest.mark.parametrize("behaviour", ["dies warm", "speaks warm"])

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from two_keys import two_key_ciphertext
 
 from pyenclave.errors import EnclaveLostError, SealingError, SealLimitError, UnsealError
 from pyenclave.formats import sealed as fmt
@@ -368,58 +369,13 @@ def test_sea_09_arbitrary_bytes_are_refused_with_a_typed_error(data: bytes):
             unseal(candidate)
 
 
-def _multiply(x: int, y: int) -> int:
-    """Multiply in GF(2^128) with GCM's bit order (NIST SP 800-38D, 6.3)."""
-    z = 0
-    for i in range(127, -1, -1):
-        if y >> i & 1:
-            z ^= x
-        x = (x >> 1) ^ (0xE1 << 120 if x & 1 else 0)
-    return z
-
-
-def _invert(x: int) -> int:
-    result, power = 1 << 127, x
-    for _ in range(127):  # x^(2^128 - 2)
-        power = _multiply(power, power)
-        result = _multiply(result, power)
-    return result
-
-
-def _two_key_ciphertext(keys: tuple[bytes, bytes], aad: bytes) -> bytes:
-    """One ciphertext block and a tag that hold under both keys, nonce zero."""
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    def block(key: bytes, value: bytes) -> int:
-        encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
-        return int.from_bytes(encryptor.update(value), "big")
-
-    lengths = struct.pack(">QQ", 8 * len(aad), 128)
-    padded = aad + bytes(-len(aad) % 16)
-    constant = square = 0
-    terms = []
-    for key in keys:
-        h = block(key, bytes(16))
-        blocks = [padded[i : i + 16] for i in range(0, len(padded), 16)]
-        digest = 0
-        for part in [*blocks, bytes(16), lengths]:  # the ciphertext block is zero here
-            digest = _multiply(digest ^ int.from_bytes(part, "big"), h)
-        mask = digest ^ block(key, bytes(12) + b"\x00\x00\x00\x01")
-        terms.append((mask, _multiply(h, h)))
-        constant ^= mask
-        square ^= terms[-1][1]
-    ciphertext = _multiply(constant, _invert(square))
-    tag = terms[0][0] ^ _multiply(ciphertext, terms[0][1])
-    return ciphertext.to_bytes(16, "big") + tag.to_bytes(16, "big")
-
-
 def test_sea_10_a_blob_crafted_for_two_keys_opens_under_one_only():
     """Plain GCM falls to the attack (shown); the commitment refuses it."""
     platform_keys = (b"\x01" * 32, b"\x02" * 32)
     header, _ = fmt.split(seal(b"A" * 16, key_provider=lambda request: platform_keys[0]))
     head = header.to_bytes()
     ciphers = tuple(blob._expand(key)[0] for key in platform_keys)
-    crafted = _two_key_ciphertext(ciphers, head)  # type: ignore[arg-type]
+    crafted = two_key_ciphertext(ciphers, head)  # type: ignore[arg-type]
     opened = [AESGCM(key).decrypt(bytes(12), crafted, head) for key in ciphers]
     assert opened[0] != opened[1]
 

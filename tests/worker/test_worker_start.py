@@ -213,11 +213,15 @@ def test_a_rehearsal_goes_through_and_leaves_nothing(base) -> None:
     locked.locks[base.digest] = base
     data = rehearsal.rehearsal_image(locked)
     locked.snapshot = _native.mapping_text()  # this process is no zygote
+    rings = Path("/proc/self/maps").read_text(encoding="utf-8").count("pyenclave-ring")
     rehearsal.rehearse(data, locked)
     before = os.listdir("/proc/self/fd"), dict(locked.__dict__), sorted(sys.modules)
     rehearsal.rehearse(data, locked)
     assert (os.listdir("/proc/self/fd"), dict(locked.__dict__), sorted(sys.modules)) == before
-    assert "pyenclave-re" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert "pyenclave-re" not in maps
+    assert maps.count("pyenclave-ring") <= rings
+    assert _state.link() is None
     assert not _state.entered()
     with pytest.raises(EnclaveStateError):
         _runtime.current()

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyenclave.attestation.release_policy import (
+from pyenclave.errors import AttestationError
+from pyenclave.formats.release_policy import (
     MAX_CONDITIONS,
     MAX_DEPTH,
     ReleasePolicy,
     normal_authority,
 )
-from pyenclave.errors import AttestationError
 
 URL = "https://shared.eus.attest.azure.net"
 
@@ -293,3 +293,12 @@ def test_strings_stand_for_booleans_as_in_the_vendors_container_sample(vectors: 
     assert subject.evaluate(URL, claims).released
     for name, wrong in (("x-ms-sevsnpvm-is-debuggable", True), ("x-ms-sevsnpvm-vmpl", 1)):
         assert not subject.evaluate(URL, claims | {name: wrong}).released
+
+
+def test_a_policy_reads_as_one_line() -> None:
+    """For reviewers and the audit log: authorities, conditions, groups in parentheses."""
+    either = {"anyOf": [{"claim": "b", "less": 3}, {"claim": "c", "exists": True}]}
+    one = policy({"claim": "a", "equals": "x\n"}, either)
+    assert str(one) == f'{URL}: a equals "x\\n" and (b less 3 or c exists true)'
+    two = ReleasePolicy(authorities=one.authorities * 2)
+    assert str(two) == f"{one}; or {one}"

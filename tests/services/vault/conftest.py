@@ -1,0 +1,17 @@
+"""What tests of the vault share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyenclave.services.vault.backends._image import enclave_image
+
+
+@pytest.fixture(scope="session")
+def enclave_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory in which the vault's enclave is built: requests do not wait for that."""
+    folder = tmp_path_factory.mktemp("vault")
+    enclave_image(folder)
+    return folder
