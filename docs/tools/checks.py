@@ -333,6 +333,24 @@ def _rows(group: tuple[str, ...]) -> Iterator[str]:
         yield f"| `{check}` | {what} |{f' {listed} |' if several else ''} {means} | {cure} |"
 
 
+def _machine() -> str:
+    """Return what is said of the machine below a platform: its checks are there only with it."""
+    from pyenclave.attestation import verify_machine
+
+    own = [name for name in verify_machine.CHECKS.functions if "." not in name]
+    means = (verify_machine.CHECKS.functions[name].__doc__ or "" for name in own)
+    listed = "; ".join(
+        f"`machine.{name}`: {text.strip().splitlines()[0].rstrip('.')}"
+        for name, text in zip(own, means, strict=True)
+    )
+    return (
+        "Evidence of a platform on a confidential VM also has the machine's own checks, and a "
+        f"failure of any means that nothing vouches for the platform. {listed}. The checks of the "
+        "kind found follow as `machine.snp.…`, `machine.tdx.…`, `machine.azure-snp.…` or "
+        "`machine.azure-tdx.…`, with the meanings that they have above."
+    )
+
+
 def page() -> str:
     """Return the page."""
     lines = [_HEAD]
@@ -347,6 +365,8 @@ def page() -> str:
                     f"without: {without}."
                 )
                 lines.append("")
+        if "pyenclave" in group:
+            lines += [_machine(), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
