@@ -14,6 +14,7 @@ compiled as before. Who holds the root key could forge all of it, and evidence t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -45,6 +46,7 @@ _MAX_CODE: Final = 64 << 20  # bytes that a zygote may hand over
 _MAX_FILE: Final = _HEADER.size + MAX_LOCK + _MAX_CODE + _MAC_SIZE
 _MAX_TOTAL: Final = 256 << 20  # bytes of all files
 _MAX_FILES: Final = 8
+_WRITING_SECONDS: Final = 5.0  # how long closing waits for a file that is being written
 _MAX_STORED: Final = 2  # times that one zygote hands over: what it imported, and all
 _NAME: Final = re.compile(r"code-[0-9a-f]{16}")
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -89,6 +91,9 @@ class CodeCache:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._found: dict[str, int] = {}  # by name: memfds that were read for their lock
+        self._written = threading.Condition()  # guards the two below
+        self._writers = 0
+        self._closed = False
 
     def _name(self, digest: bytes, *, debug: bool) -> str:
         whole = self._runtime.encode() + bytes([debug]) + digest
@@ -246,7 +251,7 @@ class CodeCache:
 
         Raises:
             ValueError: The memfd is not of this form.
-            OSError: There is no room, or it cannot be written.
+            OSError: There is no room, or it cannot be written; nothing is, once this is closed.
 
         """
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
@@ -261,8 +266,17 @@ class CodeCache:
             data += view[4:]
         data += hmac_sha256(self._key, data)
         name = self._name(hashlib.sha256(lock).digest(), debug=debug)
-        self._prune(name, len(data))
-        self._state.replace_file(name, bytes(data))
+        with self._written:
+            if self._closed:
+                raise OSError(errno.ESHUTDOWN, "closed: no compiled code is written any more")
+            self._writers += 1
+        try:
+            self._prune(name, len(data))
+            self._state.replace_file(name, bytes(data))
+        finally:
+            with self._written:
+                self._writers -= 1
+                self._written.notify_all()
 
     def forget(self, lock: bytes, *, debug: bool) -> None:
         """Remove the code of a lock."""
@@ -286,7 +300,11 @@ class CodeCache:
                 self._state.unlink(other)
 
     def close(self) -> None:
-        """Close what was read and not used. May be called twice."""
+        """Close what was read and not used, and let no write be cut off. May be called twice."""
+        # Its thread would end with the process, and leave half a file aside.
+        with self._written:
+            self._closed = True
+            self._written.wait_for(lambda: not self._writers, timeout=_WRITING_SECONDS)
         with self._lock:
             close_all(list(self._found.values()))
             self._found.clear()

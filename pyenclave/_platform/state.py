@@ -222,19 +222,35 @@ class State:
 
     def _write_aside(self, name: str, data: bytes) -> str:
         temporary = f".{name}-{secrets.token_hex(8)}"
+        if self._write_nameless(temporary, data):
+            return temporary
         fd = self.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fsync(fd)
+                _write_whole(fd, data)
             finally:
                 os.close(fd)
         except BaseException:
             self.unlink(temporary)
             raise
         return temporary
+
+    def _write_nameless(self, name: str, data: bytes) -> bool:
+        """Write a file that gets its name when it is whole: killed before, it leaves nothing."""
+        try:
+            flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+            fd = os.open(".", flags, 0o600, dir_fd=self.fd)
+        except OSError:  # not every file system has it
+            return False
+        try:
+            _write_whole(fd, data)
+            try:
+                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self.fd)
+            except OSError:  # nor every machine /proc
+                return False
+        finally:
+            os.close(fd)
+        return True
 
     def sweep(self) -> None:
         """Remove what killed processes were writing aside; never what may still be written."""
@@ -384,6 +400,13 @@ def _drop_inherited() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_inherited)
+
+
+def _write_whole(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.fsync(fd)
 
 
 def _check_owner(status: os.stat_result, name: str, *, directory: bool) -> None:

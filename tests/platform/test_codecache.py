@@ -321,3 +321,37 @@ def test_what_a_killed_platform_was_writing_is_swept_away(state: State) -> None:
     os.utime(path, (1, 1))
     state.sweep()
     assert not path.exists()
+
+
+def test_closing_waits_for_a_write_and_lets_none_begin(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends after it, and with it every thread wherever it is."""
+    cache = CodeCache(state, KEY, "runtime")
+    writing, go = threading.Event(), threading.Event()
+    replace = State.replace_file
+
+    def slowly(self: State, name: str, data: bytes) -> None:
+        writing.set()
+        assert go.wait(10)
+        replace(self, name, data)
+
+    monkeypatch.setattr(State, "replace_file", slowly)
+    sock = socket.socket(fileno=cache.expect(LOCK, debug=False, binding=BINDING))
+    fd = parcel(b"code")
+    with sock:
+        socket.send_fds(sock, [b"K"], [fd])
+        assert writing.wait(10)
+        closing = threading.Thread(target=cache.close)
+        closing.start()
+        closing.join(0.05)
+        assert closing.is_alive()
+        go.set()
+        closing.join(10)
+        assert not closing.is_alive()
+    (name,) = [name for name in os.listdir(state.path) if "code-" in name]
+    assert name.startswith("code-"), "whole, and in its place"
+    with pytest.raises(OSError, match="closed"):
+        cache.store(LOCK, fd, debug=False, binding=BINDING)
+    os.close(fd)
+    cache.close()

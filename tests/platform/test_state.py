@@ -260,6 +260,46 @@ def test_replacing_a_file_keeps_the_old_one_when_it_fails(
             assert sorted(os.listdir(path)) == ["state.lock", "x"]
 
 
+@pytest.mark.parametrize("missing", ["open", "link"])
+def test_files_are_replaced_where_none_can_be_nameless(
+    path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """A file system without O_TMPFILE, or a machine without /proc."""
+    real = getattr(os, missing)
+
+    def fail(name: str, *args: object, **kwargs: object) -> object:
+        if name == "." or name.startswith("/proc/"):
+            raise OSError(95, "Operation not supported")
+        return real(name, *args, **kwargs)
+
+    with State.open(str(path)) as state:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, missing, fail)
+            state.replace_file("x", b"new")
+        assert state.read_file("x") == b"new"
+        assert os.stat("x", dir_fd=state.fd).st_mode & 0o777 == 0o600
+        assert sorted(os.listdir(path)) == ["state.lock", "x"]
+
+
+def test_a_file_that_is_being_written_has_no_name_yet(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a process killed meanwhile leaves nothing behind."""
+    seen = []
+    real = os.fsync
+
+    def look(fd: int) -> None:
+        seen.append(sorted(os.listdir(path)))
+        real(fd)
+
+    with State.open(str(path)) as state:
+        monkeypatch.setattr(os, "fsync", look)
+        state.replace_file("x", b"new")
+    if len(seen[0]) == 2:
+        pytest.skip("this file system has no files without names")
+    assert seen[0] == ["state.lock"]
+
+
 def test_the_default_place_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYENCLAVE_STATE", "relative")
     assert default_state_directory() == os.path.abspath("relative")
