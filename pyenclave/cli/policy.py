@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pyenclave.cli import output
+from pyenclave.cli import output, policy_signing
 from pyenclave.cli.verify import moment, policy_of
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ __all__ = ["add_commands"]
 
 
 def add_commands(subparsers: Subparsers) -> None:
-    """Add ``policy explain``."""
+    """Add ``policy`` and its actions."""
     policy = subparsers.add_parser(
         "policy",
-        help="explain an appraisal policy; write a key's release policy from an image",
+        help="explain or sign a policy; write a key's release policy from an image",
     )
     actions = policy.add_subparsers(dest="action", metavar="ACTION", required=True)
     explain = actions.add_parser("explain", help="say in sentences what a policy demands")
@@ -56,6 +56,7 @@ def add_commands(subparsers: Subparsers) -> None:
     )
     render.set_defaults(function=_render)
     _add_from_image(actions)
+    policy_signing.add_command(actions)
 
 
 def _add_from_image(actions: Subparsers) -> None:

@@ -3,7 +3,8 @@ Policies and policy signers (the project's notes on Azure Attestation, 8.1).
 
 Two modes, as Azure has them. Of an ordinary instance, whoever has the role sets policies, signed or
 not. An isolated one has signers: a policy must be signed by the key of one of their certificates,
-and so must a change of the certificates themselves. Each upload is taken once, for whatever.
+and so must a change of the certificates themselves. It takes each upload once, for whatever, and
+none that was taken while there were no signers.
 """
 
 from __future__ import annotations
@@ -166,8 +167,15 @@ class Managing:
     def _demand_unused(
         self, tx: Transaction, call: Call, view: View, upload: Upload, event: str, use: str
     ) -> None:
-        """Refuse what an isolated instance took before, for this or for something else."""
-        if not view.isolated or self._shared.use_upload(tx, upload.signing_digest, use):
+        """
+        Note that a signed upload is taken; an isolated instance takes none a second time.
+
+        An ordinary one notes it too: if it gets signers later, none of before can be used again.
+        """
+        if upload.signer is None:
+            return  # an isolated instance took none of these
+        fresh = self._shared.use_upload(tx, upload.signing_digest, use)
+        if fresh or not view.isolated:
             return
         raise Refused(
             ServiceError(

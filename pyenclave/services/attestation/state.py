@@ -19,7 +19,7 @@ from typing import Final
 
 from sqlalchemy import insert, select
 
-from pyenclave.errors import ServiceError
+from pyenclave.errors import ConfigurationError, ServiceError
 from pyenclave.formats.x509 import Certificate
 from pyenclave.services.attestation import tables
 from pyenclave.services.attestation.decisions import StoredPolicy
@@ -181,6 +181,12 @@ class Shared:
             )
         )
         self._first_signers(tx, register)
+        if self._options.require_signed_use and not self.renewed(tx).isolated:
+            raise ConfigurationError(
+                "configuration: require_signed_use without policy signers protects nothing",
+                expected="policy_signers, at the first start or at this one",
+                found="none, neither in the configuration nor in the database",
+            )
         self.renewed(tx)
         return secret
 

@@ -89,8 +89,8 @@ used_nonces: Final = Table(
     Index("attestation_used_nonces_expires", "expires"),
 )
 
-# Uploads that an isolated instance took, numbered from 1: SHA-256 of what was signed, and what it
-# was taken for. None is taken again, ever.
+# Signed uploads that were taken, numbered from 1: SHA-256 of what was signed, and what it was taken
+# for. An isolated instance takes none of them again, ever.
 used_uploads: Final = Table(
     "attestation_used_uploads",
     metadata,

@@ -9,9 +9,11 @@ which no register has: it is read as what it does, RS256.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -30,6 +32,7 @@ __all__ = [
     "jwk_of",
     "policy_of",
     "read_upload",
+    "sign_certificate",
     "sign_policy",
 ]
 
@@ -187,15 +190,13 @@ def certificate_of(upload: Upload) -> Certificate:
     jwk = found["policyCertificate"]
     raw = jose.x5c_of(jwk.get("x5c"), "policyCertificate: x5c", limit=1)
     certificate = Certificate.from_der(raw[0])
-    if not jose.algorithms_of(certificate.public_key()):
+    if not jose.algorithms_of(certificate.public_key()) & _SIGNED:
         raise _wrong("policyCertificate", "an RSA or EC key that may sign", "another key")
     return certificate
 
 
 def jwk_of(certificate: Certificate) -> dict[str, Any]:
     """Return a certificate's key as a JWK with ``x5c``."""
-    import base64
-
     return {
         **public_members(certificate.public_key()),
         "x5c": [base64.b64encode(certificate.der).decode("ascii")],
@@ -231,15 +232,61 @@ def sign_policy(
         ValueError: The certificate is of another key, or the algorithm does not fit.
 
     """
-    import base64
-    import secrets
+    payload = b""
+    if text is not None:
+        payload = json.dumps({"AttestationPolicy": jose.b64url_encode(text.encode())}).encode()
+    use = f"policies/{'reset' if text is None else 'set'} {kind}"
+    return _signed(payload, use, key, certificate, algorithm)
 
-    pem = certificate.lstrip().startswith(b"-----")
-    found = (
-        Certificate.from_pem_chain(certificate, limit=1)[0]
-        if pem
-        else Certificate.from_der(certificate)
-    )
+
+def sign_certificate(
+    added: bytes | None = None,
+    *,
+    removed: bytes | None = None,
+    key: jose.PrivateKey,
+    certificate: bytes,
+    algorithm: str | None = None,
+) -> str:
+    """
+    Sign a change of the policy signers of an isolated instance.
+
+    Args:
+        added: Certificate of the one that may sign from then on, PEM or DER.
+        removed: Certificate of the one that may not sign any more; either this or *added*.
+        key: Private key of a policy signer, RSA or EC.
+        certificate: That signer's certificate, PEM or DER.
+        algorithm: As ``PS256``; default: ES256, ES384 or RS256, as the key is.
+
+    Returns:
+        What ``POST /certificates:add`` or ``:remove`` takes, and nothing else does (`USE`).
+
+    Raises:
+        EvidenceFormatError: A certificate is malformed, or of a key that cannot sign policies.
+        ValueError: Both or neither are given, the certificate is of another key, or the algorithm
+            does not fit.
+
+    """
+    if (added is None) == (removed is None):
+        raise ValueError("either a certificate that is added or one that is removed")
+    changed = _certificate(added if removed is None else removed)
+    payload = json.dumps({"policyCertificate": jwk_of(changed)}).encode()
+    use = f"certificates/{'add' if removed is None else 'remove'}"
+    token = _signed(payload, use, key, certificate, algorithm)
+    certificate_of(read_upload(token.encode("ascii")))  # what the service would refuse
+    return token
+
+
+def _certificate(data: bytes | None) -> Certificate:
+    given = data or b""
+    if given.lstrip().startswith(b"-----"):
+        return Certificate.from_pem_chain(given, limit=1)[0]
+    return Certificate.from_der(given)
+
+
+def _signed(
+    payload: bytes, use: str, key: jose.PrivateKey, certificate: bytes, algorithm: str | None
+) -> str:
+    found = _certificate(certificate)
     if found.public_key() != key.public_key():
         raise ValueError("the certificate is of another key")
     usable = sorted(jose.algorithms_of(key.public_key()) & _SIGNED)
@@ -249,13 +296,10 @@ def sign_policy(
     header = {
         "alg": chosen,
         "x5c": [base64.b64encode(found.der).decode("ascii")],
-        USE: f"policies/{'reset' if text is None else 'set'} {kind}",
+        USE: use,
         # What is the same is taken once: this one is new each time.
         "kid": secrets.token_hex(8),
     }
-    payload = b""
-    if text is not None:
-        payload = json.dumps({"AttestationPolicy": jose.b64url_encode(text.encode())}).encode()
     encoded = jose.b64url_encode(json.dumps(header).encode())
     return jose.sign_encoded(encoded, payload, key=key, algorithm=chosen)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
 import hashlib
@@ -10,6 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+
+from pyenclave.errors import ConfigurationError
 
 TEXT = (
     "version=1.0;\nauthorizationrules\n{\n"
@@ -374,6 +377,94 @@ def test_a_signed_upload_is_taken_once(make_site: Any) -> None:
     # An ordinary instance's clients may repeat themselves.
     plain = make_site(like=site)
     assert [_put(plain, first).status_code for _ in range(2)] == [200, 200]
+
+
+def test_an_upload_of_before_the_signers_is_not_taken_once_there_are_some(
+    make_site: Any, tmp_path: Any
+) -> None:
+    """A signer's upload that an ordinary instance took is used up when it becomes isolated."""
+    from pyenclave.formats.x509 import encode_pem
+
+    database = f"sqlite:///{tmp_path}/service.db"
+    ordinary = make_site(database=database)
+    body = signed("ec")
+    assert [_put(ordinary, body).status_code for _ in range(2)] == [200, 200]
+    assert _put(ordinary, unsigned()).status_code == 200
+    isolated = make_site(like=ordinary, database=database, signers=(encode_pem(_pair("ec")[1]),))
+    for place in (isolated, ordinary):  # one database: both are isolated now
+        for path in (PATH, "/policies/TdxVm"):
+            error = _put(place, body, path).json()["error"]
+            assert (error["code"], "used before" in error["message"]) == (
+                "PolicySignatureRequired",
+                True,
+            )
+    assert _put(isolated, signed("ec", header={"kid": "2"})).status_code == 200
+
+
+def test_signed_use_without_signers_is_no_start(tmp_path: Any) -> None:
+    """The setting would change nothing, and whoever wrote it believes that it does."""
+    from pyenclave.formats.x509 import encode_pem
+    from pyenclave.services.attestation.options import Options
+    from pyenclave.services.attestation.state import Shared
+    from pyenclave.services.attestation.tables import PART
+    from pyenclave.services.storage.database import Database
+
+    def start(**options: Any) -> None:
+        settings = Options(url="https://localhost", algorithm="ES256", **options)
+        asyncio.run(Shared(db, settings).start())
+
+    with Database.open(f"sqlite:///{tmp_path}/service.db", parts=[PART]) as db:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="require_signed_use without policy sig"):
+                start(require_signed_use=True)
+        start(require_signed_use=True, signers=(encode_pem(_pair("ec")[1]),))
+        start(require_signed_use=True)  # they are in the database now
+
+
+def test_a_signer_signs_the_change_of_signers(make_site: Any) -> None:
+    from pyenclave.errors import EvidenceFormatError
+    from pyenclave.formats.x509 import encode_pem
+    from pyenclave.services.attestation.uploads import sign_certificate
+
+    key, certificate = _pair("ec")
+    other, second = _pair("ec2")
+    site = make_site(signers=(encode_pem(certificate),), require_signed_use=True)
+
+    def change(verb: str, token: str) -> Any:
+        return site.client.post(
+            f"/certificates:{verb}",
+            content=token,
+            params={"api-version": "2022-08-01"},
+            headers=ADMIN,
+        )
+
+    by = {"key": key, "certificate": certificate}
+    add = sign_certificate(encode_pem(second), **by)
+    remove = sign_certificate(removed=second, **by)
+    assert change("remove", add).json()["error"]["innererror"] == {"code": "AnotherUse"}
+    assert change("add", remove).json()["error"]["innererror"] == {"code": "AnotherUse"}
+    foreign = sign_certificate(second, key=other, certificate=second)
+    assert change("add", foreign).json()["error"]["code"] == "PolicySignatureRequired"
+    assert change("add", add).status_code == 200
+    assert _put(site, sign_policy_of(other, second)).status_code == 200
+    assert "used before" in change("add", add).json()["error"]["message"]
+    assert change("remove", remove).status_code == 200
+    assert _put(site, sign_policy_of(other, second)).status_code == 400
+    assert sign_certificate(second, **by) != add  # new each time, so that it is taken
+    with pytest.raises(ValueError, match="either"):
+        sign_certificate(**by)
+    with pytest.raises(ValueError, match="either"):
+        sign_certificate(second, removed=second, **by)
+    with pytest.raises(ValueError, match="another key"):
+        sign_certificate(second, key=other, certificate=certificate)
+    with pytest.raises(EvidenceFormatError):
+        sign_certificate(b"no certificate", **by)
+
+
+def sign_policy_of(key: Any, certificate: bytes) -> bytes:
+    from pyenclave.services.attestation.uploads import sign_policy
+
+    return sign_policy(TEXT, kind="SgxEnclave", key=key, certificate=certificate).encode()
 
 
 def test_an_upload_whose_header_says_its_use_is_taken_for_nothing_else(make_site: Any) -> None:
