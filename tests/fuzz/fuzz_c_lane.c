@@ -11,7 +11,7 @@ enum { SIDE = PYE_SIDE_HOST };
 enum { SIDE = PYE_SIDE_WORKER };
 #endif
 enum { SLOT = 96, LIMIT = 500, STEPS = 400, STATE = 128 };
-enum { POKE, FRAME, WAIT, READ, WRITE, DRAIN, ARM, NOTES, OPS };
+enum { POKE, FRAME, WAIT, READ, WRITE, DRAIN, ARM, NOTES, REST, OPS };
 
 static uint8_t ring[2 * PYE_RING_PAGE] __attribute__((aligned(PYE_RING_PAGE)));
 static uint8_t others[2 * PYE_RING_PAGE]; /* what the other side wrote: we may change none of it */
@@ -216,6 +216,9 @@ static void step(int op, uint64_t *announced)
         }
         break;
     }
+    case REST:
+        pye_lane_rest(lane);
+        break;
     default: {
         uint8_t note[PYE_LANE_NOTE_SIZE];
         const size_t len = pye_lane_note_get(lane, note);
