@@ -38,3 +38,23 @@ def test_nodes_lie_behind_the_pages_and_a_changed_one_ends_the_heap(
     assert array[0] == 1
     assert array[2 * 128 * page // 8] == 0
     assert "PYE_E_AUTH" in str(pages.poisoned)
+
+
+def test_a_node_whose_pages_are_all_freed_is_nobody_s_in_the_file(
+    pages: test_pager_file.Pages, file: int
+) -> None:
+    place, page = test_pager_file.place, test_pager_file.PAGE
+    leaf = place(test_pager_file.NUM) + page  # of pages 128 to 255
+    array = test_pager_file.filled(pages)
+    assert os.pread(file, page, leaf).strip(b"\0")
+    pages.discard(128 * page, 128 * page)
+    array[0] = 7
+    pages.evict()  # after which nodes leave, this one without being stored
+    hole = os.lseek(file, leaf, os.SEEK_HOLE)
+    assert hole == leaf or os.pread(file, page, leaf).strip(b"\0"), "no holes here: it stays"
+    os.pwrite(file, b"whatever it says", leaf)
+    assert not array[128 * page // 8 : 256 * page // 8].any()
+    array[130 * page // 8] = 8
+    pages.evict()
+    assert (array[0], array[130 * page // 8], array[1]) == (7, 8, 2)
+    assert not pages.poisoned

@@ -115,11 +115,7 @@ void heap_queue_remove(heap_queue *queue, uint32_t page)
 {
     const uint32_t slot = queue->slot_of[page] - 1;
 
-    if (queue->slots[slot].pins == 0) {
-        unlink_slot(queue, slot);
-    } else {
-        queue->pinned--;
-    }
+    unlink_slot(queue, slot);
     queue->slots[slot].older = queue->free;
     queue->free = slot;
     queue->slot_of[page] = 0;

@@ -113,8 +113,8 @@ static inline void heap_queue_mark(heap_queue *queue, uint32_t page, int clean)
 /* heap_queue_renew makes a page that may be evicted the newest of those that stay. */
 void heap_queue_renew(heap_queue *queue, uint32_t page);
 
-/* heap_queue_remove takes out a resident page, pinned or not. heap_queue_evict does, and notes when
- * if it was passing. */
+/* heap_queue_remove takes out a resident page that is not pinned. heap_queue_evict does, and notes
+ * when if it was passing. */
 void heap_queue_remove(heap_queue *queue, uint32_t page);
 void heap_queue_evict(heap_queue *queue, uint32_t page);
 
