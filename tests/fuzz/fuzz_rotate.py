@@ -61,7 +61,10 @@ def build(folder: Path, names: Iterable[str]) -> dict[str, list[str]]:
 
 def turn(name: str, command: list[str], seconds: int) -> tuple[dict[str, Any], str]:
     """Run one target for a while; return a line of the log, and what it printed."""
-    told = [f"-max_total_time={seconds}" if "max_total_time" in word else word for word in command]
+    told = [
+        f"-max_total_time={seconds}" if word.startswith("-max_total_time=") else word
+        for word in command
+    ]
     began = time.monotonic()
     clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     done = subprocess.run(
