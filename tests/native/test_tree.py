@@ -542,6 +542,22 @@ def test_prepared_leaves_stay_so_that_their_versions_can_be_put() -> None:
         assert tree.get_many(pages) == [entry(page) for page in pages]
 
 
+def test_a_preparation_of_long_ago_does_not_count_when_its_number_comes_again() -> None:
+    """Numbers have 32 bits; the tree's words are looked for, and the last number set to the end."""
+    tree = Tree(20 * 128)
+    tree.prepare([0])  # number 1
+    for _ in range(8):
+        tree.prepare([128])
+    words = ffi.cast("uint32_t *", tree.tree)
+    (at,) = [i for i in range(64) if words[i] == words[i + 1] == 9]
+    tree.release()
+    words[at + 1] = 2**32 - 1
+    tree.prepare([256])
+    assert (words[at], words[at + 1]) == (1, 1)
+    tree.trim(2)  # the new leaf and what is above it; the one of long ago leaves
+    assert tree.stats["cached"] == 2
+
+
 def test_more_than_the_cache_cannot_be_prepared_and_then_nothing_is() -> None:
     tree = Tree(128 * 100, 16)  # two levels
     refused(lib.PYE_E_LIMIT, tree.prepare, [128 * leaf for leaf in range(16)])
