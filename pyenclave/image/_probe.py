@@ -56,7 +56,9 @@ def _modules() -> "dict[str, tuple[str, str]]":
         if origin.endswith(tuple(EXTENSION_SUFFIXES)):
             kind = "extension"
         else:
-            kind = "module" if spec.submodule_search_locations is None else "package"
+            # By its file: a module may call itself a package afterwards, as six does.
+            stem = origin.rpartition("/")[2].partition(".")[0]
+            kind = "package" if stem == "__init__" else "module"
         found[name] = (kind, origin)
     return found
 

@@ -106,6 +106,17 @@ def test_packages_namespaces_and_modules_are_told_apart(site: Path) -> None:
     assert modules["math"].kind == "extension"
 
 
+def test_a_module_that_calls_itself_a_package_is_locked_as_the_file_that_it_is(site: Path) -> None:
+    """As six does, which dateutil and with it pandas import."""
+    (site / "mod_as_six.py").write_text(
+        "__path__ = []\n__spec__.submodule_search_locations = []\nX = 1\n"
+    )
+    lock = taken(site, "import mod_as_six\nassert mod_as_six.X == 1\n")
+    found = named(lock)["mod_as_six"]
+    assert (found.kind, found.path) == ("module", "site:mod_as_six.py")
+    assert Lock.from_bytes(lock.to_bytes()) == lock
+
+
 def test_a_module_that_replaces_itself_is_locked_all_the_same(site: Path) -> None:
     (site / "pkg_of_test").mkdir()
     (site / "pkg_of_test/__init__.py").write_text("")
