@@ -176,7 +176,7 @@ class Pair:
         base = 4096 + lane * self.lane_stride + 256
         return base if side == "request" else base + (self.lane_stride - 256) // 2
 
-    def ended(self, timeout: float = 5.0) -> tuple[int, str]:
+    def ended(self, timeout: float = 20.0) -> tuple[int, str]:
         """Wait for the worker's end; return its exit code (negative: signal) and last words."""
         if self._status is None:
             assert self.poll(timeout * 1000), "the worker did not end"
@@ -218,6 +218,38 @@ def pair():
     yield make
     for one in made:
         one.stop()
+
+
+class Gate:
+    """Where a function of the worker waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        memory = mmap.mmap(-1, 2)  # shared with the workers, which are forked later
+
+        def held(result: int = 7) -> int:
+            memory[1] = 1
+            while not memory[0]:
+                time.sleep(0.002)
+            return result
+
+        self.held = held
+        self._memory = memory
+
+    def open(self) -> None:
+        self._memory[0] = 1
+
+    def shut(self) -> None:
+        self._memory[:] = bytes(2)
+
+    def reached(self) -> bool:
+        """Whether somebody came to it since it was shut."""
+        return self._memory[1] == 1
+
+
+@pytest.fixture
+def gate():
+    """A gate, shut; its *held* is one more function for a pair."""
+    return Gate()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import os
 import signal
 import subprocess
@@ -564,18 +565,24 @@ def test_BND_07_what_a_refusing_native_function_wrote_is_in_no_later_answer(pair
 # ---- giving up -------------------------------------------------------------------------------
 
 
-def test_a_deadline_passes_and_the_lane_is_free_when_the_call_returns(pair, until):
-    one = pair(*BASIC)
+def test_a_deadline_passes_and_the_lane_is_free_when_the_call_returns(pair, gate, until):
+    one = pair(*BASIC, gate.held)
     quick = one.functions.with_options(Options(timeout=0.1))
     start = time.monotonic()
     with pytest.raises(CallTimeoutError):
-        quick.named("sleep")(0.6)
-    assert 0.09 < time.monotonic() - start < 0.5
+        quick.named("held")()
+    assert time.monotonic() - start > 0.09
     assert one.lanes.busy == 1
     with pytest.raises(CallTimeoutError, match="before"):
         quick.named("add")(1)
-    assert one.add(1) == 11  # waits for the lane
-    assert time.monotonic() - start > 0.55
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(one.add(1)))
+    thread.start()
+    until(lambda: one.lanes.queued == 1)  # it waits for the lane
+    assert found == []
+    gate.open()
+    thread.join()
+    assert found == [11]
     assert one.lanes.busy == 0
 
 
@@ -588,46 +595,66 @@ def test_a_large_call_given_up_is_aborted_and_the_lane_recovers(pair, until):
         assert one.add(1) == 11
 
 
-def test_an_interrupt_ends_the_wait(pair):
-    one = pair(*BASIC)
-    timer = threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    start = time.monotonic()
+def test_an_interrupt_ends_the_wait(pair, gate, until):
+    one = pair(*BASIC, gate.held)
+
+    def interrupt() -> None:
+        until(gate.reached)
+        time.sleep(0.1)  # most often the caller waits in the kernel by now
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
-        one.sleep(0.7)
-    assert time.monotonic() - start < 0.6
+        one.held()  # which would not return
+    thread.join()
+    gate.open()
     assert one.add(1) == 11
-    timer.join()
 
 
-def test_more_calls_than_may_wait_are_refused(pair, until):
-    one = pair(*BASIC, queue=2)
+def test_more_calls_than_may_wait_are_refused(pair, gate, until):
+    one = pair(*BASIC, gate.held, queue=2)
     results: list[object] = []
 
     def call() -> None:
         try:
-            results.append(one.sleep(0.3))
+            results.append(one.held())
         except BusyError as error:
             results.append(type(error).__name__)
 
     threads = [threading.Thread(target=call) for _ in range(6)]
     for thread in threads:
         thread.start()
+    until(lambda: len(results) == 3)
+    assert results == ["BusyError"] * 3
+    gate.open()
     for thread in threads:
         thread.join()
-    assert results.count(0.3) == 3
-    assert results.count("BusyError") == 3
+    assert results[3:] == [7] * 3
 
 
 def test_lanes_serve_at_the_same_time(pair):
-    one = pair(*BASIC, lanes=4)
-    start = time.monotonic()
-    threads = [threading.Thread(target=one.sleep, args=(0.4,)) for _ in range(4)]
+    here = mmap.mmap(-1, 4)  # shared with the worker
+
+    def meet(place: int) -> bool:
+        """Whether all four calls run."""
+        here[place] = 1
+        end = time.monotonic() + 30
+        while here[:] != b"\1\1\1\1" and time.monotonic() < end:
+            time.sleep(0.002)
+        return here[:] == b"\1\1\1\1"
+
+    one = pair(meet, lanes=4)
+    met: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda place=place: met.append(one.meet(place)))
+        for place in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start < 1.2
+    assert met == [True] * 4
 
 
 def test_many_threads_get_their_own_answers(pair):
@@ -660,13 +687,18 @@ def test_BND_22_code_that_runs_while_encoding_may_itself_call(pair):
 # ---- ends ------------------------------------------------------------------------------------
 
 
-def test_a_worker_killed_in_a_call_is_lost_within_a_second(pair):
-    one = pair(*BASIC)
-    threading.Timer(0.2, one.kill).start()
-    start = time.monotonic()
+def test_a_worker_killed_in_a_call_is_lost(pair, gate, until):
+    one = pair(*BASIC, gate.held)
+
+    def kill() -> None:
+        until(gate.reached)
+        one.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
     with pytest.raises(EnclaveLostError) as caught:
-        one.sleep(30.0)
-    assert time.monotonic() - start < 1.2
+        one.held()  # which would not return
+    thread.join()
     assert caught.value.started is True
 
 
@@ -676,25 +708,23 @@ def test_a_worker_that_kills_itself_is_lost(pair):
         one.die()
 
 
-def test_closing_ends_waiting_calls_at_once(pair):
-    one = pair(*BASIC)
+def test_closing_ends_waiting_calls(pair, gate, until):
+    one = pair(*BASIC, gate.held)
     caught: list[BaseException] = []
 
     def call() -> None:
         try:
-            one.sleep(30.0)
+            one.held()
         except EnclaveClosedError as error:
             caught.append(error)
 
     threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
-    start = time.monotonic()
+    until(lambda: one.lanes.busy == 1 and one.lanes.queued == 2)
     one.lanes.close()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start < 0.5
     assert len(caught) == 3
     with pytest.raises(EnclaveClosedError):
         one.add(1)

@@ -69,7 +69,13 @@ def flip_while_calling(pair, seconds: float, most: int) -> None:
     seen = {"right": 0, "wrong": 0, "refused": 0, "state": 0, "poisoned": 0, "workers": 0}
     array = np.arange(50, dtype="f8")
     calls = 0
-    while time.monotonic() < end and calls < most:
+
+    def goes_on() -> bool:
+        """Longer on a machine with much else to do."""
+        now = time.monotonic()
+        return (now < end or (seen["right"] <= 100 and now < end + 20)) and calls < most
+
+    while goes_on():
         one = pair(add, join, scale, limit=1 << 20)
         quick = one.functions.with_options(Options(timeout=0.2))
         seen["workers"] += 1
@@ -80,7 +86,7 @@ def flip_while_calling(pair, seconds: float, most: int) -> None:
             finally:
                 os._exit(0)
         try:
-            while one.alive and time.monotonic() < end and calls < most:
+            while one.alive and goes_on():
                 calls += 1
                 try:
                     kind = calls % 3

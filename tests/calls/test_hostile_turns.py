@@ -87,7 +87,7 @@ class RawHost:
         self.memory[at : at + 4] = data[:4]
         _core.futex_wake(self.memory, at)
 
-    def get(self, seconds: float = 5.0) -> tuple[int, bytes]:
+    def get(self, seconds: float = 20.0) -> tuple[int, bytes]:
         """Wait for the reply; return its kind and payload."""
         end = time.monotonic() + seconds
         while True:
@@ -366,7 +366,7 @@ class RawWorker:
 
     def close(self) -> None:
         self.stop = True
-        self.thread.join(5)
+        self.thread.join()
         os.close(self.fd)
 
 
@@ -473,7 +473,13 @@ def flip_words(memory: Any, base: int, reply: int, seed: int) -> None:
 def test_BND_03_a_flipper_during_ocalls_and_streams_never_makes_either_side_crash(pair):
     end = time.monotonic() + 4.0
     seen = {"right": 0, "wrong": 0, "refused": 0, "state": 0, "poisoned": 0, "workers": 0}
-    while time.monotonic() < end:
+
+    def goes_on() -> bool:
+        """Longer on a machine with much else to do."""
+        now = time.monotonic()
+        return now < end or (seen["right"] <= 5 and now < end + 20)
+
+    while goes_on():
         one = pair(
             add, ask, count, hidden, stubs=(fetch,), limit=LIMIT,
             handlers={"fetch": len},
@@ -497,7 +503,7 @@ def test_BND_03_a_flipper_during_ocalls_and_streams_never_makes_either_side_cras
                 os._exit(0)
         try:
             calls = 0
-            while one.alive and time.monotonic() < end:
+            while one.alive and goes_on():
                 calls += 1
                 try:
                     if calls % 2:

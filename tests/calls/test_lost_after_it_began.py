@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -48,7 +47,6 @@ def test_a_stream_whose_worker_ended_and_whose_handle_noticed(pair):
     one.kill()
     one.ended()
     one.lanes.close()  # as a handle does that learnt of it elsewhere
-    time.sleep(0.05)
     with pytest.raises(EnclaveLostError) as caught:
         next(stream)
     assert caught.value.started is True

@@ -309,10 +309,8 @@ def test_a_handler_that_never_returns_does_not_hold_the_deadline(make, until):
 
     one = make(fetch=stuck)
     quick = one.functions.with_options(Options(timeout=0.3))
-    began = time.monotonic()
     with pytest.raises(CallTimeoutError):
         quick.named("ask")("k")
-    assert 0.2 < time.monotonic() - began < 3
     assert one.lanes.busy == 1  # the lane is the handler's until it returns
     with pytest.raises(CallTimeoutError):
         quick.named("add")(1, 2)
@@ -442,17 +440,18 @@ def test_BND_09_every_ocall_may_call_exactly_what_the_image_allows_it(pair):
             assert one.functions.named(name)() == 7
 
 
-def test_a_nested_call_that_was_given_up_is_ended_before_the_answer(pair):
+def test_a_nested_call_that_was_given_up_is_ended_before_the_answer(pair, gate):
     def slow(depth: int) -> int:
-        time.sleep(0.5)
-        return depth
+        return gate.held(depth)
 
     def outer(key: str) -> str:
         return wait(key)
 
     def handler(key: str) -> str:
+        gate.shut()
         with pytest.raises(CallTimeoutError):
             one.functions.with_options(Options(timeout=0.1)).named("slow")(1)
+        gate.open()
         if key == "more":
             return str(one.add(1, 2))
         return "given up"

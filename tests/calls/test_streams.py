@@ -279,16 +279,25 @@ def test_arguments_are_refused_before_a_lane_is_taken(make):
     assert one.lanes.busy == 0
 
 
-def test_a_deadline_holds_for_each_item(make, until):
-    one = make()
-    quick = one.functions.with_options(Options(timeout=0.2)).named("slow")
-    seen = [next(stream) for stream in [quick(0.1)] for _ in range(4)]
-    assert seen == [0, 1, 2, 3]
-    stream = quick(0.5)
+def test_a_deadline_holds_for_each_item(pair, gate, until):
+    def stops() -> Iterator[int]:
+        yield 0
+        yield gate.held()
+
+    one = pair(slow, stops, add)
+    quick = one.functions.with_options(Options(timeout=1.0))
+    begun = time.monotonic()
+    for number, item in enumerate(quick.named("slow")(0.25)):
+        assert item == number
+        if time.monotonic() - begun > 1.0:
+            break
+    stream = quick.named("stops")()
     assert next(stream) == 0
     with pytest.raises(CallTimeoutError):
         next(stream)
     assert list(stream) == []  # it ended
+    assert one.lanes.busy == 1
+    gate.open()
     until(lambda: one.lanes.busy == 0)
     assert one.add(1, 2) == 3
 
@@ -349,17 +358,17 @@ def test_the_only_lane_streams_and_its_thread_is_told(make):
 
 
 @pytest.mark.timeout(20)
-def test_another_thread_waits_until_the_stream_ends(make):
+def test_another_thread_waits_until_the_stream_ends(make, until):
     one = make()
     stream = one.forever()
     next(stream)
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(one.add(1, 2)))
     thread.start()
-    time.sleep(0.1)
+    until(lambda: one.lanes.queued == 1)
     assert found == []
     stream.close()
-    thread.join(5)
+    thread.join()
     assert found == [3]
 
 
