@@ -61,7 +61,7 @@ def state_path(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "state"
     path.mkdir(mode=0o700)
     yield path
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline and any(not gone(p, 0.01) for p in running_platforms(path)):
         time.sleep(0.02)
     left = [p for p in running_platforms(path) if not gone(p, 0.01)]

@@ -14,7 +14,7 @@ from pyenclave._platform.ahead import MOST, Ahead
 from pyenclave.errors import LaunchError
 
 
-def within(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def within(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -48,7 +48,7 @@ def test_drafts_and_threads_are_made_after_a_launch_and_each_is_given_out_once(
     assert len({attendant.thread for attendant in threads}) == MOST + 2
     ran = threading.Event()
     threads[0].begin(ran.set)
-    assert ran.wait(5)
+    assert ran.wait(20)
     for attendant in threads[1:]:
         attendant.dismiss()
 
@@ -71,12 +71,12 @@ def test_a_draft_that_was_begun_for_another_kind_is_not_kept(ahead: Ahead[int]) 
     def slow() -> int:
         if next(calls):  # the first is the launch's own
             entered.set()
-            go.wait(5)
+            go.wait(30)
         return 1
 
     ahead.draft("old", slow)
     ahead.refill()
-    assert entered.wait(5)
+    assert entered.wait(20)
     assert ahead.draft("new", lambda: 2) == 2
     go.set()
     ahead.refill()

@@ -165,9 +165,9 @@ def test_prc_12_whoever_is_killed_nothing_is_left(
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     if victim == "host":
         client.close()  # what the kernel does for a host that is killed
-    assert ended(pidfd, 2)
+    assert ended(pidfd, 20)
     if victim in ("zygote", "worker"):
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 20
         while client.why(launched.enclave_id).state == "running":
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -178,7 +178,7 @@ def test_prc_12_whoever_is_killed_nothing_is_left(
         os.close(second)
         client.close()
     os.close(pidfd)
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     while alive := {pid for pid in family if _runs(pid)}:
         assert time.monotonic() < deadline, alive
         time.sleep(0.02)
@@ -217,7 +217,7 @@ def test_a_few_launches_leave_no_descriptor_thread_or_process(
     # What is made ahead (spares, sockets of launches to come) comes and goes with the load, a few
     # at a time. What a launch left behind would be there forty times.
     allowed = tuple(number + launches // 2 for number in before)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any(a > b for a, b in zip(held(), allowed, strict=True)) and (
         time.monotonic() < deadline
     ):

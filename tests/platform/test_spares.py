@@ -81,7 +81,7 @@ def world() -> Iterator[World]:
     made = World()
     yield made
     made.close()
-    assert open_fds() == before
+    assert until(lambda: open_fds() <= before)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_after_its_end_nothing_is_taken_and_nothing_kept(world: World, image: in
     world.spares.close()
     before = open_fds()
     assert world.spares.take(image, b"digest") is None
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_the_end_of_the_zygote_is_told_once_and_nothing_is_kept(world: World, image: int) -> None:
@@ -111,7 +111,7 @@ def test_the_end_of_the_zygote_is_told_once_and_nothing_is_kept(world: World, im
     world.zygote.kill()
     assert until(lambda: world.ends)
     taken = 0 if spare is None else 2
-    assert until(lambda: open_fds() == before + taken, 1.0)
+    assert until(lambda: open_fds() <= before + taken)
     if spare is not None:
         spare.close()
     world.spares.close()
@@ -130,7 +130,10 @@ def test_a_spare_that_ended_is_replaced_without_a_launch(
     assert first.sock.fileno() == -1
 
 
-def test_spares_that_end_at_once_are_not_forked_without_pause(world: World) -> None:
+def test_spares_that_end_at_once_are_not_forked_without_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spares_module, "_RETRY", 60.0)
     world.short_lived = True
     world.spares.start()
     assert until(lambda: world.forked)
