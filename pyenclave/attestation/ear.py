@@ -25,7 +25,6 @@ _TRUSTED, _UNSAFE, _CONTRAINDICATED, _UNRECOGNIZED, _CRYPTO_FAILED = 2, 32, 96, 
 _VISIBLE: Final = 96  # runtime-opaque: whoever runs the machine sees the memory
 _UNRECOGNIZED_CODE: Final = 33
 _RUNTIME: Final = 2  # executables: only a recognized set was loaded
-_SOFTWARE: Final = "platform.software"
 _TOKENS: Final = frozenset(
     ("maa-jwt", "google-confidential-space-jwt", "attestation-result-jwt", "x5c-jwt")
 )

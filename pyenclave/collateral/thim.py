@@ -20,7 +20,6 @@ __all__ = ["THIM", "fetch_thim"]
 THIM: Final = f"http://{METADATA_HOST}"
 _PATH: Final = "/metadata/THIM/amd/certification"
 _MAX_SIZE: Final = 64 << 10
-_MAX_KEEP: Final = 86_400.0
 
 
 async def fetch_thim(fetcher: Fetcher, *, base: str = THIM) -> dict[str, bytes]:

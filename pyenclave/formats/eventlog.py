@@ -51,7 +51,6 @@ ALGORITHMS = {
     0x0012: ("sm3_256", 32),
 }
 _SHA1 = 0x0004
-_SHA384 = 0x000C
 _MAX_DIGEST = 64
 
 EV_NO_ACTION = 3

@@ -8,7 +8,6 @@ match, and what the grammar does not know refuses the whole policy when it is re
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import json
 import re
@@ -308,14 +307,6 @@ class ReleasePolicy:
     def __str__(self) -> str:
         """Return the policy as one line: each authority, and what its tokens must say."""
         return "; or ".join(f"{item.url}: {_said(item.condition)}" for item in self.authorities)
-
-    def to_release_policy(self, *, immutable: bool = False) -> dict[str, Any]:
-        """Return the ``release_policy`` member of a key, as Key Vault's interface has it."""
-        return {
-            "contentType": "application/json; charset=utf-8",
-            "data": base64.urlsafe_b64encode(self.to_json()).rstrip(b"=").decode(),
-            "immutable": immutable,
-        }
 
     def evaluate(self, authority: str, claims: Mapping[str, Any]) -> Decision:
         """

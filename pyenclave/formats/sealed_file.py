@@ -116,11 +116,6 @@ class Geometry:
 
     # A node is four columns: slots, versions, salts, tags.
     @property
-    def versions_at(self) -> int:
-        """Offset of the column of versions in a node."""
-        return 8 * self.fanout
-
-    @property
     def salts_at(self) -> int:
         """Offset of the column of salts."""
         return 16 * self.fanout

@@ -321,11 +321,6 @@ class SealedEngine:
         """Number of the last commit; 0 before the first."""
         return self.header.generation - 1
 
-    @property
-    def uncommitted(self) -> bool:
-        """Whether something was written after the last commit."""
-        return self._changed
-
     # ---- reading -----------------------------------------------------------------------------
 
     def read_into(self, offset: int, out: memoryview) -> int:

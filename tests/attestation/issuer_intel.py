@@ -98,7 +98,6 @@ ALL = (
     "pck-crl-issuer-chain.pem",
     "root-ca-crl.der",
 )
-CHAIN_ONLY = {"leave_out": ("pck-crl-issuer-chain.pem",)}
 PERMISSIVE = AppraisalPolicy.permissive()
 
 

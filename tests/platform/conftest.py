@@ -18,7 +18,6 @@ from pyenclave.calls import ring
 
 HERE = Path(__file__).parent
 SEALS_ALL = 0x1 | 0x2 | 0x4 | 0x8
-SEALS_SIZE = 0x1 | 0x2 | 0x4
 
 
 def memfd(data: bytes, seals: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pyenclave.errors import FileBusyError, RollbackError
+from pyenclave.errors import RollbackError
 from pyenclave.sealed.file_engine import SealedEngine
 from pyenclave.sealed.file_tree import Node, Tree
 
@@ -186,20 +186,6 @@ class FailingStore(MemoryStore):
 
     def fsync(self) -> None:
         self._count()
-
-
-class LockingStore(MemoryStore):
-    """One lock, as a file has it."""
-
-    locked = False
-
-    def lock(self, *, exclusive: bool) -> None:
-        if self.locked:
-            raise FileBusyError("locked")
-        self.locked = True
-
-    def close(self) -> None:
-        self.locked = False
 
 
 class CountedStore(RecordingStore):

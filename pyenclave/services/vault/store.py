@@ -20,7 +20,6 @@ from pyenclave.services.vault.tables import keys, versions
 __all__ = ["MAX_VERSIONS", "KeyStore", "StoredRotation"]
 
 MAX_VERSIONS: Final = 500  # of one key: what a backup holds in Azure
-_COLUMNS: Final = tuple(column for column in versions.c if column.name != "seal")
 
 
 @dataclass(frozen=True, slots=True)
