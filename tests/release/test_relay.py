@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,18 +12,6 @@ from pyenclave.calls import services
 from pyenclave.host.relay import relay
 
 CHALLENGE = 'Bearer authorization="https://login.example/t", resource="https://vault.azure.net"'
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture
-def server(authority: Authority) -> Iterator[Server]:
-    found = Server(authority)
-    yield found
-    found.close()
 
 
 def handler(server: Server, authority: Authority, **more: Any) -> Any:

@@ -12,7 +12,8 @@ from release_mutants import MUTANTS
 
 HERE = Path(__file__).parent
 TESTS = [
-    str(HERE / name) for name in ("test_release_key.py", "test_relay.py", "test_azure_wire.py")
+    str(HERE / f"test_{name}.py")
+    for name in ("release_key", "release_answers", "relay", "azure_wire")
 ]
 
 
