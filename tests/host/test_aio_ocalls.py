@@ -58,7 +58,7 @@ def make(image, state):
 
 async def idle(enclave):
     lanes = enclave._engine.lanes
-    end = time.monotonic() + 5
+    end = time.monotonic() + 20
     while lanes.busy:
         assert time.monotonic() < end
         await asyncio.sleep(0.005)
@@ -187,10 +187,12 @@ def test_two_nested_calls_at_once_are_refused_and_a_late_one_is_an_ordinary_call
 def test_a_call_that_is_cancelled_in_its_ocall_frees_the_lane(make):
     async def main():
         seen = []
+        begun = asyncio.Event()
 
         async def fetch(name):
             if name == "fast":
                 return 4
+            begun.set()
             try:
                 await asyncio.sleep(30)
             except asyncio.CancelledError:
@@ -199,14 +201,14 @@ def test_a_call_that_is_cancelled_in_its_ocall_frees_the_lane(make):
 
         async with make(fetch) as enclave:
             task = asyncio.create_task(enclave.ask("slow"))
-            await asyncio.sleep(0.05)
+            await begun.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             await idle(enclave)
             assert seen == ["cancelled"]
             with pytest.raises(CallTimeoutError):
-                await enclave.options(timeout=0.05).ask("slow")
+                await enclave.options(timeout=1.0).ask("slow")
             await idle(enclave)
             assert await enclave.ask("fast") == 5
             assert seen == ["cancelled"] * 2
@@ -250,7 +252,7 @@ def test_an_enclave_that_ends_while_a_handler_runs_tells_the_caller_at_once(make
             await enclave.close()
         with pytest.raises(EnclaveLostError if how == "killed" else EnclaveClosedError):
             await task
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 20  # the handler would take 30 s
         await enclave.close()
 
     asyncio.run(main())

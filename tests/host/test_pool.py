@@ -161,13 +161,13 @@ def test_the_metrics_know_what_waited_for_the_pool_and_was_refused(make, monkeyp
 def test_calls_run_at_the_same_time_and_wait_in_a_queue_that_ends(make) -> None:
     pool = make(size=2, queue=1)
     with ThreadPoolExecutor(4) as threads:
-        running = [threads.submit(pool.sleep, 0.5) for _ in range(2)]
+        running = [threads.submit(pool.sleep, 1.5) for _ in range(2)]
         assert wait_for(lambda: pool.stats.running == 2)
         third = threads.submit(pool.sleep, 0.0)
         assert wait_for(lambda: pool.stats.waiting == 1)
         with pytest.raises(BusyError, match="too many calls wait"):
             pool.add(1, 1)
-        assert [future.result() for future in running] == [0.5, 0.5]
+        assert [future.result() for future in running] == [1.5, 1.5]
         assert third.result() == 0.0
     assert pool.stats.refused == 1
 
@@ -175,11 +175,11 @@ def test_calls_run_at_the_same_time_and_wait_in_a_queue_that_ends(make) -> None:
 def test_a_deadline_counts_the_time_in_the_queue(make) -> None:
     pool = make(size=1)
     with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(pool.sleep, 0.5)
+        running = threads.submit(pool.sleep, 1.5)
         assert wait_for(lambda: pool.stats.running == 1)
         with pytest.raises(CallTimeoutError):
             pool.options(timeout=0.1).add(1, 1)
-        assert running.result() == 0.5
+        assert running.result() == 1.5
     assert pool.stats.waiting == 0
     assert pool.add(1, 1) == 2
 
@@ -187,10 +187,9 @@ def test_a_deadline_counts_the_time_in_the_queue(make) -> None:
 def test_an_enclave_whose_caller_gave_up_is_not_used_until_it_is_free(make) -> None:
     pool = make(size=2)
     with pytest.raises(CallTimeoutError):
-        pool.options(timeout=0.05).sleep(0.6)
-    started = time.monotonic()
+        pool.options(timeout=0.05).sleep(1.5)
     assert [pool.add(1, n) for n in range(20)] == [1 + n for n in range(20)]
-    assert time.monotonic() - started < 0.4
+    assert sum(m.free() for m in pool._book.members) == 1  # it still runs: none waited for it
     assert wait_for(lambda: sum(m.free() for m in pool._book.members) == 2)
     assert pool.stats.lost == 0
 
@@ -200,7 +199,7 @@ def test_kill_after_ends_the_enclave_and_the_pool_replaces_it(make) -> None:
     (before,) = pids(pool)
     with pytest.raises(CallTimeoutError):
         pool.options(timeout=0.05, kill_after=0.05).sleep(60)
-    assert pool.options(timeout=5).add(2, 2) == 4
+    assert pool.options(timeout=20).add(2, 2) == 4
     assert pids(pool) != [before]
 
 
@@ -324,7 +323,7 @@ def test_it_grows_under_load_and_shrinks_again(make) -> None:
 def test_draining_lets_calls_end_and_takes_no_new_ones(make) -> None:
     pool = make(size=1)
     with ThreadPoolExecutor(2) as threads:
-        running = threads.submit(pool.sleep, 0.4)
+        running = threads.submit(pool.sleep, 1.5)
         assert wait_for(lambda: pool.stats.running == 1)
         waiting = threads.submit(pool.add, 1, 1)
         assert wait_for(lambda: pool.stats.waiting == 1)
@@ -334,7 +333,7 @@ def test_draining_lets_calls_end_and_takes_no_new_ones(make) -> None:
         with pytest.raises(EnclaveClosedError, match="draining"):
             pool.add(1, 1)
         assert pool.drain()
-        assert running.result() == 0.4
+        assert running.result() == 1.5
     pool.close()
     with pytest.raises(EnclaveClosedError, match="closed"):
         pool.add(1, 1)
@@ -350,7 +349,7 @@ def test_closing_ends_running_calls_and_every_process(make) -> None:
         assert wait_for(lambda: pool.stats.running == 1)
         pool.close()
         with pytest.raises(EnclaveClosedError):
-            running.result(5)
+            running.result(30)
     pool.close()
     assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before))
 
@@ -477,7 +476,7 @@ def test_many_threads_and_a_killer(make) -> None:
         done = 0
         while time.monotonic() < stop:
             try:
-                if pool.options(timeout=5).add(number, done) != number + done:
+                if pool.options(timeout=30).add(number, done) != number + done:
                     wrong.append((number, done))
                 done += 1
             except EnclaveLostError:
@@ -506,9 +505,9 @@ from pyenclave import EnclavePool
 from pyenclave.errors import EnclaveClosedError
 {before}
 with EnclavePool({image!r}, state={state!r}, quiet=True, size=1) as pool:
-    pool.close_on_sigterm(timeout=5)
+    pool.close_on_sigterm(timeout=20)
     done = []
-    thread = threading.Thread(target=lambda: done.append(pool.sleep(0.6)))
+    thread = threading.Thread(target=lambda: done.append(pool.sleep(1.5)))
     thread.start()
     while not pool.stats.running:
         time.sleep(0.01)
@@ -519,7 +518,7 @@ with EnclavePool({image!r}, state={state!r}, quiet=True, size=1) as pool:
             if {after}:
                 break
     finally:
-        thread.join(5)
+        thread.join(20)
         print("done", done, flush=True)
         try:
             pool.add(1, 1)
@@ -549,10 +548,10 @@ def test_sigterm_drains_and_then_does_what_was_done_before(
         sent = time.monotonic()
         process.send_signal(signal.SIGTERM)
         out = process.stdout.read()
-        assert process.wait(10) == (0 if handler else -signal.SIGTERM)
+        assert process.wait(20) == (0 if handler else -signal.SIGTERM)
     assert time.monotonic() - sent > 0.2  # the call that was under way had its time
     if handler:
-        assert out == "done [0.6]\nrefused\n"
+        assert out == "done [1.5]\nrefused\n"
 
 
 def test_handlers_are_set_in_the_main_thread_only(make) -> None:
@@ -646,7 +645,7 @@ def test_a_call_that_waited_for_its_enclave_keeps_its_correlation(make) -> None:
         running = threads.submit(pool.sleep, 0.3)
         assert wait_for(lambda: pool.stats.running == 1)
         with pytest.raises(EcallError) as caught:
-            pool.options(timeout=5, correlation="request-7").fail()
+            pool.options(timeout=20, correlation="request-7").fail()
         assert running.result() == 0.3
     assert caught.value.id == "request-7"
 
@@ -671,9 +670,9 @@ def test_one_that_does_not_answer_is_replaced_and_holds_up_nothing(make) -> None
     try:
         time.sleep(0.5)
         os.kill(other, signal.SIGKILL)  # while the first is being asked
-        assert wait_for(lambda: pool.stats.launched == 3, 3)
-        assert pool.options(timeout=5).add(1, 1) == 2
-        assert wait_for(lambda: stopped not in pids(pool), 10)
+        assert wait_for(lambda: pool.stats.launched == 3)
+        assert pool.options(timeout=20).add(1, 1) == 2
+        assert wait_for(lambda: stopped not in pids(pool))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(stopped, signal.SIGCONT)
@@ -698,8 +697,8 @@ import os, signal, sys, threading, time
 from pyenclave import EnclavePool
 options = dict(state={state!r}, quiet=True, size=1)
 with EnclavePool({image!r}, **options) as one, EnclavePool({image!r}, **options) as two:
-    {order}[0].close_on_sigterm(timeout=5)
-    {order}[1].close_on_sigterm(timeout=5)
+    {order}[0].close_on_sigterm(timeout=20)
+    {order}[1].close_on_sigterm(timeout=20)
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -711,8 +710,8 @@ with EnclavePool({image!r}, **options) as one, EnclavePool({image!r}, **options)
     print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
     def call(pool, seconds):
         print(pool.sleep(seconds), flush=True)
-    threading.Thread(target=call, args=(one, 0.3)).start()
-    threading.Thread(target=call, args=(two, 0.7)).start()
+    threading.Thread(target=call, args=(one, 0.5)).start()
+    threading.Thread(target=call, args=(two, 2.0)).start()
     while not (one.stats.running and two.stats.running):
         time.sleep(0.01)
     print("ready", flush=True)
@@ -735,5 +734,5 @@ def test_sigterm_ends_the_process_when_the_last_pool_is_drained(
         assert process.stdout.readline() == f"{int(signal.SIGTERM)}\n"
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        assert process.stdout.read() == "0.3\n0.7\n"
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.stdout.read() == "0.5\n2.0\n"
+        assert process.wait(20) == -signal.SIGTERM

@@ -24,6 +24,7 @@ made = random.random(), secrets.token_hex(16), float(np.random.random())
 imports = 0
 imports += 1
 counted = 0
+two = threading.Barrier(2)
 local = threading.local()
 lock = threading.Lock()
 ticks = [0]
@@ -46,8 +47,13 @@ def count(times: int) -> tuple[int, int, int]:
     return counted, threading.get_ident(), local.calls
 
 @pyenclave.ecall
-def meet(seconds: float) -> int:
-    time.sleep(seconds)
+def stay_a_little() -> int:
+    time.sleep(0.05)
+    return threading.get_ident()
+
+@pyenclave.ecall
+def meet() -> int:
+    two.wait(20)
     return threading.get_ident()
 
 @pyenclave.ecall
@@ -146,11 +152,9 @@ def test_the_entry_is_imported_once_and_its_globals_are_shared_by_all_threads(im
 
 
 def test_each_call_runs_in_a_thread_of_the_enclave_and_two_run_at_a_time(enclave):
-    began = time.monotonic()
-    used = together(*[lambda: enclave.meet(0.3)] * 2)
+    used = together(*[enclave.meet] * 2)
     assert len(set(used)) == 2
-    assert time.monotonic() - began < 0.55
-    again = together(*[lambda: enclave.meet(0.1)] * 4)
+    again = together(*[enclave.meet] * 4)
     assert set(again) == set(used)  # a third call waits: threads are not made for calls
 
 
@@ -171,9 +175,10 @@ def test_another_enclave_of_the_same_image_shares_nothing(image, state, enclave)
 
 
 def test_threads_of_the_entry_go_on_between_calls(enclave):
-    first = enclave.facts()["ticks"]
-    time.sleep(0.2)
-    assert enclave.facts()["ticks"] > first
+    first, end = enclave.facts()["ticks"], time.monotonic() + 20
+    while enclave.facts()["ticks"] == first:
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_an_exception_in_a_thread_ends_only_that_thread(enclave):
@@ -218,5 +223,5 @@ def test_a_script_has_one_thread_and_no_path_to_import_from(tmp_path, state):
     path = tmp_path / "script.py"
     path.write_text(ENTRY)
     with Enclave(build_script(path), state=state, quiet=True) as enclave:
-        assert len(set(together(*[lambda: enclave.meet(0.05)] * 3))) == 1
+        assert len(set(together(*[enclave.stay_a_little] * 3))) == 1
         assert enclave.facts()["path"] == 0
