@@ -369,10 +369,37 @@ class Book:
         if self.state == "closed":
             self.check()
         self._fresh[token] = handle
+        self._launched += 1
 
-    def end_fresh(self, token: object) -> None:
-        """It is over."""
-        self._fresh.pop(token, None)
+    def end_fresh(
+        self,
+        token: object,
+        *,
+        refused: bool = False,
+        lost: bool = False,
+        error: EnclaveError | None = None,
+    ) -> None:
+        """
+        It is over. May be called twice: the first time counts.
+
+        Args:
+            token: As for :meth:`take_fresh`.
+            refused: The platform started none, which may be known only now.
+            lost: It ended unasked.
+            error: Why.
+
+        """
+        if token not in self._fresh:
+            return
+        started = self._fresh.pop(token) is not None
+        if refused:
+            self._launched -= started
+            self.queue.launch_failures += 1
+        elif started:
+            self._calls += 1
+            self._lost += lost
+        if (refused or lost) and error is not None:
+            self._last_error = error
 
     # ---- enclaves -----------------------------------------------------------------------------
 

@@ -81,13 +81,13 @@ class PoolStats:
         idle: Those without a call.
         starting: Enclaves that are being launched.
         fresh: Enclaves of ``enclave(fresh=True)``.
-        running: Calls under way.
+        running: Calls under way in the pool's own enclaves.
         waiting: Calls that wait.
-        calls: Calls that ended, however they did.
+        calls: Calls that ended, however they did; a block of ``enclave()`` is one.
         retried: Calls that were made again, since their enclave was lost before they began.
         refused: Calls that found the queue full.
-        launched: Enclaves that were started.
-        lost: Enclaves that ended unasked.
+        launched: Enclaves that were started, fresh ones too.
+        lost: Enclaves that ended unasked, fresh ones too.
         recycled: Enclaves that were replaced for their age or number of calls, or ended as
             surplus.
         failures: Launches that failed in a row, or enclaves that ended at once.

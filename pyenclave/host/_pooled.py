@@ -212,6 +212,21 @@ class PoolBase(ABC):
         with self._lock:
             self._book.failed(error, time.monotonic())
 
+    def _end_fresh(
+        self, token: object, handle: Handle | None, error: BaseException | None = None
+    ) -> None:
+        """An enclave of ``enclave(fresh=True)`` is over, or never was; may be called twice."""
+        why = error if isinstance(error, EnclaveError) else None
+        run = None if handle is None else handle._run  # noqa: SLF001 - of the same package
+        with self._lock:
+            self._book.end_fresh(
+                token,
+                refused=why is not None if run is None else not run.known,
+                lost=run is not None and run.launch.state in ("lost", "poisoned"),
+                error=why,
+            )
+        self._poke()
+
     def restart(self) -> None:
         """Try to start enclaves again after the pool gave up."""
         self._check_process()

@@ -392,15 +392,17 @@ class AsyncEnclavePool(PoolBase):
         self._check_process()
         if fresh:
             token = object()
+            handle = None
             try:
                 self._book.take_fresh(token)
                 self._quiet_until = time.monotonic() + _QUIET
-                async with await self._launch() as one:
-                    self._book.fresh_started(token, one)
-                    yield one
-            finally:
-                self._book.end_fresh(token)
-                self._poke()
+                async with await self._launch() as handle:
+                    self._book.fresh_started(token, handle)
+                    yield handle
+                self._end_fresh(token, handle)
+            except BaseException as error:
+                self._end_fresh(token, handle, error)
+                raise
             return
         deadline = None if timeout is None else time.monotonic() + timeout
         ticket = Ticket(alone=True)

@@ -351,6 +351,7 @@ class EnclavePool(PoolBase):
     @contextlib.contextmanager
     def _fresh(self) -> Iterator[Enclave]:
         token = object()
+        handle = None
         try:
             with self._lock:
                 self._book.take_fresh(token)
@@ -360,15 +361,10 @@ class EnclavePool(PoolBase):
                     self._book.fresh_started(token, handle)
                 yield handle
                 handle._running().confirm()  # noqa: SLF001 - same package
-            self._end_fresh(token)
-        except BaseException:
-            self._end_fresh(token)  # also where the line above was interrupted
+            self._end_fresh(token, handle)
+        except BaseException as error:
+            self._end_fresh(token, handle, error)  # also where the line above was interrupted
             raise
-
-    def _end_fresh(self, token: object) -> None:
-        with self._lock:
-            self._book.end_fresh(token)
-        self._poke()
 
     # ---- calls --------------------------------------------------------------------------------
 

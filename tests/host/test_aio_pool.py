@@ -236,6 +236,8 @@ def test_an_enclave_alone_and_a_fresh_one(run) -> None:
         with pytest.raises(BusyError):
             async with pool.enclave(fresh=True), pool.enclave(fresh=True):
                 raise AssertionError
+        stats = pool.stats
+        assert (stats.fresh, stats.launched, stats.lost) == (0, 4, 0)
 
     run(test, size=1, warm=2, max_fresh=1)
 

@@ -314,6 +314,36 @@ def test_fresh_ones_are_limited() -> None:
     bench.book.take_fresh(2)
 
 
+def test_fresh_ones_are_counted_once_by_what_became_of_them() -> None:
+    bench = Bench()
+    book = bench.book
+
+    def counted() -> tuple[int, ...]:
+        stats = book.stats()
+        return stats.fresh, stats.launched, stats.calls, stats.lost, book.queue.launch_failures
+
+    book.take_fresh(1)
+    assert counted() == (1, 0, 0, 0, 0)
+    book.fresh_started(1, "one")
+    assert counted() == (1, 1, 0, 0, 0)
+    book.end_fresh(1)
+    book.end_fresh(1, lost=True)
+    assert counted() == (0, 1, 1, 0, 0)
+    book.take_fresh(2)
+    book.fresh_started(2, "two")
+    book.end_fresh(2, lost=True, error=EnclaveLostError("it ended"))
+    assert counted() == (0, 2, 2, 1, 0)
+    assert "it ended" in book.stats().last_error
+    book.take_fresh(3)
+    book.fresh_started(3, "three")  # it was asked for, and then refused
+    book.end_fresh(3, refused=True, error=LaunchError("no more"))
+    book.take_fresh(4)
+    book.end_fresh(4, refused=True)
+    assert counted() == (0, 2, 2, 1, 2)
+    assert "no more" in book.stats().last_error
+    assert book.stats().failures == 0  # nothing about the pool's own enclaves
+
+
 def test_one_that_dies_before_a_call_begins_counts_although_the_call_had_a_place() -> None:
     """Else every call to an enclave that cannot live would make the delays short again."""
     bench = Bench(size=1, max_size=1, give_up=3)

@@ -169,6 +169,7 @@ def test_what_the_launch_is_refused_for_is_raised_by_its_call_which_nobody_made(
     pool, state = pools
     policy = state / "launch-policy.toml"
     assert wait_for(lambda: pool._reserve.told().ready == 1)
+    before = pool.stats
     policy.touch(0o600)
     policy.write_text("allow_debug = false\n")
     try:
@@ -184,8 +185,11 @@ def test_what_the_launch_is_refused_for_is_raised_by_its_call_which_nobody_made(
             pass
     finally:
         policy.unlink()
+    assert (pool.stats.launched, pool.stats.calls) == (before.launched, before.calls)
+    assert "allow_debug" in pool.stats.last_error
     with pool.enclave(fresh=True) as one:
         assert one.counted() == 1
+    assert (pool.stats.launched, pool.stats.calls) == (before.launched + 1, before.calls + 1)
 
 
 def test_when_the_warm_worker_was_killed_another_one_serves_the_call_once(pool) -> None:

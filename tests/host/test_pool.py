@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -282,7 +283,17 @@ def test_a_fresh_enclave_was_used_by_nobody_and_ends_with_the_block(make) -> Non
         assert pool.stats.fresh == 2
         with pytest.raises(BusyError, match="fresh"), pool.enclave(fresh=True):
             raise AssertionError
-    assert pool.stats.fresh == 0
+    stats = pool.stats
+    assert (stats.fresh, stats.launched, stats.calls, stats.lost) == (0, 6, 5, 0)
+    with pool.enclave(fresh=True) as one:
+        end = os.pidfd_open(one.info.pid)
+        os.kill(one.info.pid, signal.SIGKILL)
+        assert select.select([end], [], [], 30)[0]
+        os.close(end)
+        with pytest.raises(EnclaveLostError):
+            one.counted()
+    stats = pool.stats
+    assert (stats.fresh, stats.launched, stats.calls, stats.lost) == (0, 7, 6, 1)
 
 
 def test_a_map_has_one_enclave_to_itself(make) -> None:
