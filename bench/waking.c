@@ -1,6 +1,7 @@
-/* waking.c - what sleeping and waking cost on one processor, with nothing else done: the least that a
- * call to a sleeping worker can take, and a pipe's. In ticks of the time stamp counter; x86-64, Linux.
- *   cc -O2 -o waking bench/waking.c && ./waking [CPU] */
+/* waking.c - what sleeping and waking cost, with nothing else done: on one processor the least that a call
+ * to a sleeping worker can take, and a pipe's; to an idle processor the least that a step of a launch can.
+ * In ticks of the time stamp counter; x86-64, Linux.
+ *   cc -O2 -o waking bench/waking.c && ./waking [CPU [ANOTHER]] */
 #define _GNU_SOURCE
 #include <limits.h>
 #include <linux/futex.h>
@@ -17,7 +18,7 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
-enum { ROUNDS = 4000, REQUEST = 0, REPLY = 16, HOST_ASLEEP = 32, WORKER_ASLEEP = 48 };
+enum { ROUNDS = 4000, FEW = 400, PAGES = 512, REQUEST = 0, REPLY = 16, HOST_ASLEEP = 32, WORKER_ASLEEP = 48 };
 
 static uint32_t *words; /* shared */
 static uint64_t ticks[ROUNDS];
@@ -128,6 +129,84 @@ static int by_pipe(void)
     return 0;
 }
 
+static int pin(int cpu)
+{
+    cpu_set_t set;
+
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return sched_setaffinity(0, sizeof(set), &set);
+}
+
+static uint32_t pages[PAGES][1024];
+
+/* A word of each page, each naming the next, in an order that nothing foresees; the ticks it took. */
+static uint64_t follow(void)
+{
+    const uint64_t start = __rdtsc();
+    uint32_t page = 0;
+
+    for (uint32_t i = 0; i < PAGES; i++) {
+        page = *(volatile uint32_t *)&pages[page][16 * (page % 61)];
+    }
+    return __rdtsc() - start;
+}
+
+static void tell_few(const char *what, uint64_t *found)
+{
+    qsort(found, FEW, sizeof(found[0]), compare);
+    printf("%-44s %6llu (%llu to %llu)\n", what, (unsigned long long)found[FEW / 2],
+           (unsigned long long)found[FEW / 4], (unsigned long long)found[3 * FEW / 4]);
+}
+
+/* Waking who sleeps on a processor that had nothing to do for five milliseconds: how long the call takes
+ * that wakes it, how long until it runs, and what its own memory costs it then, once and again. */
+static int across(int other)
+{
+    const struct timespec idle = {0, 5000000};
+    volatile uint64_t *told = (volatile uint64_t *)&words[128];
+    static uint64_t found[4][FEW];
+
+    for (uint32_t i = 0; i < PAGES; i++) {
+        pages[i][16 * (i % 61)] = (i * 5 + 167) % PAGES; /* visits each once */
+    }
+    slice_ns = 0;
+    memset(words, 0, 4096);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        if (pin(other) != 0) {
+            _exit(1);
+        }
+        for (uint32_t seen = 0;; seen++) {
+            await(REQUEST, seen, WORKER_ASLEEP);
+            told[0] = __rdtsc();
+            told[1] = follow();
+            told[2] = follow();
+            __atomic_fetch_add(&words[REPLY], 1, __ATOMIC_SEQ_CST);
+        }
+    }
+    for (uint32_t i = 0; i < FEW; i++) {
+        (void)nanosleep(&idle, NULL);
+        while (!__atomic_load_n(&words[WORKER_ASLEEP], __ATOMIC_SEQ_CST)) {
+        }
+        const uint64_t start = __rdtsc();
+        post(REQUEST, WORKER_ASLEEP);
+        found[0][i] = __rdtsc() - start;
+        while (__atomic_load_n(&words[REPLY], __ATOMIC_SEQ_CST) == i) {
+        }
+        found[1][i] = told[0] - start;
+        found[2][i] = told[1] / PAGES;
+        found[3][i] = told[2] / PAGES;
+    }
+    (void)kill(pid, SIGKILL);
+    (void)waitpid(pid, NULL, 0);
+    tell_few("to an idle processor: the call that wakes", found[0]);
+    tell_few("until the woken runs", found[1]);
+    tell_few("a word of a page of its own, then", found[2]);
+    tell_few("the same once more", found[3]);
+    return 0;
+}
+
 /* The least of forty turns. */
 #define LEAST(what, call)                                                                          \
     do {                                                                                           \
@@ -146,12 +225,8 @@ static int by_pipe(void)
 int main(int argc, char **argv)
 {
     const struct timespec slice = {0, 100000000};
-    cpu_set_t set;
-
-    CPU_ZERO(&set);
-    CPU_SET(argc > 1 ? atoi(argv[1]) : 0, &set);
     const int fd = memfd_create("waking", 0);
-    if (sched_setaffinity(0, sizeof(set), &set) != 0 || fd < 0 || ftruncate(fd, 4096) != 0) {
+    if (pin(argc > 1 ? atoi(argv[1]) : 0) != 0 || fd < 0 || ftruncate(fd, 4096) != 0) {
         return 1;
     }
     words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -172,5 +247,5 @@ int main(int argc, char **argv)
         by_futex("a futex, no timeout", 0, 0);
         by_futex("a futex, the host yields first", 100000000, 1);
     }
-    return 0;
+    return argc > 2 ? across(atoi(argv[2])) : 0;
 }
