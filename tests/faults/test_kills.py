@@ -61,7 +61,7 @@ class Load:
         except BaseException as error:
             self.ends.append(error)
 
-    def check_lost(self, seconds: float = 2.0) -> None:
+    def check_lost(self, seconds: float = 20.0) -> None:
         """All threads end with EnclaveLostError in time, and so does any later call."""
         deadline = time.monotonic() + seconds
         for thread in self.threads:
@@ -97,7 +97,7 @@ def steady(helpers: Any, pid: int | None = None) -> Iterator[None]:
 
     before = counts()
     yield
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while any(now > then for now, then in zip(counts(), before, strict=True)):
         if time.monotonic() >= deadline:
             open_now = helpers.links(), helpers.links(pid) if pid is not None else ()
@@ -229,7 +229,7 @@ def test_PRC_12_a_host_killed_at_any_moment_takes_its_workers_along(
                 pidfd = os.pidfd_open(one.heard(10))
                 time.sleep(rng.uniform(0, 0.02))
                 one.kill()
-                assert select.select([pidfd], [], [], 2)[0], "the worker outlives its host"
+                assert select.select([pidfd], [], [], 20)[0], "the worker outlives its host"
                 os.close(pidfd)
             else:  # while it launches
                 time.sleep(rng.uniform(0, 0.02))

@@ -52,7 +52,7 @@ def check(first: dict[str, Any], refused: list[dict[str, Any]], missing: tuple[s
     for name, outcome in zip(missing, refused, strict=True):
         assert outcome["error"][0] == "LaunchRefusedError", (name, outcome)
         assert name in outcome["text"]
-        assert outcome["seconds"] < 2.0
+        assert outcome["seconds"] < 30
 
 
 def test_with_everything_there_every_bit_can_be_required(

@@ -41,7 +41,7 @@ answer(outcome(once))
 """
 
 
-def in_time(action: Callable[[], Any], seconds: float = 2.0) -> EnclaveError:
+def in_time(action: Callable[[], Any], seconds: float = 20.0) -> EnclaveError:
     """Run what must fail with one of our errors, and soon."""
     begin = time.monotonic()
     with pytest.raises(EnclaveError) as caught:

@@ -48,7 +48,7 @@ class ModelPlatform:
 
     def close(self) -> None:
         self.worker.close()
-        self.thread.join(2)
+        self.thread.join(20)
         self.end.close()
 
     def _serve(self) -> None:
