@@ -19,32 +19,16 @@ from pyenclave.errors import (
     EnclaveLostError,
 )
 from pyenclave.host.aio import AsyncEnclave
-from pyenclave.host.enclave import Enclave
 
-ENTRY = Path(__file__).with_name("aio_entry.py")
 OCALLS = Path(__file__).with_name("aio_ocalls_entry.py")
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(image, wide_image):
     """One thread, four threads, and one that makes ocalls."""
-    from pyenclave.image.build import build, build_script
+    from pyenclave.image.build import build_script
 
-    folder = tmp_path_factory.mktemp("wide")
-    (folder / "aio_entry.py").write_text(ENTRY.read_text())
-    manifest = folder / "enclave.toml"
-    manifest.write_text(
-        '[enclave]\nname = "wide"\nentry = "aio_entry.py"\nproduct_id = 1\n'
-        "security_version = 1\nthreads = 4\n"
-    )
-    return {"one": build_script(ENTRY), "wide": build(manifest), "ocalls": build_script(OCALLS)}
-
-
-@pytest.fixture(scope="module")
-def state(tmp_path_factory, images):
-    path = tmp_path_factory.mktemp("state")
-    with Enclave(images["one"], state=path, quiet=True):
-        yield path
+    return {"one": image, "wide": wide_image, "ocalls": build_script(OCALLS)}
 
 
 @pytest.fixture
@@ -57,7 +41,7 @@ def make(images, state):
 
 async def soon(awaitable):
     """What is waited for comes, and if it does not, the test does not hang."""
-    return await asyncio.wait_for(awaitable, 5)
+    return await asyncio.wait_for(awaitable, 30)
 
 
 def in_child(work):
@@ -334,7 +318,7 @@ def test_short_calls_of_one_task_do_not_keep_the_others_from_running(make, inlin
             while time.perf_counter() < end:
                 assert await enclave.double(3) == 6
             ticking.cancel()
-            assert len(ticks) > 50  # every 1 ms if the machine is not busy
+            assert len(ticks) > 10  # every 1 ms if the machine is not busy
 
     asyncio.run(main())
 

@@ -2,7 +2,7 @@
 
     PYENCLAVE_COVERAGE=1 python setup.py build_ext --inplace
     PYENCLAVE_COVERAGE=1 python -m pytest tests/native tests/calls tests/measurement \\
-        tests/host/test_aio.py
+        tests/host/test_aio.py tests/host/test_aio_ends.py
     python tests/native/coverage_report.py build [--markdown FILE]
 
 It reads what gcov says of each object file below ``build`` and compares the lines that never ran,
