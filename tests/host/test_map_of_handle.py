@@ -42,9 +42,9 @@ def test_errors_are_raised_or_returned(enclave):
 
 
 def test_options_of_a_map(enclave):
-    assert list(enclave.options(timeout=5).map("double", [1, 2])) == [2, 4]
+    assert list(enclave.options(timeout=20).map("double", [1, 2])) == [2, 4]
     with pytest.raises(CallTimeoutError):
-        list(enclave.options(timeout=0.05).map("sleep", [0.5]))
+        list(enclave.options(timeout=0.05).map("sleep", [1.0]))
 
 
 def test_a_map_of_a_closed_enclave_is_refused(tmp_path):

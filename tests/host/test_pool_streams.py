@@ -72,7 +72,7 @@ def run(image, state, shared):
     return do
 
 
-def wait_for(done, seconds: float = 5) -> bool:
+def wait_for(done, seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if done():
@@ -81,7 +81,7 @@ def wait_for(done, seconds: float = 5) -> bool:
     return False
 
 
-async def until(done, seconds: float = 5) -> bool:
+async def until(done, seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if done():
@@ -126,7 +126,7 @@ def test_a_stream_has_its_place_until_its_last_item(make) -> None:
 def test_a_stream_that_is_left_gives_its_place_back(make) -> None:
     pool = make(size=1)
     for leave in ("close", "with", "raise", "drop", "drop unread", "collect"):
-        stream = pool.options(timeout=5).call("count", FAR)
+        stream = pool.options(timeout=20).call("count", FAR)
         if leave != "drop unread":
             assert [next(stream), next(stream)] == [0, 1], leave
         assert pool.stats.running == 1
@@ -146,7 +146,7 @@ def test_a_stream_that_is_left_gives_its_place_back(make) -> None:
         del stream
         gc.collect()
         assert pool.stats.running == 0, leave
-        assert pool.options(timeout=5).double(1) == 2, leave
+        assert pool.options(timeout=20).double(1) == 2, leave
     assert pool.stats.lost == 0
     assert pool.stats.launched == 1
 
@@ -174,7 +174,7 @@ def test_a_thread_that_has_every_place_itself_is_refused(make) -> None:
     thread.start()
     assert wait_for(lambda: pool.stats.waiting == 1)
     first.close()
-    thread.join(5)
+    thread.join(30)
     assert got == [8]
     second.close()
     with pool.enclave(), pool.enclave(), pytest.raises(BusyError, match="this thread itself"):
@@ -188,21 +188,21 @@ def test_errors_of_streams_are_those_of_an_enclave(make) -> None:
     assert next(stream) == 0
     with pytest.raises(EcallError):
         next(stream)
-    stream = pool.options(timeout=0.1).slowly(0.5)
+    stream = pool.options(timeout=1.0).slowly(3.0)
     assert next(stream) == 0
     with pytest.raises(CallTimeoutError):
         next(stream)
     assert stream.closed
     assert pool.stats.running == 0
     assert refused(pool)  # its thread is busy inside
-    assert pool.options(timeout=5).double(1) == 2
+    assert pool.options(timeout=20).double(1) == 2
     stream = pool.leaves(2)
     assert [next(stream), next(stream)] == [0, 1]
     with pytest.raises(EnclaveLostError) as caught:
         next(stream)
     assert caught.value.started is True
     assert pool.stats.retried == 0
-    assert pool.options(timeout=5).double(1) == 2
+    assert pool.options(timeout=20).double(1) == 2
     assert pool.stats.failures == 0
 
 
@@ -212,7 +212,7 @@ def test_draining_waits_for_streams_and_closing_ends_them(make) -> None:
     assert not pool.drain(0.05)
     assert next(stream) == 0  # what is under way goes on
     stream.close()
-    assert pool.drain(1)
+    assert pool.drain(20)
     pool = make(size=1)
     stream = pool.count(FAR)
     assert next(stream) == 0
@@ -229,7 +229,7 @@ def test_an_enclave_that_comes_back_with_an_open_stream_is_used_when_that_ends(m
         assert next(stream) == 0
     assert refused(pool)
     stream.close()
-    assert pool.options(timeout=5).double(1) == 2
+    assert pool.options(timeout=20).double(1) == 2
 
 
 def test_a_handler_calls_the_enclave_that_asks(make) -> None:
@@ -242,7 +242,7 @@ def test_a_handler_calls_the_enclave_that_asks(make) -> None:
 
     pool = make(fetch, size=1)
     assert pool.ask(3) == 2 * 3 + 3 + 1
-    assert pool.options(timeout=5).ask(3) == 2 * 3 + 3 + 1  # in a thread of its own
+    assert pool.options(timeout=20).ask(3) == 2 * 3 + 3 + 1  # in a thread of its own
     assert list(pool.fetched(3)) == [0, 2, 5]
     assert pool.stats.running == 0
     assert set(pids) == {1}
@@ -278,7 +278,7 @@ def test_a_stream_on_a_loop_has_its_place_from_its_first_item_to_its_last(run) -
 @pytest.mark.parametrize("leave", ["close", "with", "drop", "drop unread", "cancel"])
 def test_a_stream_on_a_loop_that_is_left_gives_its_place_back(run, leave: str) -> None:
     async def test(pool) -> None:
-        stream = pool.options(timeout=5).slowly(0.3) if leave == "cancel" else pool.count(FAR)
+        stream = pool.options(timeout=20).slowly(1.5) if leave == "cancel" else pool.count(FAR)
         if leave != "drop unread":
             assert await anext(stream) == 0
         if leave == "close":
@@ -300,7 +300,7 @@ def test_a_stream_on_a_loop_that_is_left_gives_its_place_back(run, leave: str) -
         del stream
         gc.collect()
         assert await until(lambda: pool.stats.running == 0)
-        assert await pool.options(timeout=5).double(1) == 2
+        assert await pool.options(timeout=20).double(1) == 2
         assert pool.stats.lost == 0
 
     run(test, size=1)

@@ -262,7 +262,7 @@ def test_arrays_stay_readable_after_the_enclave(enclave, how):
     else:
         process = os.pidfd_open(enclave.info.pid)
         os.kill(enclave.info.pid, signal.SIGKILL)
-        assert select.select([process], [], [], 5)[0]
+        assert select.select([process], [], [], 20)[0]
         os.close(process)
         with pytest.raises(EnclaveLostError):
             enclave.negate(x, out=x)

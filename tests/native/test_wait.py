@@ -94,8 +94,8 @@ def test_a_signal_ends_it_early(shared):
     try:
         start = time.monotonic()
         # Either this thread was interrupted, or the timer's thread took the signal.
-        futex_wait(shared, 0, 0, 2_000)
-        assert time.monotonic() - start < 3
+        futex_wait(shared, 0, 0, 20_000)
+        assert time.monotonic() - start < 30
         assert seen
     finally:
         timer.join()
