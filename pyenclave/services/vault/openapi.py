@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import msgspec
-
 from pyenclave.services.vault.algorithms import OPERATION_NAMES, algorithms_of
 from pyenclave.services.vault.backends.base import MAX_RANDOM
 from pyenclave.services.vault.desk import OF_A_KEY
@@ -18,140 +16,134 @@ from pyenclave.services.vault.records import KEY_TYPES
 from pyenclave.services.vault.requests import CURVES, OPERATIONS
 from pyenclave.services.vault.service import API_VERSIONS, WITH_ATTESTATION
 from pyenclave.services.web import health
+from pyenclave.services.web.openapi import (
+    BYTES,
+    TEXT,
+    Json,
+    choice,
+    json_body,
+    list_of,
+    object_of,
+    ref,
+    refusals,
+    whole,
+)
 
 __all__ = ["document"]
 
-_Json = dict[str, Any]
-_TEXT: Final[_Json] = {"type": "string"}
-_FLAG: Final[_Json] = {"type": "boolean"}
-_TIME: Final[_Json] = {"type": "integer", "minimum": 0, "maximum": 253402300799}
-_BYTES: Final[_Json] = {"type": "string", "pattern": "^[A-Za-z0-9_-]*$"}
+_FLAG: Final[Json] = {"type": "boolean"}
+_TIME: Final[Json] = {"type": "integer", "minimum": 0, "maximum": 253402300799}
 
 
-def _object(required: tuple[str, ...] = (), /, **members: _Json) -> _Json:
-    found: _Json = {"type": "object", "properties": members}
-    return found | {"required": list(required)} if required else found
-
-
-def _choice(values: tuple[str, ...]) -> _Json:
-    return {"type": "string", "enum": list(values)}
-
-
-def _list(of: _Json, **more: Any) -> _Json:
-    return {"type": "array", "items": of, **more}
-
-
-def _ref(name: str) -> _Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _schemas() -> _Json:
+def _schemas() -> Json:
     attributes = {"enabled": _FLAG, "nbf": _TIME, "exp": _TIME, "exportable": _FLAG}
-    policy = _object(("data",), contentType=_TEXT, data=_BYTES, immutable=_FLAG)
+    policy = object_of(("data",), contentType=TEXT, data=BYTES, immutable=_FLAG)
     tags = {"type": "object", "additionalProperties": {"type": "string", "maxLength": 256}}
-    ops = _list(_choice(OPERATIONS), maxItems=16)
-    shown = _object(
+    ops = list_of(choice(OPERATIONS), maxItems=16)
+    shown = object_of(
         ("enabled", "created", "updated", "recoveryLevel", "exportable"),
         **attributes,
         created=_TIME,
         updated=_TIME,
-        recoveryLevel=_TEXT,
+        recoveryLevel=TEXT,
         recoverableDays={"type": "integer"},
     )
-    public = dict.fromkeys(("n", "e", "x", "y"), _BYTES)
-    key = _object(
+    public = dict.fromkeys(("n", "e", "x", "y"), BYTES)
+    key = object_of(
         ("kid", "kty", "key_ops"),
-        kid=_TEXT,
-        kty=_choice(KEY_TYPES),
+        kid=TEXT,
+        kty=choice(KEY_TYPES),
         key_ops=ops,
-        crv=_choice(CURVES),
+        crv=choice(CURVES),
         **public,
     )
     bundle = {"key": key, "attributes": shown, "tags": tags, "release_policy": policy}
-    item = {"kid": _TEXT, "attributes": shown, "tags": tags}
-    gone = {"recoveryId": _TEXT, "deletedDate": _TIME, "scheduledPurgeDate": _TIME}
-    trigger = _object(timeAfterCreate=_TEXT, timeBeforeExpiry=_TEXT)
-    action = _object(type=_choice(("Rotate", "Notify")))
+    item = {"kid": TEXT, "attributes": shown, "tags": tags}
+    gone = {"recoveryId": TEXT, "deletedDate": _TIME, "scheduledPurgeDate": _TIME}
+    trigger = object_of(timeAfterCreate=TEXT, timeBeforeExpiry=TEXT)
+    action = object_of(type=choice(("Rotate", "Notify")))
     rotation = {
-        "lifetimeActions": _list(_object(trigger=trigger, action=action), maxItems=2),
-        "attributes": _object(expiryTime=_TEXT, created=_TIME, updated=_TIME),
+        "lifetimeActions": list_of(object_of(trigger=trigger, action=action), maxItems=2),
+        "attributes": object_of(expiryTime=TEXT, created=_TIME, updated=_TIME),
     }
-    private = dict.fromkeys(("d", "dp", "dq", "qi", "p", "q", "k"), _BYTES)
-    wanted = {"attributes": _object(**attributes), "tags": tags, "release_policy": policy}
+    private = dict.fromkeys(("d", "dp", "dq", "qi", "p", "q", "k"), BYTES)
+    wanted = {"attributes": object_of(**attributes), "tags": tags, "release_policy": policy}
     link = {"type": "string", "nullable": True}
-    listed = _object(("kid", "attributes"), **item)
-    listed_gone = _object(("kid", "attributes", *gone), **item, **gone)
-    given = {"kty": _choice(KEY_TYPES), "crv": _choice(CURVES), "key_ops": ops}
+    listed = object_of(("kid", "attributes"), **item)
+    listed_gone = object_of(("kid", "attributes", *gone), **item, **gone)
+    given = {"kty": choice(KEY_TYPES), "crv": choice(CURVES), "key_ops": ops}
     return {
-        "Error": _object(
+        "Error": object_of(
             ("error",),
-            error=_object(
+            error=object_of(
                 ("code", "message"),
-                code=_TEXT,
-                message=_TEXT,
-                reference=_TEXT,
-                innererror=_object(("code",), code=_TEXT),
+                code=TEXT,
+                message=TEXT,
+                reference=TEXT,
+                innererror=object_of(("code",), code=TEXT),
             ),
         ),
-        "KeyBundle": _object(("key", "attributes"), **bundle),
-        "DeletedKeyBundle": _object(("key", "attributes", *gone), **bundle, **gone),
-        "KeyList": _object(("value",), value=_list(listed), nextLink=link),
-        "DeletedKeyList": _object(
+        "KeyBundle": object_of(("key", "attributes"), **bundle),
+        "DeletedKeyBundle": object_of(("key", "attributes", *gone), **bundle, **gone),
+        "KeyList": object_of(("value",), value=list_of(listed), nextLink=link),
+        "DeletedKeyList": object_of(
             ("value",),
-            value=_list(listed_gone),
+            value=list_of(listed_gone),
             nextLink=link,
         ),
-        "Create": _object(
+        "Create": object_of(
             ("kty",),
-            kty=_choice(KEY_TYPES),
+            kty=choice(KEY_TYPES),
             key_size={"type": "integer", "enum": [128, 192, 256, 2048, 3072, 4096]},
-            crv=_choice(CURVES),
+            crv=choice(CURVES),
             key_ops=ops,
             **wanted,
         ),
-        "Import": _object(
+        "Import": object_of(
             ("key",),
-            key=_object(("kty",), **given, **public, **private),
+            key=object_of(("kty",), **given, **public, **private),
             Hsm=_FLAG,
             **wanted,
         ),
-        "Update": _object(key_ops=ops, **wanted),
-        "Value": _object(("value",), value=_BYTES),
-        "Result": _object(
-            ("kid", "value"), kid=_TEXT, value=_BYTES, iv=_BYTES, tag=_BYTES, aad=_BYTES
+        "Update": object_of(key_ops=ops, **wanted),
+        "Value": object_of(("value",), value=BYTES),
+        "Result": object_of(
+            ("kid", "value"), kid=TEXT, value=BYTES, iv=BYTES, tag=BYTES, aad=BYTES
         ),
-        "Verified": _object(("value",), value=_FLAG),
-        "Random": _object(
+        "Verified": object_of(("value",), value=_FLAG),
+        "Random": object_of(
             ("count",), count={"type": "integer", "minimum": 1, "maximum": MAX_RANDOM}
         ),
-        "Rotation": _object(**rotation),
-        "ShownRotation": _object(("id", "lifetimeActions", "attributes"), id=_TEXT, **rotation),
-        "Release": _object(
+        "Rotation": object_of(**rotation),
+        "ShownRotation": object_of(("id", "lifetimeActions", "attributes"), id=TEXT, **rotation),
+        "Release": object_of(
             ("target",),
-            target=_TEXT,
-            nonce=_TEXT,
-            enc=_choice(("CKM_RSA_AES_KEY_WRAP", "RSA_AES_KEY_WRAP_256", "RSA_AES_KEY_WRAP_384")),
+            target=TEXT,
+            nonce=TEXT,
+            enc=choice(("CKM_RSA_AES_KEY_WRAP", "RSA_AES_KEY_WRAP_256", "RSA_AES_KEY_WRAP_384")),
         ),
-        "Released": _object(("value",), value=_TEXT),
+        "Released": object_of(("value",), value=TEXT),
     }
 
 
-def _operation(name: str) -> _Json:
-    members = {"alg": _choice(algorithms_of(OPERATION_NAMES[name])), "value": _BYTES}
+def _operation(name: str) -> Json:
+    members = {"alg": choice(algorithms_of(OPERATION_NAMES[name])), "value": BYTES}
     if name == "verify":
-        members["digest"] = _BYTES
+        members["digest"] = BYTES
     elif name in ("encrypt", "decrypt"):
-        members |= {"iv": _BYTES, "aad": _BYTES, "tag": _BYTES}
-    return _object(("alg", "value", "digest") if name == "verify" else ("alg", "value"), **members)
+        members |= {"iv": BYTES, "aad": BYTES, "tag": BYTES}
+    return object_of(
+        ("alg", "value", "digest") if name == "verify" else ("alg", "value"), **members
+    )
 
 
-_NAME: Final[_Json] = {
+_NAME: Final[Json] = {
     "name": "name",
     "in": "path",
     "required": True,
     "schema": {"type": "string", "pattern": "^[0-9a-zA-Z-]{1,127}$"},
 }
-_VERSION: Final[_Json] = {
+_VERSION: Final[Json] = {
     "name": "version",
     "in": "path",
     "required": True,
@@ -163,7 +155,7 @@ _PAGING: Final = (
         "in": "query",
         "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
     },
-    {"name": "$skiptoken", "in": "query", "schema": _BYTES},
+    {"name": "$skiptoken", "in": "query", "schema": BYTES},
 )
 _ERRORS: Final = (
     "400",
@@ -185,31 +177,30 @@ def _call(
     path: str,
     *,
     answer: str | None,
-    body: _Json | None = None,
+    body: Json | None = None,
     paged: bool = False,
     versions: tuple[str, ...] = API_VERSIONS,
-) -> _Json:
-    parameters: list[_Json] = [
-        {"name": "api-version", "in": "query", "required": True, "schema": _choice(versions)}
+) -> Json:
+    parameters: list[Json] = [
+        {"name": "api-version", "in": "query", "required": True, "schema": choice(versions)}
     ]
     parameters += [part for part in (_NAME, _VERSION) if f"{{{part['name']}}}" in path]
     if paged:
         parameters += _PAGING
-    error = {"application/json": {"schema": _ref("Error")}}
-    responses: _Json = {status: {"description": "Refused", "content": error} for status in _ERRORS}
+    responses = refusals(_ERRORS)
     if answer is None:
         responses["204"] = {"description": "Done"}
     else:
-        content = {"application/json": {"schema": _ref(answer)}}
+        content = json_body(ref(answer))
         responses["200"] = {"description": "Done", "content": content}
-    found: _Json = {"parameters": parameters, "responses": responses}
+    found: Json = {"parameters": parameters, "responses": responses}
     if body is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        found["requestBody"] = {"required": True, "content": json_body(body)}
     return found
 
 
-def _paths() -> _Json:
-    found: _Json = {}
+def _paths() -> Json:
+    found: Json = {}
 
     def add(method: str, path: str, answer: str | None, **more: Any) -> None:
         found.setdefault(path, {})[method] = _call(path, answer=answer, **more)
@@ -217,40 +208,31 @@ def _paths() -> _Json:
     for slash in ("", "/"):
         add("get", "/keys" + slash, "KeyList", paged=True)
         add("get", "/deletedkeys" + slash, "DeletedKeyList", paged=True)
-    add("post", "/keys/{name}/create", "KeyBundle", body=_ref("Create"))
-    add("put", "/keys/{name}", "KeyBundle", body=_ref("Import"))
+    add("post", "/keys/{name}/create", "KeyBundle", body=ref("Create"))
+    add("put", "/keys/{name}", "KeyBundle", body=ref("Import"))
     add("delete", "/keys/{name}", "DeletedKeyBundle")
     add("get", "/keys/{name}/versions", "KeyList", paged=True)
     for path in ("/keys/{name}", "/keys/{name}/", "/keys/{name}/{version}"):
         add("get", path, "KeyBundle")
-        add("patch", path, "KeyBundle", body=_ref("Update"))
+        add("patch", path, "KeyBundle", body=ref("Update"))
     for path in OF_A_KEY:
         for word in OPERATION_NAMES:
             answer = "Verified" if word == "verify" else "Result"
             add("post", path + word, answer, body=_operation(word))
-        add("post", path + "release", "Released", body=_ref("Release"))
+        add("post", path + "release", "Released", body=ref("Release"))
         add("get", path + "attestation", "KeyBundle", versions=WITH_ATTESTATION)
     add("get", "/deletedkeys/{name}", "DeletedKeyBundle")
     add("delete", "/deletedkeys/{name}", None)
     add("post", "/deletedkeys/{name}/recover", "KeyBundle")
     add("post", "/keys/{name}/backup", "Value")
-    add("post", "/keys/restore", "KeyBundle", body=_ref("Value"))
+    add("post", "/keys/restore", "KeyBundle", body=ref("Value"))
     add("post", "/keys/{name}/rotate", "KeyBundle")
     add("get", "/keys/{name}/rotationpolicy", "ShownRotation")
-    add("put", "/keys/{name}/rotationpolicy", "ShownRotation", body=_ref("Rotation"))
-    add("post", "/rng", "Value", body=_ref("Random"))
+    add("put", "/keys/{name}/rotationpolicy", "ShownRotation", body=ref("Rotation"))
+    add("post", "/rng", "Value", body=ref("Random"))
     return found | health.described()
 
 
 def document() -> bytes:
     """Return the document, JSON."""
-    bearer = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-    return msgspec.json.encode(
-        {
-            "openapi": "3.0.3",
-            "info": {"title": "pyenclave key vault", "version": API_VERSIONS[-1]},
-            "security": [{"bearer": []}],
-            "components": {"securitySchemes": {"bearer": bearer}, "schemas": _schemas()},
-            "paths": _paths(),
-        }
-    )
+    return whole("pyenclave key vault", API_VERSIONS[-1], _schemas(), _paths())
