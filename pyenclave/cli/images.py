@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def add_commands(subparsers: Subparsers) -> None:
     """Add the commands of this module."""
+    from pyenclave.cli.measure import add_exit_code
+
     command = subparsers.add_parser("keygen", help="make a signing key (RSA-3072, e = 3)")
     command.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="new file, mode 0600"
@@ -69,6 +71,7 @@ def add_commands(subparsers: Subparsers) -> None:
     command = subparsers.add_parser("diff", help="name what makes two images differ")
     command.add_argument("a")
     command.add_argument("b")
+    add_exit_code(command)
     command.set_defaults(function=_diff)
 
 
@@ -305,7 +308,7 @@ def _diff(args: argparse.Namespace) -> int:
         output.say("same measurement" if same else "different measurements")
         for row in rows:
             output.say(f"  {row['what']} {row['name']}: {_short(row['a'])} → {_short(row['b'])}")
-    return 0
+    return 1 if args.exit_code and not same else 0
 
 
 def _short(value: object) -> str:

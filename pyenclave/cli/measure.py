@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyenclave.cli import output
 
-__all__ = ["MAX_FILE", "add_commands", "leaf", "read_file"]
+__all__ = ["MAX_FILE", "add_commands", "add_exit_code", "leaf", "read_file"]
 
 if TYPE_CHECKING:
     from pyenclave.measurement.difference import Difference
@@ -39,6 +39,7 @@ def add_commands(subparsers: Subparsers) -> None:
     differ = leaf(kinds, "diff", help="name what makes two measured files differ")
     differ.add_argument("a", metavar="A")
     differ.add_argument("b", metavar="B")
+    add_exit_code(differ)
     differ.set_defaults(function=_diff)
 
 
@@ -50,6 +51,13 @@ def leaf(subparsers: Subparsers, name: str, **arguments: Any) -> argparse.Argume
         "--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object on stdout"
     )
     return parser
+
+
+def add_exit_code(command: argparse.ArgumentParser) -> None:
+    """Add ``--exit-code``, as ``git diff`` has it: to have compared is all that was asked."""
+    command.add_argument(
+        "--exit-code", action="store_true", help="exit with 1 if the measurements differ"
+    )
 
 
 def read_file(path: str, *, limit: int = MAX_FILE) -> bytes:
@@ -94,12 +102,12 @@ def _diff(args: argparse.Namespace) -> int:
                 "differences": [row.row() for row in rows],
             }
         )
-        return 0
-    output.say("same measurement" if same else "different measurements")
-    for row in rows:
-        note = "" if row.measured else "  (not measured)"
-        output.say(f"  {row.what} {row.name}: {_short(row.a)} → {_short(row.b)}{note}")
-    return 0
+    else:
+        output.say("same measurement" if same else "different measurements")
+        for row in rows:
+            note = "" if row.measured else "  (not measured)"
+            output.say(f"  {row.what} {row.name}: {_short(row.a)} → {_short(row.b)}{note}")
+    return 1 if args.exit_code and not same else 0
 
 
 def _both_images(a: bytes, b: bytes) -> bool:

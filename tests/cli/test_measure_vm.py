@@ -198,6 +198,8 @@ def test_diff_names_the_page(
     code, found = run(capsys, "diff", firmware, tmp_path / "b.fd")
     assert (code, found["same"], len(found["differences"])) == (0, False, 1)
     assert found["differences"][0]["name"].startswith("0xffe20000, 1 page from file offset 0x20000")
+    assert run(capsys, "diff", "--exit-code", firmware, tmp_path / "b.fd")[0] == 1
+    assert run(capsys, "diff", "--exit-code", firmware, firmware)[0] == 0
 
 
 def test_measuring_needs_none_of_the_native_extensions(vectors: Path) -> None:

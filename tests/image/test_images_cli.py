@@ -89,6 +89,23 @@ def test_build_sign_inspect_diff(
     assert difference["same_measurement"] is True
     assert difference["same"] is False
     assert run(capsys, "diff", str(out), str(out))[1]["differences"] == []
+    # Only the signature differs: not what is measured.
+    assert run(capsys, "diff", "--exit-code", str(out), str(signed))[0] == 0
+
+
+def test_diff_tells_by_its_exit_code_if_it_is_asked_to(
+    capsys: pytest.CaptureFixture[str], project: Path, tmp_path: Path
+) -> None:
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    assert run(capsys, "build", str(project), "-o", one)[0] == 0
+    other = tmp_path / "other"
+    shutil.copytree(project, other)
+    manifest = other / "enclave.toml"
+    manifest.write_text(manifest.read_text().replace("threads = 2", "threads = 3"))
+    assert run(capsys, "build", str(other), "-o", two)[0] == 0
+    code, found = run(capsys, "diff", one, two)
+    assert (code, found["same_measurement"]) == (0, False)
+    assert run(capsys, "diff", "--exit-code", one, two)[0] == 1
 
 
 def test_two_step_signing_by_files_equals_one_step(
