@@ -98,6 +98,7 @@ CURES: Final = {
     "code.*version": "Run a newer version.",
     "code.min_*": "Run a newer version.",
     "code.max_vmpl": "Ask for the report from a higher privilege level.",
+    "code.config_svn": "Launch it with a newer configuration.",
     "code.product_id": "Another product of the same signer runs there.",
     "code.id_key_digest": "Somebody else signed the ID block.",
     "code.author_key_digest": "Launch the guest with an author key; if it has one, it is "
@@ -107,6 +108,16 @@ CURES: Final = {
     "guest.image_id": _VALUE,
     "guest.host_data": "The host gave the guest other data (a hash of its configuration) at "
     "launch.",
+    "platform.ppid": "Another machine quoted it. If it is one of yours, name its PPID.",
+    "platform.fmspc": "A machine of another family quoted it. If it is right, name the value "
+    "found.",
+    "platform.chip_id": "Another machine made the report. If it is one of yours, name its chip.",
+    "platform.line": "A processor of another line made the report: name it in `product_lines`.",
+    "enclave.xfrm": "It may use other features of the processor: sign it anew, or name the value "
+    "found.",
+    "enclave.attributes": "Sign the enclave with other attributes.",
+    "td.xfam": "It was started with other features of the processor. If it is right, name the "
+    "value found.",
     "platform.mr_seam": "Another TDX module runs. If it is right, name the value found.",
     # what the policy demands of the platform
     "*.debug": "Whoever runs the machine reads its memory: launch it without debug; `allow_debug` "

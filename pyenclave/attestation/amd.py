@@ -204,6 +204,8 @@ _PROFILE: Final = pki.Profile(
     shortest=3,
     longest=3,
     leaf_bare=True,
+    # What AMD's lists have besides the signature is not written down (57230).
+    crl_named=False,
 )
 _RSA_BITS: Final = 4096
 
@@ -316,18 +318,23 @@ def _vek_or_error(leaf: Certificate) -> Vek | EnclaveError:
         return error
 
 
+def _certificates(data: bytes, limit: int) -> tuple[Certificate, ...]:
+    """Read one certificate in DER, or up to *limit* in PEM."""
+    is_pem = data[:16].lstrip().startswith(b"-----")
+    return (
+        Certificate.from_pem_chain(data, limit=limit) if is_pem else (Certificate.from_der(data),)
+    )
+
+
 # Known chains are found by the certificates as they came: hashing them cryptographically would
 # take longer than everything else about a known chain.
 @lru_cache(maxsize=64)
 def _load(
     vek: bytes, ask: bytes | None, ark: bytes | None, anchors: tuple[Certificate, ...]
 ) -> ChainFacts:
-    leaf = Certificate.from_bytes(vek)
-    given: tuple[Certificate, ...] = ()
-    if ask is not None:
-        # The KDS hands ASK and ARK out in one file.
-        is_pem = ask[:16].lstrip().startswith(b"-----")
-        given = Certificate.from_pem_chain(ask, limit=2) if is_pem else (Certificate.from_der(ask),)
+    # Azure hands out the whole chain in PEM, the KDS ASK and ARK in one file.
+    leaf, *behind = _certificates(vek, 3)
+    given = tuple(behind) if ask is None else _certificates(ask, 2)
     middle = given[0] if given else _intermediate(leaf)
     if ark is not None:
         root = Certificate.from_bytes(ark)

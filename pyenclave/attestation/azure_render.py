@@ -63,6 +63,7 @@ _REFERENCES: Final[Mapping[Tee, Mapping[str, str]]] = {
         "mr_config_id": f"{_TDX}mrconfigid",
         "mr_owner": f"{_TDX}mrowner",
         "mr_owner_config": f"{_TDX}mrownerconfig",
+        "xfam": f"{_TDX}xfam",
     },
     "pyenclave": {
         "mrenclave": f"{_SGX}mrenclave",
@@ -74,6 +75,7 @@ _NUMBERS: Final[Mapping[Tee, Mapping[str, tuple[str, Comparison]]]] = {
     "sgx": {
         "product_id": (f"{_SGX}product-id", "=="),
         "min_security_version": (f"{_SGX}svn", ">="),
+        "min_config_svn": (f"{_SGX}config-svn", ">="),
     },
     "sevsnpvm": {
         "min_guest_svn": (f"{_SNP}guestsvn", ">="),

@@ -18,7 +18,7 @@ from typing import Any, Final
 from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats.evidence import MAGIC
 
-__all__ = ["MAX_EVIDENCE", "kind_of"]
+__all__ = ["MAX_EVIDENCE", "kind_of", "unpadded"]
 
 MAX_EVIDENCE: Final = 16 << 20  # bytes; event logs are the largest
 
@@ -29,9 +29,13 @@ _QUOTE: Final = Struct("<HHI")  # version, attestation key type, TEE
 _SNP_SIZE: Final = 1184
 _SNP: Final = Struct("<I48xI")  # version, algorithm of the signature
 _SNP_VERSIONS: Final = range(1, 16)
+# Status and size before the report in the answer to an ioctl.
+_ANSWERED: Final = bytes(4) + _SNP_SIZE.to_bytes(4, "little") + bytes(24)
 _HCL_TYPE_AT: Final = 1224
 _HCL_TYPES: Final = {1: "VBS", 3: "no hardware", 5: "Arm CCA"}
 _SPEC_ID_AT: Final = 32
+_PCRS: Final = 24
+_LAST_EVENT: Final = 0x13  # of those that do not belong to UEFI
 
 _CCA_TAGS: Final = (b"\xd9\x01\x8f", b"\xd9\x03\x8b")  # 399, 907
 _CCA_PARTS: Final = (b"\x19\xac\xca", b"\x19\xac\xd1")
@@ -78,6 +82,11 @@ def kind_of(evidence: bytes) -> str:
         if kind is not None:
             return kind
     raise _unknown(evidence)
+
+
+def unpadded(token: bytes) -> bytes:
+    """Return a token without white space around it and without the NUL that ends it in C."""
+    return token.removesuffix(b"\0").strip()
 
 
 def _seen(what: str, advice: str | None = None) -> EvidenceFormatError:
@@ -157,6 +166,17 @@ def _event_log(data: bytes) -> str | None:
     return "tdx-ccel" if log.is_ccel else "tcg-eventlog"
 
 
+def _sha1_log(data: bytes) -> str | None:
+    """Logs of TPM 1.2's form may begin without a record that names the specification."""
+    register, event, size = _u(data, 0, 4), _u(data, 4, 4), _u(data, 28, 4)
+    if register or not 1 <= event <= _LAST_EVENT or not any(data[8:28]) or not size:
+        return None
+    # The record behind the first one is of a PCR too, or the log ends there.
+    following = data[32 + size :]
+    whole = len(data) == 32 + size
+    return "tcg-eventlog" if whole or (following and _u(following, 0, 4) < _PCRS) else None
+
+
 def _cbor_head(data: bytes, at: int) -> tuple[int, int, int]:
     """Return major type, argument and end of the CBOR head at *at*; -1 if there is none."""
     first = data[at] if at < len(data) else 0x1F
@@ -210,7 +230,7 @@ def _gpu(data: bytes) -> str | None:
 
 def _token(data: bytes) -> str | None:
     """A JSON web token; issuer and profile tell whose."""
-    text = data.strip()
+    text = unpadded(data)
     if not _JWT.fullmatch(text):
         return None
     header, claims = (_json_part(part) for part in text.split(b".")[:2])
@@ -224,13 +244,24 @@ def _token(data: bytes) -> str | None:
         return "google-confidential-space-jwt"
     if ".attest.azure." in issuer or "x-ms-attestation-type" in claims:
         return "maa-jwt"
-    if profile or "ear.verifier-id" in claims or "evaluation-reports" in claims:
+    if profile or "evaluation-reports" in claims or _is_ear(claims):
         return "attestation-result-jwt"
     if "x5c" in header:
         return "x5c-jwt"
     raise _seen(
         f"a JSON web token of issuer {issuer[:80]!r}",
         "Tokens of Azure Attestation, Google Confidential Space and EAR verifiers are known.",
+    )
+
+
+def _is_ear(claims: dict[str, Any]) -> bool:
+    """Whether there are members of an attestation result, also without the profile it needs."""
+    if any(name in claims for name in ("ear.verifier-id", "ear_verifier_id")):
+        return True
+    submods = claims.get("submods")
+    return isinstance(submods, dict) and any(
+        isinstance(item, dict) and ("ear.status" in item or "ear_status" in item)
+        for item in submods.values()
     )
 
 
@@ -315,6 +346,7 @@ _LOOKS: Final[tuple[Callable[[bytes], str | None], ...]] = (
     _token,
     _certificate,
     _json,
+    _sha1_log,
 )
 
 
@@ -333,6 +365,8 @@ def _unknown(data: bytes) -> EvidenceFormatError:
         )
     if data[:8] == b"\1\0\0\0\2\0\0\0" and _quote(data[16:]):
         return _seen("an Open Enclave report", "The quote follows its header of 16 bytes.")
+    if data[:32] == _ANSWERED and _snp(data[32 : 32 + _SNP_SIZE]):
+        return _seen("the answer of /dev/sev-guest", "The report follows its header of 32 bytes.")
     if data[:1] == b"\x81" and len(data) == 1024:
         return _seen("a TDREPORT", "It is checked on its own platform only: ask for a quote.")
     for form, pattern in (("hexadecimal digits", _HEX), ("base64", _TEXT)):

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from pyenclave.attestation import tcb
-from pyenclave.attestation.case import judge_nonce, judge_report_data
+from pyenclave.attestation.case import judge_nonce, judge_reference, judge_report_data
 from pyenclave.attestation.checks import (
     BREAKS,
     PASSED,
@@ -107,6 +107,24 @@ def _complete(case: IntelCase) -> Verdict:
         expected="all of Intel's collateral",
         found=f"without {', '.join(missing)}",
         advice="Fetch it for this platform's FMSPC and give it (--endorsements).",
+    )
+
+
+@POLICY.policy("platform.ppid")
+def _ppid(case: IntelCase) -> Verdict:
+    """The platform is one that the policy names."""
+    if not case.policy.reference("ppid"):
+        return NAME("ppid")
+    return judge_reference(case, "ppid", case.pck.ppid, advice="Another machine quoted it.")
+
+
+@POLICY.policy("platform.fmspc")
+def _fmspc(case: IntelCase) -> Verdict:
+    """The platform is of a family that the policy names."""
+    if not case.policy.reference("fmspc"):
+        return NAME("fmspc")
+    return judge_reference(
+        case, "fmspc", case.pck.fmspc, advice="A machine of another family quoted it."
     )
 
 

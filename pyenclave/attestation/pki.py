@@ -77,6 +77,7 @@ class Profile:
         critical: Extensions that may be critical, because the verifier judges them.
         leaf_usage: What the leaf's key usage must allow.
         leaf_bare: The leaf may be without basic constraints and key usage.
+        crl_named: Revocation lists have a number and name their issuer's key.
     """
 
     keys: frozenset[str]
@@ -86,6 +87,7 @@ class Profile:
     critical: frozenset[str] = frozenset((OID_BASIC_CONSTRAINTS, OID_KEY_USAGE))
     leaf_usage: str = "digitalSignature"
     leaf_bare: bool = False
+    crl_named: bool = True
 
 
 # ---- keys and signatures ----------------------------------------------------------------------
@@ -466,17 +468,25 @@ _KNOWN_IN_CRL: Final = frozenset((OID_CRL_NUMBER, OID_AUTHORITY_KEY_ID))
 
 
 def check_crl_signature(crl: Crl, issuer: Certificate, profile: Profile) -> Verdict:
-    """The list is version 2, numbered, complete, and signed by *issuer*, which may do so."""
+    """
+    The list is version 2, complete, and signed by *issuer*, which may do so.
+
+    It has a number and names the issuer's key, if the vendor's lists are known to.
+    """
     if crl.issuer != issuer.subject:
         return failed(expected=f"a list of {issuer.subject_text}", found=crl.issuer_text)
-    if crl.version != 2 or crl.crl_number is None or crl.authority_key_id is None:
+    number, key = crl.crl_number, crl.authority_key_id
+    if crl.version != 2 or (profile.crl_named and (number is None or key is None)):
+        wanted = "version 2"
         return failed(
-            expected="version 2 with CRL number and authority key identifier",
+            expected=f"{wanted} with CRL number and authority key identifier"
+            if profile.crl_named
+            else wanted,
             found=f"version {crl.version}, {', '.join(crl.extensions) or 'no extensions'}",
         )
     own = issuer.subject_key_id
-    if own is not None and own != crl.authority_key_id:
-        return failed(expected=f"signed by key {own.hex()}", found=crl.authority_key_id)
+    if own is not None and key is not None and own != key:
+        return failed(expected=f"signed by key {own.hex()}", found=key)
     for oid, extension in crl.extensions.items():
         # A list that is partial or speaks for other issuers says so in a critical extension.
         if extension.critical and oid not in _KNOWN_IN_CRL:

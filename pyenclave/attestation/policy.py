@@ -56,6 +56,16 @@ _SNP_POLICY_BITS: Final = (
     "page_swap_disable",
 )
 
+SGX_ATTRIBUTES: Final = (
+    "debug",
+    "mode64bit",
+    "provision_key",
+    "einittoken_key",
+    "kss",
+    "aex_notify",
+)
+PRODUCT_LINES: Final = ("milan", "genoa", "turin")
+
 # Reference values: field → sizes in bytes, and whether zero can be meant.
 REFERENCES: Final[Mapping[str, tuple[tuple[int, ...], bool]]] = MappingProxyType(
     {
@@ -69,12 +79,18 @@ REFERENCES: Final[Mapping[str, tuple[tuple[int, ...], bool]]] = MappingProxyType
         "mr_config_id": ((48,), True),
         "mr_owner": ((48,), True),
         "mr_owner_config": ((48,), True),
+        "mr_service_td": ((48,), True),
+        "xfam": ((8,), False),
         "config_id": ((64,), True),
         "isv_ext_prod_id": ((16,), True),
         "isv_family_id": ((16,), True),
+        "xfrm": ((8,), False),
+        "ppid": ((16,), False),
+        "fmspc": ((6,), False),
         "host_data": ((32,), True),
         "family_id": ((16,), True),
         "image_id": ((16,), True),
+        "chip_id": ((8, 64), False),
         "rim": ((32, 48, 64), False),
         "rpv": ((64,), True),
         "implementation_id": ((32,), False),
@@ -95,6 +111,7 @@ NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
     {
         "product_id": 0xFFFF,
         "min_security_version": 0xFFFF,
+        "min_config_svn": 0xFFFF,
         "min_platform_svn": 0xFFFF,
         "max_vmpl": 3,
         "min_guest_svn": 0xFFFFFFFF,
@@ -119,6 +136,9 @@ WORDS: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
         "required_bits": None,
         "tcb_statuses": TCB_STATUSES,
         "accepted_advisories": None,
+        "required_attributes": SGX_ATTRIBUTES,
+        "forbidden_attributes": SGX_ATTRIBUTES,
+        "product_lines": PRODUCT_LINES,
         "required_policy_bits": _SNP_POLICY_BITS,
         "forbidden_policy_bits": _SNP_POLICY_BITS,
         "required_platform_bits": _SNP_PLATFORM_BITS,
@@ -216,12 +236,20 @@ class AppraisalPolicy:
         config_id: SGX: CONFIGID, 64 bytes.
         isv_ext_prod_id: SGX: ISVEXTPRODID, 16 bytes.
         isv_family_id: SGX: ISVFAMILYID, 16 bytes.
+        min_config_svn: SGX: lowest accepted CONFIGSVN.
+        xfrm: SGX: ATTRIBUTES.XFRM, the processor's extended state, 8 bytes as in the report.
+        required_attributes: SGX: ATTRIBUTES that must be set.
+        forbidden_attributes: SGX: ATTRIBUTES that must not be.
+        ppid: SGX and TDX: accepted platforms by the PPID of their PCK certificates, 16 bytes.
+        fmspc: SGX and TDX: accepted families of platforms, 6 bytes.
         mrtd: TDX: measurement of the firmware, 48 bytes.
         rtmrs: TDX: run-time register 0 to 3 → 48 bytes.
         mr_seam: TDX: measurement of the TDX module, 48 bytes.
         mr_config_id: TDX: MRCONFIGID, 48 bytes.
         mr_owner: TDX: MROWNER, 48 bytes.
         mr_owner_config: TDX: MROWNERCONFIG, 48 bytes.
+        mr_service_td: TDX 1.5: MRSERVICETD, 48 bytes.
+        xfam: TDX: XFAM, the processor's extended state, 8 bytes as in the report.
         sept_ve_disable: TDX: demanded value of the attribute SEPT_VE_DISABLE.
         allow_unknown_td_features: TDX: accept attributes, XFAM bits and report bodies that this
             version does not know.
@@ -231,6 +259,8 @@ class AppraisalPolicy:
         author_key_digest: SEV-SNP: digest of the author key, 48 bytes.
         family_id: SEV-SNP: FAMILY_ID, 16 bytes.
         image_id: SEV-SNP: IMAGE_ID, 16 bytes.
+        chip_id: SEV-SNP: accepted chips, 64 bytes; of Turin the first 8 will do.
+        product_lines: SEV-SNP: accepted lines of processors (milan, genoa, turin).
         max_vmpl: SEV-SNP: highest (weakest) privilege level that may have asked.
         min_guest_svn: SEV-SNP: lowest accepted GUEST_SVN.
         min_tcb: SEV-SNP: component (bootloader, tee, snp, microcode, fmc) → lowest version.
@@ -273,12 +303,20 @@ class AppraisalPolicy:
     config_id: GivenReferences = None
     isv_ext_prod_id: GivenReferences = None
     isv_family_id: GivenReferences = None
+    min_config_svn: int | None = None
+    xfrm: GivenReferences = None
+    required_attributes: tuple[str, ...] = ()
+    forbidden_attributes: tuple[str, ...] = ()
+    ppid: GivenReferences = None
+    fmspc: GivenReferences = None
     mrtd: GivenReferences = None
     rtmrs: GivenRegisters = field(default=None, hash=False)
     mr_seam: GivenReferences = None
     mr_config_id: GivenReferences = None
     mr_owner: GivenReferences = None
     mr_owner_config: GivenReferences = None
+    mr_service_td: GivenReferences = None
+    xfam: GivenReferences = None
     sept_ve_disable: bool | None = None
     allow_unknown_td_features: bool = False
     launch_digest: GivenReferences = None
@@ -287,6 +325,8 @@ class AppraisalPolicy:
     author_key_digest: GivenReferences = None
     family_id: GivenReferences = None
     image_id: GivenReferences = None
+    chip_id: GivenReferences = None
+    product_lines: tuple[str, ...] = ()
     max_vmpl: int | None = None
     min_guest_svn: int | None = None
     min_tcb: Mapping[str, int] | None = field(default=None, hash=False)
@@ -353,11 +393,13 @@ class AppraisalPolicy:
                 raise ValueError(f"{name}: an empty list would accept nothing")
         if ANY in self.accepted_advisories and len(self.accepted_advisories) > 1:
             raise ValueError(f"accepted_advisories: {ANY!r} stands alone")
-        both = set(self.required_policy_bits) & set(self.forbidden_policy_bits)
-        if both:
-            raise ValueError(f"policy bits {', '.join(sorted(both))} are required and forbidden")
-        if "debug" in self.required_policy_bits and not self.allow_debug:
-            raise ValueError("required_policy_bits: debug contradicts allow_debug = false")
+        for what, name in (("policy bits", "policy_bits"), ("attributes", "attributes")):
+            required = set(getattr(self, f"required_{name}"))
+            both = required & set(getattr(self, f"forbidden_{name}"))
+            if both:
+                raise ValueError(f"{what} {', '.join(sorted(both))} are required and forbidden")
+            if "debug" in required and not self.allow_debug:
+                raise ValueError(f"required_{name}: debug contradicts allow_debug = false")
         for name in ("pcrs", "gpu_measurements"):
             if getattr(self, name) is not None and not any(
                 any(item.value) for values in self.registers(name).values() for item in values

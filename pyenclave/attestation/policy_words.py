@@ -21,18 +21,24 @@ _NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "config_id": "SGX: CONFIGID",
         "isv_ext_prod_id": "SGX: ISVEXTPRODID",
         "isv_family_id": "SGX: ISVFAMILYID",
+        "xfrm": "SGX: XFRM",
+        "ppid": "SGX, TDX: the platform's PPID",
+        "fmspc": "SGX, TDX: the platform's FMSPC",
         "mrtd": "TDX: MRTD",
         "rtmrs": "TDX: RTMR",
         "mr_seam": "TDX: MRSEAM",
         "mr_config_id": "TDX: MRCONFIGID",
         "mr_owner": "TDX: MROWNER",
         "mr_owner_config": "TDX: MROWNERCONFIG",
+        "mr_service_td": "TDX: MRSERVICETD",
+        "xfam": "TDX: XFAM",
         "launch_digest": "SEV-SNP: launch digest",
         "host_data": "SEV-SNP: HOST_DATA",
         "id_key_digest": "SEV-SNP: ID key digest",
         "author_key_digest": "SEV-SNP: author key digest",
         "family_id": "SEV-SNP: FAMILY_ID",
         "image_id": "SEV-SNP: IMAGE_ID",
+        "chip_id": "SEV-SNP: the chip",
         "rim": "Arm CCA: RIM",
         "rems": "Arm CCA: REM",
         "rpv": "Arm CCA: RPV",
@@ -119,6 +125,12 @@ def _intel(policy: AppraisalPolicy) -> list[str]:
             "SGX, TDX: the collateral's evaluation number is at least "
             f"{policy.min_tcb_evaluation_number}."
         )
+    if policy.min_config_svn is not None:
+        lines.append(f"SGX: CONFIGSVN is at least {policy.min_config_svn}.")
+    for name in policy.required_attributes:
+        lines.append(f"SGX: the enclave has the attribute {name}.")
+    for name in policy.forbidden_attributes:
+        lines.append(f"SGX: the enclave has no attribute {name}.")
     if policy.sept_ve_disable is not None:
         word = "set" if policy.sept_ve_disable else "not set"
         lines.append(f"TDX: the attribute SEPT_VE_DISABLE is {word}.")
@@ -129,6 +141,8 @@ def _intel(policy: AppraisalPolicy) -> list[str]:
 
 def _amd(policy: AppraisalPolicy) -> list[str]:
     lines = []
+    if policy.product_lines:
+        lines.append(f"SEV-SNP: the processor is of the line {_or(policy.product_lines)}.")
     if policy.max_vmpl is not None:
         lines.append(f"SEV-SNP: the report was asked for at VMPL 0 to {policy.max_vmpl}.")
     if policy.min_guest_svn is not None:

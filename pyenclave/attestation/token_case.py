@@ -28,6 +28,7 @@ from pyenclave.attestation.checks import (
     failed,
     not_asked,
 )
+from pyenclave.attestation.detect import unpadded
 from pyenclave.errors import EnclaveError, EvidenceFormatError
 from pyenclave.formats import jose
 from pyenclave.formats.jose import Jws
@@ -81,8 +82,8 @@ class Case(CaseBase):
     }
 
     def read_token(self) -> Jws:
-        """Read the token; white space around it is no matter."""
-        return self._part("token", lambda: Jws.from_bytes(self.data.strip()))
+        """Read the token; white space around it, and a NUL at its end, are no matter."""
+        return self._part("token", lambda: Jws.from_bytes(unpadded(self.data)))
 
     def read_payload(self) -> dict[str, Any]:
         """Read what it says."""

@@ -203,7 +203,13 @@ def policy_checks(checks: Registry[Case], names: Names) -> None:
         )
 
 
-_NUMBERS: Final = ("product_id", "min_security_version", "min_guest_svn", "max_vmpl")
+_NUMBERS: Final = (
+    "product_id",
+    "min_security_version",
+    "min_config_svn",
+    "min_guest_svn",
+    "max_vmpl",
+)
 
 
 def _digest(case: Case, names: Sequence[str]) -> tuple[str, bytes] | None:

@@ -26,6 +26,16 @@ from pyenclave.formats import dcap, sgx
 
 __all__ = ["CHECKS", "Case", "claims"]
 
+# By the names that policies have for them.
+_ATTRIBUTES: Final = {
+    "debug": sgx.FLAG_DEBUG,
+    "mode64bit": sgx.FLAG_MODE64BIT,
+    "provision_key": sgx.FLAG_PROVISION_KEY,
+    "einittoken_key": sgx.FLAG_EINITTOKEN_KEY,
+    "kss": sgx.FLAG_KSS,
+    "aex_notify": sgx.FLAG_AEX_NOTIFY,
+}
+
 
 @dataclass(slots=True, kw_only=True)
 class Case(IntelCase):
@@ -137,6 +147,47 @@ def _family(case: Case) -> Verdict:
     if not case.policy.reference("isv_family_id"):
         return NAME("isv_family_id")
     return judge_reference(case, "isv_family_id", case.body.isv_family_id)
+
+
+@CHECKS.policy("code.config_svn")
+def _config_svn(case: Case) -> Verdict:
+    """CONFIGSVN, the version of what CONFIGID names, is high enough."""
+    wanted, found = case.policy.min_config_svn, case.body.config_svn
+    if wanted is None:
+        return NAME("min_config_svn")
+    if found >= wanted:
+        return PASSED
+    return failed(
+        expected=f"at least {wanted}", found=found, advice="Launch it with a newer configuration."
+    )
+
+
+@CHECKS.policy("enclave.xfrm")
+def _xfrm(case: Case) -> Verdict:
+    """XFRM, the processor's state that the enclave may use, is one that the policy names."""
+    if not case.policy.reference("xfrm"):
+        return NAME("xfrm")
+    found = case.body.attributes.xfrm.to_bytes(8, "little")
+    return judge_reference(
+        case, "xfrm", found, advice="It was signed or launched for other features of the CPU."
+    )
+
+
+@CHECKS.policy("enclave.attributes")
+def _wanted_attributes(case: Case) -> Verdict:
+    """The enclave has the required attributes and none of the forbidden ones."""
+    wanted, unwanted = case.policy.required_attributes, case.policy.forbidden_attributes
+    if not wanted and not unwanted:
+        return NAME("required_attributes or forbidden_attributes")
+    flags = case.body.attributes.flags
+    names = [name for name, flag in _ATTRIBUTES.items() if flags & flag]
+    if set(wanted) <= set(names) and not set(unwanted) & set(names):
+        return PASSED
+    return failed(
+        expected=f"with {', '.join(wanted) or 'any'}, without {', '.join(unwanted) or 'none'}",
+        found=names,
+        advice="Sign the enclave with other attributes.",
+    )
 
 
 @CHECKS.policy("code.kind")

@@ -32,6 +32,7 @@ from pyenclave.formats.snp_certs import CertificateTable
 __all__ = ["CHECKS", "Case", "claims", "report_claims"]
 
 _NO_TABLE: Final = CertificateTable(())
+_SHORT_CHIP: Final = 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,6 +143,8 @@ _NAME: Final = {
         "family_id",
         "image_id",
         "host_data",
+        "chip_id",
+        "product_lines",
     )
 }
 
@@ -367,6 +370,33 @@ def _chip(case: Case) -> Verdict:
         found="masked",
         advice="Let the host clear MASK_CHIP_ID, or say allow_masked_chip_id.",
     )
+
+
+@CHECKS.policy("platform.chip_id")
+def _chip_id(case: Case) -> Verdict:
+    """The chip is one that the policy names."""
+    if not case.policy.reference("chip_id"):
+        return _NAME["chip_id"]
+    chip = case.report.chip_id
+    advice = "Another machine made the report."
+    if case.report.chip_id_masked:
+        advice = "The host masks its chip: let it clear MASK_CHIP_ID."
+    verdict = judge_reference(case, "chip_id", chip, advice=advice)
+    # From Turin on, eight bytes name a chip and zeros follow them.
+    if verdict is PASSED or any(chip[_SHORT_CHIP:]):
+        return verdict
+    return judge_reference(case, "chip_id", chip[:_SHORT_CHIP], advice=advice)
+
+
+@CHECKS.policy("platform.line")
+def _product_line(case: Case) -> Verdict:
+    """The processor is of a line that the policy names."""
+    wanted, found = case.policy.product_lines, case.vek.line
+    if not wanted:
+        return _NAME["product_lines"]
+    if found in wanted:
+        return PASSED
+    return failed(expected=wanted, found=found, advice="A processor of another line made it.")
 
 
 @CHECKS.policy("tcb.minimum")

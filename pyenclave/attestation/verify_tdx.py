@@ -207,6 +207,33 @@ def _owner_config(case: Case) -> Verdict:
     return judge_reference(case, "mr_owner_config", case.body.mr_owner_config)
 
 
+@CHECKS.policy("code.mr_service_td")
+def _service_td(case: Case) -> Verdict:
+    """MRSERVICETD is one that the policy names."""
+    if not case.policy.reference("mr_service_td"):
+        return NAME("mr_service_td")
+    found = case.body.mr_service_td
+    if found is not None:
+        return judge_reference(
+            case, "mr_service_td", found, advice="Another service TD is bound to it."
+        )
+    return failed(
+        expected=case.policy.reference("mr_service_td"),
+        found="a report of TDX 1.0, which has none",
+        advice="Ask for a quote of version 5.",
+    )
+
+
+@CHECKS.policy("td.xfam")
+def _xfam(case: Case) -> Verdict:
+    """XFAM, the processor's state that the TD may use, is one that the policy names."""
+    if not case.policy.reference("xfam"):
+        return NAME("xfam")
+    return judge_reference(
+        case, "xfam", case.body.xfam, advice="It was started with other features of the CPU."
+    )
+
+
 @CHECKS.policy("platform.mr_seam")
 def _seam(case: Case) -> Verdict:
     """The measurement of the TDX module is one that the policy names."""

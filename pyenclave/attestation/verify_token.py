@@ -42,6 +42,7 @@ _MAA_DOMAINS: Final = (".attest.azure.net", ".attest.azure.us", ".attest.azure.c
 # Confidential hardware by the names of these services; Azure attests trusted launch and VBS too,
 # Google shielded VMs: neither keeps the operator out.
 _MAA_TEES: Final = ("sgx", "sevsnpvm", "tdxvm")
+_COMPLIANT: Final = ("azure-compliant-cvm", "azure-compliant-uvm")
 _GOOGLE_TEES: Final = (
     "GCP_AMD_SEV",
     "GCP_AMD_SEV_ES",
@@ -80,6 +81,7 @@ _MAA_NAMES: Final = Names(
             "mr_config_id": ("tdx_mrconfigid",),
             "mr_owner": ("tdx_mrowner",),
             "mr_owner_config": ("tdx_mrownerconfig",),
+            "xfam": ("tdx_xfam",),
         }
     ),
     registers=MappingProxyType({"rtmrs": {index: f"tdx_rtmr{index}" for index in range(4)}}),
@@ -87,6 +89,7 @@ _MAA_NAMES: Final = Names(
         {
             "product_id": ("x-ms-sgx-product-id", "=="),
             "min_security_version": ("x-ms-sgx-svn", ">="),
+            "min_config_svn": ("x-ms-sgx-config-svn", ">="),
             "min_guest_svn": ("x-ms-sevsnpvm-guestsvn", ">="),
             "max_vmpl": ("x-ms-sevsnpvm-vmpl", "<="),
         }
@@ -187,14 +190,16 @@ def _maa_hardware(case: Case) -> Verdict:
 
 @MAA_CHECKS.policy("compliance")
 def _maa_compliance(case: Case) -> Verdict:
-    """Azure's own verdict on a confidential VM."""
+    """Azure's own verdict on a confidential VM, or on the utility VM of a container group."""
     tee = tee_claims(case.payload)
     found = tee.get("x-ms-compliance-status")
-    if found is None or found == "azure-compliant-cvm":
-        return PASSED if found else not_asked("the token has no compliance status")
+    if found is None:
+        return not_asked("the token has no compliance status")
+    if found in _COMPLIANT:
+        return PASSED
     if case.policy.allow_debug:
         return not_asked("not looked at where debug is allowed", found=found)
-    return failed(expected="azure-compliant-cvm", found=f"{found!r:.60}")
+    return failed(expected=" or ".join(_COMPLIANT), found=f"{found!r:.60}")
 
 
 policy_checks(MAA_CHECKS, _MAA_NAMES)

@@ -316,7 +316,9 @@ class RealmClaims:
         claims = _Claims(data, "CCA realm")
         profile = claims.optional_text(265, "profile")
         hash_name = claims.text(44236, "hash algorithm")
-        sizes = (HASHES[hash_name],) if hash_name in HASHES else _HASH_SIZES
+        # Registers may be longer than their hash: some write all 64 bytes of them.
+        least = HASHES.get(hash_name, 0)
+        sizes = tuple(size for size in _HASH_SIZES if size >= least)
         rim = claims.octets(44238, "initial measurement", *sizes)
         listed = claims.get(44239, "extensible measurements")
         if (

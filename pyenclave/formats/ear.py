@@ -134,6 +134,9 @@ def appraisals_of(claims: Mapping[str, Any]) -> dict[str, Appraisal]:
     submods = claims.get("submods")
     if not isinstance(submods, Mapping) or not 1 <= len(submods) <= _MAX_SUBMODS:
         raise EvidenceFormatError("EAR: submods", expected="one appraisal or more")
+    profile = claims.get("eat_profile")
+    if not isinstance(profile, str) or not profile:
+        raise EvidenceFormatError("EAR: eat_profile", expected="the name of a profile")
     if type(claims.get("iat")) is not int:
         raise EvidenceFormatError("EAR: iat", expected="a whole number")
     found: dict[str, Appraisal] = {}

@@ -165,7 +165,8 @@ class GpuReport:
         fields = _fields(reader.take(size, "opaque data"))
         signed = data[: reader.offset]
         signature = reader.take(SIGNATURE_SIZE, "signature")
-        reader.end()
+        # Files of hexadecimal digits end in a NUL where C wrote them; it is not part of the report.
+        reader.end(zeros=True)
         return cls(
             operation=operation,
             nonce=nonce,

@@ -51,7 +51,7 @@ def _run(
 
 def negatives() -> Iterator[tuple[str, Callable[[], AttestationResult]]]:
     """Yield each check with evidence that only it refuses."""
-    yield "report.format", partial(_run, lambda data: data + b"\0", {}, {}, {})
+    yield "report.format", partial(_run, lambda data: data + b"\1", {}, {}, {})
     yield "crl", partial(judge, report(), crl=crl(issuer="stranger"))
     for check, (made, certificates, options) in _WRONG.items():
         yield check, partial(_run, lambda data: data, made, certificates, options)

@@ -35,6 +35,12 @@ def own() -> Iterator[tuple[str, Callable[[], Given]]]:
     yield "code.config_id", lambda: also(config_id=b"c" * 64)
     yield "code.isv_ext_prod_id", lambda: also(isv_ext_prod_id=b"c" * 16)
     yield "code.isv_family_id", lambda: also(isv_family_id=b"c" * 16)
+    yield "code.config_svn", lambda: also(min_config_svn=1)
+    yield "enclave.xfrm", lambda: also(xfrm=b"\xe6" + bytes(7))
+    yield "enclave.attributes", lambda: also(required_attributes=("kss",))
+    yield "enclave.attributes", lambda: also(forbidden_attributes=("mode64bit",))
+    yield "platform.ppid", lambda: also(ppid=b"p" * 16)
+    yield "platform.fmspc", lambda: also(fmspc=b"f" * 6)
     yield "code.kind", lambda: ask(mrtd=b"m" * 48)
     yield "code.kind", lambda: ask(pcrs={0: b"m" * 48})
 

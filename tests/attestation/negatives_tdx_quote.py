@@ -96,6 +96,18 @@ def own() -> Iterator[tuple[str, Callable[[], Given]]]:
     yield "code.mr_config_id", lambda: also(mr_config_id=b"m" * 48)
     yield "code.mr_owner", lambda: also(mr_owner=b"m" * 48)
     yield "code.mr_owner_config", lambda: also(mr_owner_config=b"m" * 48)
+    yield "code.mr_service_td", lambda: also(mr_service_td=bytes(48))  # a body of TDX 1.0
+    yield (
+        "code.mr_service_td",
+        lambda: Given(
+            tee="tdx",
+            quote={"version": 5},
+            policy=AppraisalPolicy.any_code(mr_service_td=b"m" * 48),
+        ),
+    )
+    yield "td.xfam", lambda: also(xfam=b"\xe7" + bytes(7))
+    yield "platform.ppid", lambda: also(ppid=b"p" * 16)
+    yield "platform.fmspc", lambda: also(fmspc=b"f" * 6)
     yield "platform.mr_seam", lambda: also(mr_seam=b"m" * 48)
     yield "code.kind", lambda: ask(mrenclave=b"m" * 32)
 

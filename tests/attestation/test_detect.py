@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import struct
 
@@ -14,6 +15,7 @@ from pyenclave.attestation import detect as d
 from pyenclave.attestation import kind_of, kinds
 from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats.evidence import MAGIC
+from pyenclave.testing.amd import AmdChip
 
 # Role of the file that is the evidence, where it is not the first of a case.
 ROLES = {"tdx-ccel": "ccel", "sgx-collateral": "qe_identity"}
@@ -181,6 +183,36 @@ def test_vendors_certificates_are_no_evidence(vectors):
 def test_certificates_that_carry_evidence_are_told_by_their_extension(oid):
     body = bytes.fromhex(oid)
     assert kind_of(b"\x30\x82\x01\x00\x30\x00" + body + bytes(40)) == "ra-tls-cert"
+
+
+def sha1_record(index, event, data):
+    digest = hashlib.sha1(data, usedforsecurity=False).digest()
+    return struct.pack("<II20sI", index, event, digest, len(data)) + data
+
+
+def test_logs_of_sha1_digests_need_no_record_that_names_the_specification():
+    first, second = sha1_record(0, 8, b"version"), sha1_record(7, 0x80000001, b"variable")
+    for log in (first, first + second, first + second[:9], first + second + bytes(40)):
+        assert kind_of(log) == "tcg-eventlog"
+    for other in (
+        sha1_record(1, 8, b"version") + second,
+        sha1_record(0, 0x80000001, b"variable") + second,
+        first[:8] + bytes(20) + first[28:],
+        first[:-1],
+        first + b"\x40\0\0\0" + second[4:],
+        first[:28] + bytes(4),
+    ):
+        with pytest.raises(EvidenceFormatError):
+            kind_of(other)
+
+
+def test_the_answer_of_a_device_is_told_from_the_report_in_it():
+    report = AmdChip().report()
+    answer = struct.pack("<II24x", 0, len(report)) + report
+    for padded in (answer, answer.ljust(4000, b"\0")):
+        with pytest.raises(EvidenceFormatError, match="header of 32 bytes"):
+            kind_of(padded)
+    assert kind_of(answer[32:]) == "sev-snp-report"
 
 
 def test_evidence_beyond_the_limit_is_refused(monkeypatch):

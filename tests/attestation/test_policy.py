@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from issuer_amd import AT as AMD_AT
+from issuer_intel import NOW as INTEL_NOW
 
-from pyenclave.attestation import AppraisalPolicy
+from pyenclave.attestation import AppraisalPolicy, appraise
 from pyenclave.attestation.references import Reference
+from pyenclave.formats import der
+from pyenclave.testing.amd import AmdChip
+from pyenclave.testing.intel import IntelPlatform
 
 NOW = datetime.now(UTC)
 M, S = b"\x11" * 32, b"\x22" * 32
@@ -189,3 +194,63 @@ def test_what_tokens_must_say_is_part_of_a_policy() -> None:
     with pytest.raises(TypeError):
         AppraisalPolicy.any_code(audience="")
     assert AppraisalPolicy(claims={"swname": "X"}).claims == {"swname": ("X",)}
+
+
+def quoted(machine: IntelPlatform, tee: Literal["sgx", "tdx"], **asked: Any) -> tuple[str, ...]:
+    quote = machine.enclave_quote(config_svn=3) if tee == "sgx" else machine.td_quote(version=5)
+    return appraise(
+        quote,
+        policy=AppraisalPolicy.any_code(**asked),
+        freshness="not_checked",
+        endorsements=machine.endorsements(tee),
+        roots=[machine.root],
+        at=INTEL_NOW,
+    ).refused_by
+
+
+def test_att_26_state_attributes_and_platforms_can_be_named() -> None:
+    ppid = b"\x77" * 16
+    machine = IntelPlatform(INTEL_NOW, pck_changes={"1": der.encode_octet_string(ppid)})
+    xfrm = (0xE7).to_bytes(8, "little")
+    for accepted in (
+        {"min_config_svn": 3},
+        {"xfrm": [b"\1" * 8, xfrm]},
+        {"required_attributes": ("mode64bit",), "forbidden_attributes": ("debug", "kss")},
+        {"ppid": [b"\1" * 16, ppid], "fmspc": machine.fmspc},
+    ):
+        assert quoted(machine, "sgx", **accepted) == ()
+    for refused, check in (
+        ({"min_config_svn": 4}, "code.config_svn"),
+        ({"xfrm": (0xE3).to_bytes(8, "little")}, "enclave.xfrm"),
+        ({"required_attributes": ("aex_notify",)}, "enclave.attributes"),
+        ({"ppid": b"\1" * 16}, "platform.ppid"),
+        ({"fmspc": b"\1" * 6}, "platform.fmspc"),
+    ):
+        assert quoted(machine, "sgx", **refused) == (check,)
+    xfam = bytes.fromhex("e702060000000000")
+    assert quoted(machine, "tdx", xfam=xfam, mr_service_td=bytes(48), ppid=ppid) == ()
+    assert quoted(machine, "tdx", mr_service_td=b"\1" * 48) == ("code.mr_service_td",)
+    assert quoted(machine, "tdx", xfam=b"\1" * 8) == ("td.xfam",)
+
+
+@pytest.mark.parametrize("product", ["milan", "genoa", "turin"])
+def test_att_36_chips_and_lines_can_be_named(product: Literal["milan", "genoa", "turin"]) -> None:
+    chip = AmdChip(product)
+
+    def refused_by(**asked: Any) -> tuple[str, ...]:
+        return appraise(
+            chip.report(),
+            policy=AppraisalPolicy.any_code(**asked),
+            freshness="not_checked",
+            endorsements=chip.endorsements(),
+            roots=[chip.root],
+            at=AMD_AT,
+        ).refused_by
+
+    other = AmdChip("milan", chip_id=bytes(range(2, 66))).chip_id
+    assert refused_by(chip_id=[other, chip.chip_id], product_lines=("turin", product)) == ()
+    assert refused_by(chip_id=other) == ("platform.chip_id",)
+    short = () if product == "turin" else ("platform.chip_id",)
+    assert refused_by(chip_id=[other, chip.chip_id[:8]]) == short
+    lines = tuple({"milan", "genoa", "turin"} - {product})
+    assert refused_by(product_lines=lines) == ("platform.line",)

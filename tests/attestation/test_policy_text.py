@@ -20,7 +20,10 @@ from pyenclave.attestation.references import Reference
 D32, D48 = "1a" * 32, "2b" * 48
 AT = datetime(2027, 1, 1, tzinfo=UTC)
 
-digests = {size: st.binary(min_size=size, max_size=size).filter(any) for size in (16, 32, 48, 64)}
+SIZES = sorted(
+    {size for sizes, *_ in (*p.REFERENCES.values(), *p.REGISTERS.values()) for size in sizes}
+)
+digests = {size: st.binary(min_size=size, max_size=size).filter(any) for size in SIZES}
 moments = st.none() | st.datetimes(timezones=st.just(UTC))
 
 
@@ -299,6 +302,22 @@ def test_bits_are_those_that_reports_have():
     assert components == set(p.TCB_COMPONENTS)
 
 
+def test_attributes_and_lines_are_those_that_are_judged():
+    from pyenclave.attestation import amd, verify_sgx
+
+    assert tuple(verify_sgx._ATTRIBUTES) == p.SGX_ATTRIBUTES
+    assert amd.LINES == p.PRODUCT_LINES
+
+
+def test_what_is_required_is_not_forbidden():
+    for name, value in (("attributes", "kss"), ("policy_bits", "smt")):
+        both = {f"required_{name}": (value,), f"forbidden_{name}": (value,)}
+        with pytest.raises(ValueError, match="required and forbidden"):
+            AppraisalPolicy.any_code(**both)
+        with pytest.raises(ValueError, match="allow_debug"):
+            AppraisalPolicy.any_code(**{f"required_{name}": ("debug",)})
+
+
 def test_strict_is_the_default_and_permissive_wants_genuine_only():
     strict, permissive = AppraisalPolicy.strict(), AppraisalPolicy.permissive()
     assert strict.to_json() == {"accept_any_code": True}
@@ -316,6 +335,9 @@ def test_the_explanation_names_every_field_that_is_set():
         required_bits=("seccomp",),
         tcb_statuses=("OutOfDate",),
         accepted_advisories=("INTEL-SA-00837",),
+        required_attributes=("kss",),
+        forbidden_attributes=("provision_key",),
+        product_lines=("genoa",),
         required_policy_bits=("single_socket",),
         forbidden_policy_bits=("smt",),
         issuers=("https://issuer",),

@@ -216,6 +216,17 @@ def test_a_short_nonce_is_padded_and_a_hash_is_given_as_report_data() -> None:
     assert result.refused_by == ("nonce",)
 
 
+@pytest.mark.parametrize(("size", "accepted"), [(32, True), (48, True), (64, True), (20, False)])
+def test_a_register_may_be_longer_than_its_hash(size: int, accepted: bool) -> None:
+    value = RIM[:20].ljust(size, b"\x17")
+    realm = {"hash": "sha-256", "rim": value, "rems": (value,) * 4}
+    result = judge(token(realm=realm), policy=AppraisalPolicy.any_code())
+    assert result.refused_by == (() if accepted else ("realm.format",))
+    short = {"hash": "sha-512", "rim": RIM[:32], "rems": (RIM[:32],) * 4}
+    result = judge(token(realm=short), policy=AppraisalPolicy.any_code())
+    assert result.refused_by == ("realm.format",)
+
+
 def test_what_is_unreadable_leaves_the_rest_told() -> None:
     result = judge(token(realm_payload=b"\xa0"))
     assert result.refused_by == ("realm.format",)

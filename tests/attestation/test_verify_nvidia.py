@@ -41,6 +41,11 @@ def test_a_good_report_is_accepted_identified_and_fresh() -> None:
     json.dumps(result.to_json())
 
 
+def test_zeros_behind_a_report_are_no_matter_and_other_bytes_are() -> None:
+    assert judge(report() + b"\0").accepted
+    assert judge(report() + b"\0\1").refused_by == ("report.format",)
+
+
 def test_att_02_each_byte_of_a_report_counts() -> None:
     data = report()
     for position in range(len(data)):

@@ -23,6 +23,7 @@ from pyenclave.formats.snp_certs import (
     GUID_VLEK,
     CertificateTable,
 )
+from pyenclave.testing.amd import AmdChip
 from pyenclave.testing.certificates import Key, pem
 
 GOOD = amd.Flaw("")
@@ -81,6 +82,31 @@ def test_att_05_without_a_revocation_list_the_check_is_skipped_and_says_so() -> 
     assert result.accepted
     assert outcome(result, "crl").outcome == "skipped"
     assert "crl" in outcome(result, "crl").advice
+
+
+@pytest.mark.parametrize("changes", [{"number": None}, {"key_id": False}])
+def test_att_05_a_list_without_number_or_key_identifier_is_judged_by_its_signature(
+    changes: dict[str, Any],
+) -> None:
+    made = amd.make(crl=changes)
+    assert judged(amd.Flaw("", lambda: made)).accepted
+    revoked = amd.make(crl=changes | {"revoked": (0x10001,)})
+    assert judged(amd.Flaw("", lambda: revoked)).refused_by == ("crl",)
+    forged = amd.make(crl=changes | {"signer": amd.forger(), "key_id": False})
+    assert judged(amd.Flaw("", lambda: forged)).refused_by == ("crl",)
+
+
+def test_the_whole_chain_may_stand_behind_the_endorsement_key() -> None:
+    chip, files = amd.genuine().chip, amd.genuine().files
+    leaf, ask, ark = pem(chip.vek), pem(chip.ask.der), pem(chip.ark.der)
+    chain = leaf + ask + ark
+    for given in (chain, chain + b"\0", leaf + ask):
+        assert judged(GOOD, endorsements={"vek.der": given}).accepted
+    assert judged(GOOD, endorsements=files | {"vek.der": chain}).accepted
+    # A root in it is no anchor, and what stands there is judged like files of their own.
+    assert judged(GOOD, endorsements={"vek.der": chain}, roots=[]).refused_by == ("chain.root",)
+    for wrong in (leaf + ask + pem(AmdChip("genoa").ark.der), leaf + ark + ask, chain + ark):
+        assert not judged(GOOD, endorsements={"vek.der": wrong}).genuine
 
 
 def test_att_05_each_day_of_a_revocation_list_counts() -> None:

@@ -307,6 +307,48 @@ def test_jwt_14_debug_is_denied_by_false_itself_only(
     assert judge(data, endorsements=keys_of(rsa_key)).refused_by == ("debug",)
 
 
+@pytest.mark.parametrize(
+    ("status", "accepted"),
+    [
+        ("azure-compliant-cvm", True),
+        ("azure-compliant-uvm", True),
+        ("azure-signed-uvm", False),
+        ("", False),
+        (None, True),  # JSON's null: the token has none
+        (["azure-compliant-uvm"], False),
+    ],
+)
+def test_azures_verdict_on_a_machine_or_container_group_counts(
+    status: Any, accepted: bool, rsa_key: rsa.RSAPrivateKey
+) -> None:
+    claims = maa_claims(
+        **{
+            "x-ms-attestation-type": "sevsnpvm",
+            "x-ms-sevsnpvm-is-debuggable": False,
+            "x-ms-compliance-status": status,
+        }
+    )
+    result = judge(token(claims, rsa_key, algorithm="RS256"), endorsements=keys_of(rsa_key))
+    assert result.genuine
+    assert result.refused_by == (() if accepted else ("compliance",))
+
+
+def test_white_space_and_a_nul_around_a_token_are_no_matter() -> None:
+    data = token(ear_claims())
+    for around in (data + b"\0", b"\n " + data + b"\r\n", data + b"\n\0"):
+        assert judge(around).accepted
+    with pytest.raises(EvidenceFormatError):
+        judge(data + b"\0\0")
+
+
+@pytest.mark.parametrize("form", ["ear.status", "ear_status"])
+def test_a_result_without_its_profile_is_one_and_refused(form: str) -> None:
+    claims = ear_claims(eat_profile=GONE, submods={"cpu0": {form: "affirming"}})
+    result = judge(token(claims))
+    assert result.kind == "attestation-result-jwt"
+    assert result.refused_by == ("ear.format", "ear.status")
+
+
 @pytest.mark.parametrize("value", ["enabled", "Disabled", 0, True, None, "disabled "])
 def test_att_01_a_debug_status_that_is_not_off_is_refused(value: Any) -> None:
     assert judge(token(ear_claims(dbgstat=value))).refused_by == ("debug",)

@@ -150,7 +150,13 @@ def common(kind: Kind) -> Iterator[tuple[str, Run]]:
     yield wrong("user_data", user_data=b"x")
     yield wrong("token.age", policy=_policy(max_age=1))
     yield wrong("code.claims", policy=_policy(claims={"some.claim": 1}))
-    for name in ("product_id", "min_security_version", "min_guest_svn", "max_vmpl"):
+    for name in (
+        "product_id",
+        "min_security_version",
+        "min_config_svn",
+        "min_guest_svn",
+        "max_vmpl",
+    ):
         yield wrong(f"code.{name}", policy=_policy(**{name: 4 if name != "max_vmpl" else 0}))
     for name in ("rtmrs", "pcrs", "rems", "gpu_measurements"):
         yield wrong(f"code.{name}", policy=_policy(**{name: {0: b"\x5a" * 48}}))
