@@ -194,7 +194,7 @@ def policy_checks(checks: Registry[Case], names: Names) -> None:
         issued = moment_of(case.payload, "iat")
         if limit is None:
             return not_asked("name max_age to have the token's age compared")
-        if issued is not None and case.at <= issued + timedelta(seconds=limit):
+        if issued is not None and case.at - issued <= timedelta(seconds=limit):
             return PASSED
         return failed(
             expected=f"at most {limit} seconds old at {case.at.isoformat()}",

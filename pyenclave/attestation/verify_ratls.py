@@ -43,6 +43,7 @@ _CRITICAL: Final = frozenset(
         ratls.OID_ENDORSEMENTS,
         *ratls.OIDS_GRAMINE,
         *ratls.OIDS_OPEN_ENCLAVE,
+        *ratls.OIDS_OPEN_ENCLAVE_EVIDENCE,
         "2.5.29.17",  # the host's names: TLS judges them
         "2.5.29.37",  # extended key usage, likewise
     )
@@ -172,6 +173,15 @@ def _key_binding(case: Case) -> Verdict:
     """The key of the certificate is the one that the attested code named."""
     found = case.found
     spki = found.certificate.spki
+    buffer = found.claims_buffer
+    if found.legacy and buffer is not None:
+        if ratls.named_key(buffer, spki) is not None:
+            return PASSED
+        return failed(
+            expected=f"the key SHA-256 {hashlib.sha256(spki).hexdigest()} among the claims",
+            found=f"{buffer[:_DIGEST].hex()}…",
+            advice="The evidence is of another key.",
+        )
     if found.legacy:
         if legacy_binding(spki, case.quoted, found.form):
             return PASSED
@@ -282,10 +292,19 @@ def _certificate_claims(case: Case) -> dict[str, Any]:
         "spki_sha256": certificate.spki_sha256.hex(),
         "nonce": found.nonce.hex() if found.nonce is not None else None,
         "claims": sorted(str(name) for name in found.claims),
-        "binding": list(legacy_binding(certificate.spki, case.quoted, found.form))
-        if found.legacy
-        else ["claims"],
+        "binding": _named(case),
     }
+
+
+def _named(case: Case) -> list[str]:
+    """Return how the evidence names the key."""
+    found, spki = case.found, case.found.certificate.spki
+    if not found.legacy:
+        return ["claims"]
+    if found.claims_buffer is None:
+        return list(legacy_binding(spki, case.quoted, found.form))
+    named = ratls.named_key(found.claims_buffer, spki)
+    return [] if named is None else [f"claims: {named}"]
 
 
 def _quote_claims(case: Case) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def moment(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        found = datetime.fromisoformat(text)
+        # RFC 3339 allows small letters, Python does not.
+        found = datetime.fromisoformat(text.upper())
     except ValueError:
         raise ValueError(f"{option}: {text!r} is not a time such as 2026-07-01T12:00:00Z") from None
     if found.tzinfo is None:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from struct import Struct
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self
 
@@ -37,6 +39,8 @@ __all__ = [
     "endorsement_files",
     "evidence_extension",
     "key_forms",
+    "named_key",
+    "open_enclave_evidence",
     "open_enclave_quote",
 ]
 
@@ -47,6 +51,12 @@ OID_ENDORSEMENTS: Final = "2.23.133.5.4.2"
 OIDS_GRAMINE: Final = ("0.6.9.42.840.113741.1337.6", "1.2.840.113741.1337.6")
 OIDS_OPEN_ENCLAVE: Final = ("1.2.840.113556.10.1.1", "1.3.6.1.4.1.311.105.1")
 OIDS_OPEN_ENCLAVE_EVIDENCE: Final = ("1.2.840.113556.10.1.2", "1.3.6.1.4.1.311.105.2")
+
+# Version, format (ECDSA of SGX), and size of what follows; four bytes align the size.
+_OE_EVIDENCE: Final = Struct("<I16s4xQ")
+_OE_VERSION: Final = 3
+_OE_SGX_ECDSA: Final = bytes.fromhex("a3a21e871b4d4014b70aa125d2fbcd8c")
+_QUOTE_HEAD: Final = 436  # of an SGX quote: header, report body, and size of the rest
 
 TAG_QUOTE: Final = 60000
 _OTHER_TAGS: Final = {60001: "a TDREPORT or report of type 2", 60002: "an SGX report"}
@@ -80,8 +90,9 @@ class RaTlsCertificate:
         certificate: The certificate.
         form: ``dice`` is the interoperable one; the others are legacy.
         quote: The DCAP quote.
-        claims_buffer: The bytes that the report data is the hash of; legacy forms have none.
-        claims: The same, read.
+        claims_buffer: The bytes that the report data is the hash of. Legacy forms have none, but
+            for Open Enclave's evidence, where they are the key in one of its forms.
+        claims: The same, read; of the interoperable form only.
         endorsements: Collateral that came along, by file name. It still has to be verified.
     """
 
@@ -166,7 +177,13 @@ class RaTlsCertificate:
                 return cls(certificate=certificate, form="open-enclave", quote=quote)
         for oid in OIDS_OPEN_ENCLAVE_EVIDENCE:
             if oid in extensions:
-                raise _wrong("Open Enclave evidence", "a quote", f"extension {oid}, not read here")
+                quote, buffer = open_enclave_evidence(extensions[oid].value)
+                return cls(
+                    certificate=certificate,
+                    form="open-enclave",
+                    quote=quote,
+                    claims_buffer=buffer,
+                )
         raise _wrong("the certificate", f"extension {OID_EVIDENCE}", "no evidence")
 
 
@@ -239,6 +256,46 @@ def open_enclave_quote(value: bytes) -> bytes:
             "Open Enclave report", f"type 2, {len(raw) - 16} bytes", f"type {kind}, {size}"
         )
     return _capped(raw[16:])
+
+
+def open_enclave_evidence(value: bytes) -> tuple[bytes, bytes]:
+    """
+    Return quote and custom claims of Open Enclave's evidence (``oe_attestation_header_t``).
+
+    Raises:
+        EvidenceFormatError: A header that does not fit, another format than SGX quotes, or no
+            claims: then nothing says whose the quote is.
+
+    """
+    raw = _capped(value)
+    if raw[0] == der.OCTET_STRING:
+        cursor = Der(raw, "Open Enclave evidence")
+        raw = _capped(cursor.octet_string())
+        cursor.end()
+    if len(raw) < _OE_EVIDENCE.size + _QUOTE_HEAD:
+        raise _wrong("Open Enclave evidence", "a header and a quote", f"{len(raw)} bytes")
+    version, kind, size = _OE_EVIDENCE.unpack_from(raw)
+    body = raw[_OE_EVIDENCE.size :]
+    if (version, kind, size) != (_OE_VERSION, _OE_SGX_ECDSA, len(body)):
+        raise _wrong(
+            "Open Enclave evidence",
+            f"version {_OE_VERSION}, format {_OE_SGX_ECDSA.hex()}, {len(body)} bytes",
+            f"version {version}, format {kind.hex()}, {size} bytes",
+        )
+    end = _QUOTE_HEAD + int.from_bytes(body[_QUOTE_HEAD - 4 : _QUOTE_HEAD], "little")
+    if end >= len(body):
+        raise _wrong("Open Enclave evidence", "claims behind the quote", f"{len(body)} bytes")
+    return body[:end], body[end:]
+
+
+def named_key(claims: bytes, spki: bytes) -> str | None:
+    """Return in which form the custom *claims* name the key *spki*; None if they do not."""
+    for name, data in key_forms(spki).items():
+        if hmac.compare_digest(claims, data):
+            return name
+        if hmac.compare_digest(claims, hashlib.sha256(data).digest()):
+            return f"sha256({name})"
+    return None
 
 
 def key_forms(spki: bytes) -> Mapping[str, bytes]:

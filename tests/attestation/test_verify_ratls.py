@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import struct
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,58 @@ def test_an_open_enclave_report_has_a_header_that_fits() -> None:
     ):
         result = judge(made((oid, value)), nonce=None, freshness="not_checked")
         assert "certificate.format" in result.refused_by
+
+
+def oe_evidence(claims: bytes, *, quoted: bytes | None = None, **head: Any) -> bytes:
+    data = report_data(claims) if quoted is None else quoted
+    body = PLATFORM.enclave_quote(report_data=data) + claims
+    fields = {"version": 3, "format": "a3a21e871b4d4014b70aa125d2fbcd8c", "size": len(body)} | head
+    version, size = fields["version"], fields["size"]
+    return struct.pack("<I16s4xQ", version, bytes.fromhex(fields["format"]), size) + body
+
+
+@pytest.mark.parametrize("oid", ratls.OIDS_OPEN_ENCLAVE_EVIDENCE)
+@pytest.mark.parametrize("form", ["pem+nul", "pem", "der"])
+def test_open_enclaves_evidence_is_bound_by_its_claims(oid: str, form: str) -> None:
+    text = ratls.key_forms(KEY.spki)[form]
+    for claims, named in ((text, form), (hashlib.sha256(text).digest(), f"sha256({form})")):
+        for value in (oe_evidence(claims), der.encode_octet_string(oe_evidence(claims))):
+            result = judge(made((oid, value)), nonce=None, freshness="not_checked")
+            assert result.accepted, result.refused_by
+            assert result.claims["legacy"]
+            assert result.claims["binding"] == [f"claims: {named}"]
+        stolen = made((oid, oe_evidence(claims)), key=OTHER, signer=OTHER)
+        refused = judge(stolen, nonce=None, freshness="not_checked").refused_by
+        assert refused == ("binding.key",)
+        # The claims beside the quote count only if the quote has their hash.
+        unbound = made((oid, oe_evidence(claims, quoted=report_data(b"other claims"))))
+        refused = judge(unbound, nonce=None, freshness="not_checked").refused_by
+        assert refused == ("binding.claims",)
+    assert judge(made((oid, oe_evidence(text)))).refused_by == ("nonce",)
+
+
+@pytest.mark.parametrize("claims", [b"x", b"\0" * 32, b"", KEY.spki + b"\0", KEY.spki[:-1]])
+def test_open_enclaves_evidence_names_the_whole_key_and_nothing_else(claims: bytes) -> None:
+    oid = ratls.OIDS_OPEN_ENCLAVE_EVIDENCE[1]
+    result = judge(made((oid, oe_evidence(claims))), nonce=None, freshness="not_checked")
+    assert result.refused_by[:1] == (("binding.key",) if claims else ("certificate.format",))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"version": 2},
+        {"format": "0da1fb09ad20bd4ba0b0a1bb2d1b1a1c"},
+        {"size": 100},
+        {"size": 1 << 63},
+    ],
+)
+def test_an_open_enclave_header_that_does_not_fit_is_refused(head: dict[str, Any]) -> None:
+    oid = ratls.OIDS_OPEN_ENCLAVE_EVIDENCE[1]
+    good = oe_evidence(KEY.spki)
+    for value in (oe_evidence(KEY.spki, **head), good[:-1], good[:40], good + b"\0", good[:450]):
+        result = judge(made((oid, value)), nonce=None, freshness="not_checked")
+        assert result.refused_by[:1] == ("certificate.format",)
 
 
 def test_open_enclaves_key_forms_do_not_count_for_gramine() -> None:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import socket
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -331,6 +331,23 @@ def test_azures_verdict_on_a_machine_or_container_group_counts(
     result = judge(token(claims, rsa_key, algorithm="RS256"), endorsements=keys_of(rsa_key))
     assert result.genuine
     assert result.refused_by == (() if accepted else ("compliance",))
+
+
+def test_jwt_06_times_at_both_ends_of_the_calendar_are_compared() -> None:
+    last = 253402300799  # 9999-12-31T23:59:59Z
+    assert judge(token(ear_claims(exp=last, nbf=0, iat=0))).accepted
+    for changes in ({"exp": last + 1}, {"iat": last}, {"nbf": last}):
+        assert judge(token(ear_claims(**changes))).refused_by == ("token.times",)
+    policy = AppraisalPolicy.any_code(max_age=3600)
+    found = judge(token(ear_claims(iat=last)), policy=policy).refused_by
+    assert found == ("token.times",)
+    for at in (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)):
+        result = judge(token(ear_claims(exp=last, nbf=0, iat=0)), at=at)
+        assert result.genuine is (at.year == 9999), result.refused_by
+    leeway = timedelta(seconds=60)
+    moment = datetime.fromtimestamp(NOW + 300, UTC)
+    for at, holds in ((moment + leeway, False), (moment + leeway - timedelta(seconds=1), True)):
+        assert judge(token(ear_claims()), at=at).genuine is holds
 
 
 def test_white_space_and_a_nul_around_a_token_are_no_matter() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
 from pyenclave import cli
+from pyenclave.cli.verify import moment
 
 SNP, SNP_AT = "snp-v3-milan-vcek-dstack", "2026-09-15T01:05:04Z"
 NITRO, NITRO_AT = "nitro-dstack-user-data", "2025-12-25T16:09:19Z"
@@ -164,3 +166,16 @@ def test_verifying_needs_no_host_and_no_native_part(folder):
         "sys.exit(code)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-07-01T12:00:00Z", "2026-07-01t12:00:00z", "2026-07-01T14:00:00.0+02:00"]
+)
+def test_times_are_those_of_rfc_3339(text: str) -> None:
+    assert moment("--at", text) == datetime(2026, 7, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["", "now", "2026-07-01T12:00:00", "2026-07-01", "1782907200"])
+def test_what_is_no_time_with_a_zone_is_wrong_usage(text: str) -> None:
+    with pytest.raises(ValueError, match="--at"):
+        moment("--at", text)

@@ -350,6 +350,13 @@ def _(corpus: Corpus) -> Iterator[bytes]:
     yield struct.pack("<IIQ", 1, 2, len(quote)) + quote
 
 
+@seeds("open-enclave-evidence")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    body = corpus.intel.enclave_quote() + b"claims"
+    kind = bytes.fromhex("a3a21e871b4d4014b70aa125d2fbcd8c")
+    yield struct.pack("<I16s4xQ", 3, kind, len(body)) + body
+
+
 @seeds("attested-jwks")
 def _(corpus: Corpus) -> Iterator[bytes]:
     yield corpus.ra_tls.key_set(corpus.ra_tls.attested())

@@ -203,6 +203,7 @@ def _formats() -> list[Target]:
         t("ratls", ratls.RaTlsCertificate.from_bytes, "ra-tls"),
         t("ratls-endorsements", ratls.endorsement_files, "ra-tls-endorsements"),
         t("ratls-open-enclave", ratls.open_enclave_quote, "open-enclave-report"),
+        t("ratls-oe-evidence", ratls.open_enclave_evidence, "open-enclave-evidence"),
         t("record", stable(record.ProtectionRecord.from_bytes), "record"),
         t("sealed", read_sealed, "sealed", (pye.UnsealError,)),
         t("sealed-file", fuzz_sealed.read_whole, "sealed-file", (pye.SealingError,), rounds=200),
