@@ -282,7 +282,7 @@ def _certificate(data: bytes) -> str | None:
     found = _PEM.search(data[: 1 << 20])
     if data[:2] in (b"\x30\x82", b"\x30\x83") and data[2 + (data[1] & 3) :][:1] == b"\x30":
         der = data
-    elif found is not None:
+    elif found is not None and data[: found.start()].isascii():
         try:
             der = base64.b64decode(b"".join(found[2].split()), validate=True)
         except binascii.Error:

@@ -16,6 +16,7 @@ from pyenclave.attestation import kind_of, kinds
 from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats.evidence import MAGIC
 from pyenclave.testing.amd import AmdChip
+from pyenclave.testing.certificates import pem
 
 # Role of the file that is the evidence, where it is not the first of a case.
 ROLES = {"tdx-ccel": "ccel", "sgx-collateral": "qe_identity"}
@@ -213,6 +214,15 @@ def test_the_answer_of_a_device_is_told_from_the_report_in_it():
         with pytest.raises(EvidenceFormatError, match="header of 32 bytes"):
             kind_of(padded)
     assert kind_of(answer[32:]) == "sev-snp-report"
+
+
+def test_certificates_inside_other_bytes_are_no_certificate():
+    vek = pem(AmdChip().vek)
+    for text in (vek, b"\n" + vek, b"subject=CN = SEV-VCEK\n" + vek, vek + vek):
+        assert kind_of(text) == "sev-snp-vek-cert"
+    for head in (b"\xd2\x84\x58\x26\xa4\x01\x38\x22", b"\xff\xfe"):
+        with pytest.raises(EvidenceFormatError, match="of a known kind"):
+            kind_of(head + vek)
 
 
 def test_evidence_beyond_the_limit_is_refused(monkeypatch):
