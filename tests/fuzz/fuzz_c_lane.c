@@ -18,6 +18,7 @@ static uint8_t others[2 * PYE_RING_PAGE]; /* what the other side wrote: we may c
 static fuzz_input input;
 static pye_lane *lane;
 
+#define TWICE(...) __VA_ARGS__, __VA_ARGS__
 static const uint8_t kinds[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 129, 130, 131, 132, 133, 0};
 
 static size_t slot_at(int reply)
@@ -260,7 +261,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 size_t fuzz_seed(unsigned which, uint8_t *out, size_t cap)
 {
     /* how 0: a small frame of that kind; 16 + 32 n: fragment n of a long one; + 2: that lies. */
-    static const uint8_t seeds[][40] = {
+    static const uint8_t seeds[][88] = {
 #ifdef FUZZ_HOST
         {WRITE, 0, 0, 10, 0, FRAME, 0, 10, 20, WAIT, 0, READ, 0, 5, WRITE, 0, 0, 9, 0},
         {WRITE, 0, 0, 200, 0, FRAME, 0, 12, 0, WRITE, 0, 0, 200, 0, FRAME, 0, 12, 0},
@@ -274,6 +275,8 @@ size_t fuzz_seed(unsigned which, uint8_t *out, size_t cap)
         {WRITE, 0, 0, 4, 0, FRAME, 16, 10, WAIT, 0, READ, 0, 9, FRAME, 48, 10, READ, 0, 9,
          FRAME, 82, 10, READ, 0, 9},
         {WRITE, 0, 5, 64, 0, WAIT, 1, FRAME, 0, 10, 64, 3, 1, READ, 1, 0, 0, NOTES, 0, ARM, 1},
+        /* a long message that does not get on, and another one */
+        {WRITE, 0, 0, 200, 0, TWICE(TWICE(TWICE(2, 2, 2, 2))), 2, 2, WRITE, 0, 0, 9, 0, 0, 9, 0},
 #else
         {FRAME, 0, 0, 20, WAIT, 0, READ, 0, 5, WRITE, 0, 10, 9, 0, FRAME, 0, 0, 5, WAIT, 0},
         {FRAME, 16, 0, WAIT, 0, READ, 0, 9, FRAME, 48, 0, READ, 0, 9, FRAME, 80, 0, READ, 0, 9,

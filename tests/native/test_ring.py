@@ -459,6 +459,26 @@ def test_a_message_of_many_segments_is_gathered():
     assert bytes(ffi.buffer(out)) == b"".join(parts)
 
 
+def test_BND_03_another_message_does_not_go_on_with_the_one_that_is_under_way():
+    """Shorter than what was sent already, it would have had a fragment of 4 GiB."""
+    ring = Ring()
+    host, worker = ring.hosts[0], ring.workers[0]
+    data = bytes(range(250)) + bytes(250)
+    assert write(host, CALL, data) == lib.PYE_E_TIMEOUT
+    assert wait(worker)[1].total == 500
+    assert write(host, PING, data) == lib.PYE_E_STATE
+    assert write(host, CALL, data + b"1") == lib.PYE_E_STATE
+    assert write(host, CALL, data[:10]) == lib.PYE_E_STATE
+    assert lib.pye_lane_broken(host) == ffi.NULL
+    out = ffi.new("uint8_t[500]")
+    rc = lib.PYE_E_TIMEOUT
+    while lib.pye_lane_read(worker, out, 500, 0) == lib.PYE_E_TIMEOUT:
+        rc = write(host, CALL, data)
+    assert rc == lib.PYE_OK
+    assert bytes(ffi.buffer(out)) == data
+    assert ring.canaries()
+
+
 def test_BND_02_segments_whose_sum_overflows_are_refused():
     ring = Ring()
     segments = ffi.new("pye_segment[2]", [{"len": 2**64 - 1}, {"len": 2}])

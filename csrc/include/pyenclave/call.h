@@ -102,8 +102,9 @@ void pye_lane_rest(pye_lane *lane);
 
 /* pye_lane_write sends a message of `num` segments. PYE_E_TIMEOUT: `slice_ms` passed while the
  * other side had yet to take a fragment; call again with the same arguments to go on.
- * PYE_E_STATE: it is not this side's turn, or not for that kind. PYE_E_PROTOCOL: the other side
- * broke the protocol; the lane is unusable from then on. PYE_E_CLOSED: the other side dropped the
+ * PYE_E_STATE: it is not this side's turn, or not for that kind, or another message is under way
+ * (of another kind or length). PYE_E_PROTOCOL: the other side broke the protocol; the lane is
+ * unusable from then on. PYE_E_CLOSED: the other side dropped the
  * message (worker); an ocall or an item is answered all the same. */
 PYE_MUST_USE pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
                                        const pye_segment *segments, size_t num, uint32_t slice_ms);

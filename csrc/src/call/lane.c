@@ -229,10 +229,14 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         began(lane, kind);
         lane->writing = kind;
         lane->sent = 0;
+        lane->whole = total;
         lane->prepared = 0;
         await_bulk(lane, total);
     } else if (PYE_GUARD(lane->phase != WRITING)) {
         return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
+    } else {
+        /* What goes on is what began: less than was sent already would have no end. */
+        PYE_REFUSE_IF(kind != lane->writing || total != lane->whole, PYE_E_STATE);
     }
     for (;;) {
         if (lane->phase == WRITING) {

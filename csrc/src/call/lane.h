@@ -36,6 +36,7 @@ struct pye_lane {
     uint64_t total;    /* of the message that is read */
     uint64_t received; /* of it */
     uint64_t sent;     /* of the one that is written */
+    uint64_t whole;    /* its bytes */
     uint32_t slot_size;
     uint32_t number;
     uint32_t sequence; /* of the exchange that is under way */
