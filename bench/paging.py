@@ -21,8 +21,14 @@ FLAGS: Final = ("-O3", "-fPIC", "-fstack-protector-strong", "-fcf-protection")
 SMALL: Final = 64 << 20
 
 
-def steps() -> list[tuple[str, str]]:
-    """Compile and run ``paging_steps.c``; return each step and its ns a page."""
+def steps() -> list[tuple[str, ...]]:
+    """
+    Compile and run ``paging_steps.c``.
+
+    Returns:
+        Each step and its ns a page: with no memory locked, with the view, with the alias.
+
+    """
     sys.path.insert(0, str(ROOT / "tests/native"))
     import core_build
 
@@ -31,22 +37,27 @@ def steps() -> list[tuple[str, str]]:
         program = core_build.program(
             Path(folder, "steps"), [ROOT / "bench/paging_steps.c", *files], FLAGS
         )
-        done = subprocess.run([program], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 77:
+        columns = [_column(program, *locked) for locked in ((), ("view",), ("alias",))]
+    return [(name, *(column.get(name, "") for column in columns)) for name in columns[0]]
+
+
+def _column(program: Path, *locked: str) -> dict[str, str]:
+    done = subprocess.run([program, *locked], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 77 and not locked:
         sys.exit("this kernel gives no userfaultfd of that kind")
-    done.check_returncode()
-    lines = (line.partition("\t") for line in done.stdout.splitlines())
-    return [(name, ns) for name, _, ns in lines]
+    if done.returncode != 77:  # else so much may not be locked
+        done.check_returncode()
+    return dict(line.split("\t") for line in done.stdout.splitlines())
 
 
-def faults() -> list[tuple[str, str]]:
+def faults() -> list[tuple[str, ...]]:
     """Return the quickest round's median of faults of a heap, in order and anywhere."""
     sys.path.insert(0, str(ROOT))
     from pyenclave.benchmarks import paging
     from pyenclave.benchmarks.paging_peers import PAGE
 
     pages = SMALL // PAGE
-    found = []
+    found: list[tuple[str, ...]] = []
     for name, order in (("in order", np.arange(pages)), ("anywhere", paging.shuffled(pages))):
         times = paging.touched(order.astype(np.uint32), rounds=15)[""]
         found.append((f"a fault of a heap, {name}: median", f"{min(times.middle):.0f}"))
@@ -56,9 +67,9 @@ def faults() -> list[tuple[str, str]]:
 
 def main() -> int:
     """Print the table in Markdown."""
-    print("| step | ns a page |\n|---|---|")
-    for name, ns in [*steps(), *faults()]:
-        print(f"| {name} | {ns} |")
+    print("| step | ns a page | view locked | alias locked |\n|---|---|---|---|")
+    for name, *ns in [*steps(), *faults()]:
+        print(f"| {name} | {' | '.join([*ns, '', ''][:3])} |")
     return 0
 
 

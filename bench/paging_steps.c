@@ -2,7 +2,9 @@
  *
  * Frames are those of a heap: a memory file that is mapped twice, its view watched by userfaultfd.
  * Of each step the fastest of many short rounds counts, by the page, so that neighbours and
- * interrupts fall out. What a pager takes beyond their sum is its own. */
+ * interrupts fall out. What a pager takes beyond their sum is its own.
+ *
+ *   paging_steps [view|alias]    that mapping is locked in memory */
 #define _GNU_SOURCE
 #include "pyenclave/page.h"
 
@@ -25,6 +27,10 @@
 #define UFFD_USER_MODE_ONLY 1
 #endif
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
 #define PAGE 4096ul
 #define PAGES 32768ul /* 128 MiB: beyond the caches */
 #define GROUP 256u    /* pages of a round */
@@ -37,6 +43,7 @@ static uint64_t versions[PAGES];
 static uint32_t shuffled[PAGES];
 static pye_page_key *key;
 static int uffd, pidfd;
+static const char *locked = "";
 static volatile uint64_t sink;
 
 static double now(void)
@@ -74,9 +81,14 @@ static void on_fault(int number, siginfo_t *what, void *context)
     must(show((uint32_t)(((uintptr_t)what->si_addr - (uintptr_t)view) / PAGE), 1), "CONTINUE");
 }
 
+static int advice(void)
+{
+    return *locked != 0 ? MADV_DONTNEED_LOCKED : MADV_DONTNEED;
+}
+
 static void hide_all(void)
 {
-    must(madvise(view, PAGES * PAGE, MADV_DONTNEED) == 0, "madvise");
+    must(madvise(view, PAGES * PAGE, advice()) == 0, "madvise");
 }
 
 static void set_up(void)
@@ -96,6 +108,11 @@ static void set_up(void)
     plain = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     must(view != MAP_FAILED && alias != MAP_FAILED && plain != MAP_FAILED, "mmap");
     (void)madvise(plain, PAGES * PAGE, MADV_NOHUGEPAGE);
+    if (*locked != 0) {
+        uint8_t *const which = strcmp(locked, "view") == 0 ? view : alias;
+
+        must(mlock2(which, PAGES * PAGE, MLOCK_ONFAULT) == 0, "mlock2");
+    }
     memset(alias, 1, PAGES * PAGE);
     memset(plain, 1, PAGES * PAGE);
     uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
@@ -153,7 +170,7 @@ static void show_each(uint32_t first, uint32_t mixed)
 static void hide_in_runs(uint32_t first, uint32_t run)
 {
     for (uint32_t i = first; i < first + GROUP; i += run) {
-        must(madvise(view + i * PAGE, run * PAGE, MADV_DONTNEED) == 0, "madvise");
+        must(madvise(view + i * PAGE, run * PAGE, advice()) == 0, "madvise");
     }
 }
 
@@ -165,7 +182,7 @@ static void hide_list(uint32_t first, uint32_t num)
         for (uint32_t i = 0; i < num; i++) {
             list[i] = (struct iovec){view + shuffled[at + i] * PAGE, PAGE};
         }
-        must(syscall(SYS_process_madvise, pidfd, list, (size_t)num, MADV_DONTNEED, 0) ==
+        must(syscall(SYS_process_madvise, pidfd, list, (size_t)num, advice(), 0) ==
                  (long)(num * PAGE),
              "process_madvise");
     }
@@ -309,8 +326,9 @@ static const line LINES[] = {
     {"copy, out of cache", NULL, copy_run, 0, 0},
 };
 
-int main(void)
+int main(int argc, char **argv)
 {
+    locked = argc > 1 ? argv[1] : "";
     set_up();
     for (uint32_t i = 0; i < PAGES; i += GROUP) {
         seal_run(i, 64);

@@ -49,6 +49,7 @@ cdef extern from "heap_handler.h" nogil:
         uint64_t tree_levels
         uint64_t nodes_in
         uint64_t nodes_out
+        uint64_t helped
         uint64_t metadata_bytes
     pye_status pye_heap_new(pye_heap **out, const pye_heap_options *options)
     pye_status pye_heap_close(pye_heap *heap)
@@ -63,6 +64,9 @@ cdef extern from "heap_handler.h" nogil:
     pye_status pye_heap_pin(pye_heap *heap, uint64_t first, uint64_t num)
     pye_status pye_heap_unpin(pye_heap *heap, uint64_t first, uint64_t num)
     pye_status pye_heap_discard(pye_heap *heap, uint64_t first, uint64_t num)
+    pye_status pye_heap_hire(pye_heap *heap)
+    void pye_heap_help(pye_heap *heap) nogil
+    void pye_heap_dismiss(pye_heap *heap)
     pye_status pye_heap_poisoned(const pye_heap *heap, uint64_t *page, int32_t *error)
     pye_status pye_heap_stats_read(pye_heap *heap, pye_heap_stats *out)
     uint8_t *pye_heap_frame(const pye_heap *heap, uint64_t page)
@@ -264,6 +268,19 @@ cdef class Pages:
             rc = pye_heap_discard(self.heap, first, num)
         self.check(rc, "discard")
 
+    def hire(self):
+        """Say that a thread comes for help(): of many pages that are brought it opens half."""
+        self.check(pye_heap_hire(self.heap), "hire")
+
+    def help(self):
+        """Be the thread of hire(), until dismiss()."""
+        with nogil:
+            pye_heap_help(self.heap)
+
+    def dismiss(self):
+        """Let help() return; it may not have begun yet."""
+        pye_heap_dismiss(self.heap)
+
     def stats(self):
         """Counters, in pages where nothing else is said (csrc/include/pyenclave/heap.h)."""
         cdef pye_heap_stats s
@@ -277,6 +294,7 @@ cdef class Pages:
             "resident_peak": s.resident_peak, "resident_limit": s.resident_limit,
             "pinned": s.pinned, "locked": s.locked, "capacity": s.capacity, "metadata_bytes": s.metadata_bytes,
             "tree_levels": s.tree_levels, "nodes_in": s.nodes_in, "nodes_out": s.nodes_out,
+            "helped": s.helped,
         }
 
     def close(self):

@@ -3,7 +3,8 @@ Rows ``scan_open``, ``prefetch``, ``scan_evicting`` and ``evict``: sealed memory
 
 What is compared with is the same work without any fault: pages in ordinary memory, opened and
 sealed by calls of the core that take many. That is the least that any way of paging could take, so
-the ratio is the share of the limit, below 1.
+the ratio is the share of the limit, below 1 with one thread. The ways ``/helper`` are with a second
+one (``heap.helper()``), its beginning and end included.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ def _nothing() -> None:
     pass
 
 
+def _helped(heap: SealedHeap, work: Callable[[], object]) -> Callable[[], None]:
+    """Return *work* as it is done with a second thread."""
+
+    def both() -> None:
+        with heap.helper():
+            work()
+
+    return both
+
+
 def _compare(found: object, wanted: object) -> None:
     if found != wanted:
         raise AssertionError("the pages were not what was sealed")
@@ -88,9 +99,10 @@ def scan_open() -> list[Row]:
         def copy() -> None:
             np.copyto(out, words)
 
-        ours, theirs, copied = _rates(
+        ours, helped, theirs, copied = _rates(
             size,
             (lambda: heap.evict(array), scan),
+            (lambda: heap.evict(array), _helped(heap, scan)),
             (pages.seal, pages.open),
             (_nothing, copy),
         )
@@ -98,24 +110,30 @@ def scan_open() -> list[Row]:
     rate: Any = {"unit": "GB/s", "more": True}
     return [
         figures("scan_open", ours, theirs, peer=_OPENED, **rate),
+        figures("scan_open/helper", helped, theirs, peer=_OPENED, **rate),
         figures("scan_open/copy", ours, copied, peer="copying as many bytes", **rate),
     ]
 
 
-def prefetch() -> Row:
+def prefetch() -> list[Row]:
     """Ask for 1 GiB, all sealed, in one call."""
     size = _SIZE
     need_memory(3 * size)
     words = _words(size)
     with SealedPages(words) as pages, _sealed(words, size) as (heap, array):
         pages.open()
-        ours, theirs = _rates(
+        ours, helped, theirs = _rates(
             size,
             (lambda: heap.evict(array), lambda: heap.prefetch(array)),
+            (lambda: heap.evict(array), _helped(heap, lambda: heap.prefetch(array))),
             (pages.seal, pages.open),
         )
         _compare(bool(np.array_equal(pages.sealed, array)), True)
-    return figures("prefetch", ours, theirs, peer=_OPENED, unit="GB/s", more=True)
+    rate: Any = {"unit": "GB/s", "more": True}
+    return [
+        figures("prefetch", ours, theirs, peer=_OPENED, **rate),
+        figures("prefetch/helper", helped, theirs, peer=_OPENED, **rate),
+    ]
 
 
 def scan_evicting() -> list[Row]:

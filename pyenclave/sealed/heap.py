@@ -343,6 +343,35 @@ class SealedHeap:
         )
 
     @contextlib.contextmanager
+    def helper(self) -> Iterator[Self]:
+        """
+        Lend the heap a second thread while the block runs.
+
+        Where many pages are opened at once (`prefetch`, sequences of accesses), it opens half, on
+        another processor, whichever thread waits for them; it sleeps when there is nothing to do.
+        That is worth it where pages come into room, not where each pushes out another, nor where
+        no processor is idle.
+
+        Raises:
+            BusyError: It has one already.
+
+        """
+        self._check()
+        self._pages.hire()
+        thread = threading.Thread(target=self._pages.help, name="sealed-heap-helper", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            self._pages.dismiss()
+            self._pages.help()  # returns at once: the heap may have another
+            raise
+        try:
+            yield self
+        finally:
+            self._pages.dismiss()
+            thread.join()
+
+    @contextlib.contextmanager
     def pin(self, array: Any) -> Iterator[Any]:
         """
         Keep *array* resident while the block runs, for system calls and devices.

@@ -33,6 +33,7 @@ class HeapStats:
         evictions: Pages that were taken out of view.
         read_ahead: Pages that were opened before anyone touched them.
         read_ahead_hits: Those of them that were needed.
+        helped: Pages that a helper opened.
         resident_bytes: What is plaintext now.
         resident_peak: The most that ever was.
         resident_limit: The most that may be.
@@ -53,6 +54,7 @@ class HeapStats:
     evictions: int
     read_ahead: int
     read_ahead_hits: int
+    helped: int
     resident_bytes: int
     resident_peak: int
     resident_limit: int
@@ -77,6 +79,7 @@ class HeapStats:
             evictions=found["evictions"],
             read_ahead=found["read_ahead"],
             read_ahead_hits=found["read_ahead_hits"],
+            helped=found["helped"],
             resident_bytes=found["resident"] * _PAGE,
             resident_peak=found["resident_peak"] * _PAGE,
             resident_limit=found["resident_limit"] * _PAGE,

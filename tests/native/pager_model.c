@@ -3,7 +3,7 @@
  *   pager_model model SEED STEPS MECHANISM FILE     one thread, everything compared
  *   pager_model threads SEED STEPS MECHANISM FILE   several, each with its own words of each page
  *
- * MECHANISM is PYE_HEAP_'s number; FILE a path, or "-". Prints what was done; exits 1 at the first
+ * MECHANISM is PYE_HEAP_'s number; FILE a path, or "-"; one word more: the heap has a helper. Prints what was done; exits 1 at the first
  * difference. */
 #define _GNU_SOURCE
 #include "heap_handler.h"
@@ -284,17 +284,34 @@ static void run_threads(pye_heap *heap, uint64_t steps)
     check_counters(heap);
 }
 
+static void *helps(void *heap)
+{
+    pye_heap_help(heap);
+    return NULL;
+}
+
 int main(int argc, char **argv)
 {
-    must(argc == 6, "usage: model|threads SEED STEPS MECHANISM FILE", (uint64_t)argc, 6);
+    pthread_t helper;
+
+    must(argc == 6 || argc == 7, "usage: model|threads SEED STEPS MECHANISM FILE [helped]",
+         (uint64_t)argc, 6);
     state = strtoull(argv[2], NULL, 0) | 1;
     const uint64_t steps = strtoull(argv[3], NULL, 0);
     pye_heap *const heap = make((uint32_t)atoi(argv[4]), argv[5]);
 
+    if (argc == 7) {
+        must(pye_heap_hire(heap) == PYE_OK, "hire", 0, 0);
+        must(pthread_create(&helper, NULL, helps, heap) == 0, "thread", 0, 0);
+    }
     if (strcmp(argv[1], "model") == 0) {
         run_model(heap, steps);
     } else {
         run_threads(heap, steps);
+    }
+    if (argc == 7) {
+        pye_heap_dismiss(heap);
+        (void)pthread_join(helper, NULL);
     }
     pye_heap_stats stats;
     must(pye_heap_stats_read(heap, &stats) == PYE_OK, "stats", 0, 0);

@@ -32,6 +32,7 @@ MOST = 200  # calls of one operation
 NEXT = 5  # the first page whose fault, after those before it, brings more than the one before did
 USERFAULTFD, PIDFD_OPEN, PROCESS_MADVISE = "syscall 323", "syscall 434", "syscall 440"
 GETRANDOM, MEMFD_CREATE = "syscall 318", "syscall 319"
+SYSINFO = "syscall 99"  # without it there may be swap: the view is locked
 NOHUGEPAGE, WIPEONFORK, DONTDUMP = "madvise 15", "madvise 18", "madvise 16"
 DONTNEED, DONTNEED_LOCKED, POPULATE_WRITE = "madvise 4", "madvise 24", "madvise 23"
 REMOVE = "madvise 9"
@@ -276,7 +277,7 @@ def made(kind: Kind, at: int, error: int, also: int = 0) -> tuple[Failure, int]:
 
 def done_without(kind: Kind, what: str) -> bool:
     """Tell whether there is a heap without this call."""
-    if what in {NOHUGEPAGE, PIDFD_OPEN, MLOCK2, DONTNEED_LOCKED}:
+    if what in {NOHUGEPAGE, PIDFD_OPEN, MLOCK2, DONTNEED_LOCKED, SYSINFO}:
         return True
     # With a file the kernel is asked first whether it knows which pages were written.
     return kind.file and kind.mechanism == UFFD and what in {USERFAULTFD, "ioctl"}

@@ -22,13 +22,14 @@ RESIDENT = 64 * PAGE
 MECHANISMS = ("userfaultfd", "mprotect")
 
 
-def locked(pages: Pages) -> int:
-    """Return how many pages of the range lie in locked mappings."""
+def locked(pages: Pages, base: int | None = None) -> int:
+    """Return how many pages of the range (or of one at *base*) lie in locked mappings."""
     total, size = 0, 0
+    base = pages.address if base is None else base
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
             start, end = int(found[1], 16), int(found[2], 16)
-            size = end - start if 0 <= start - pages.address < pages.capacity else 0
+            size = end - start if 0 <= start - base < pages.capacity else 0
         elif line.startswith("VmFlags:") and " lo" in line:
             total += size // PAGE
     return total
@@ -84,6 +85,31 @@ def test_with_room_for_the_capacity_the_whole_view_is_locked(mechanism: str) -> 
         pages = Pages(1024 * PAGE, RESIDENT, mechanism=mechanism)
         done = pages.lock == "all" and use(pages)
         return done and pages.stats()["locked"] == pages.stats()["resident"] > 0
+
+    assert as_user(1100 * PAGE, work)
+
+
+@pytest.mark.parametrize("file", [False, True])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_the_lock_is_of_the_frames_where_ciphertext_has_nowhere_to_go(
+    mechanism: str, file: bool, tmp_path: Path
+) -> None:
+    """Nothing of a heap is swapped without swap: then the lock that costs less is taken."""
+    swap = int(re.findall(r"SwapTotal: +(\d+)", Path("/proc/meminfo").read_text())[0])
+    fd = os.open(tmp_path / "heap", os.O_RDWR | os.O_CREAT) if file else -1
+
+    def work() -> bool:
+        pages = Pages(1024 * PAGE, RESIDENT, mechanism=mechanism, fd=fd)
+        if not (pages.lock == "all" and use(pages)):
+            return False
+        alias = np.frombuffer(pages._cipher(0), np.uint8).ctypes.data
+        pages.discard(0, 8 * PAGE)  # through the mapping that is not locked
+        array = np.frombuffer(pages, dtype=np.uint64)
+        kept = np.arange(8 * PAGE // 8, array.size, dtype=np.uint64)
+        if array[: 8 * PAGE // 8].any() or not np.array_equal(array[8 * PAGE // 8 :], kept):
+            return False
+        frames = mechanism == "userfaultfd" and not swap
+        return (locked(pages), locked(pages, alias)) == ((0, 1024) if frames else (1024, 0))
 
     assert as_user(1100 * PAGE, work)
 

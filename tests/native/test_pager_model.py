@@ -14,8 +14,9 @@ from core_build import CSRC, program, sources
 
 HERE = Path(__file__).parent
 MECHANISMS = {"userfaultfd": 1, "mprotect": 2}
-# So that the model's heap, which is small, has an order of its own for what sequences bring.
-SMALL_QUEUE = ("-DHEAP_KEEP=32", "-DHEAP_KEEP_ALL=64")
+# So that the model's heap, which is small, has an order of its own for what sequences bring, and
+# shares most steps with its helper.
+SMALL = ("-DHEAP_KEEP=32", "-DHEAP_KEEP_ALL=64", "-DPAGER_SHARED=2")
 # Of the ciphers and hashes, those that a heap uses.
 CIPHERS = ("gcm", "ghash", "aes", "hkdf", "hmac", "sha256")
 
@@ -26,7 +27,7 @@ def build(folder: Path, flags: list[str]) -> Path:
         for file in sources("base", "crypto", "page", "linux")
         if file.parent.name != "crypto" or file.name.startswith(CIPHERS)
     ]
-    flags = ["-Wall", "-Wextra", "-I", str(CSRC / "bindings"), *SMALL_QUEUE, *flags]
+    flags = ["-Wall", "-Wextra", "-I", str(CSRC / "bindings"), *SMALL, *flags]
     return program(
         folder / "pager_model",
         [HERE / "pager_model.c", *files],
@@ -41,11 +42,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    model: Path, kind: str, steps: int, mechanism: str, file: Path | None, seed: int = 20
+    model: Path,
+    kind: str,
+    steps: int,
+    mechanism: str,
+    file: Path | None,
+    seed: int = 20,
+    *,
+    helped: bool = False,
 ) -> None:
     command = [str(model), kind, str(seed), str(steps), str(MECHANISMS[mechanism])]
     done = subprocess.run(
-        [*command, "-" if file is None else str(file)],
+        [*command, "-" if file is None else str(file), *(["helped"] if helped else [])],
         capture_output=True,
         text=True,
         check=False,
@@ -71,10 +79,11 @@ def test_pages_that_are_being_brought_never_make_way_for_themselves(tmp_path: Pa
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("stored", [False, True], ids=["memory", "file"])
 @pytest.mark.parametrize("kind", ["model", "threads"])
+@pytest.mark.parametrize("helped", [False, True], ids=["alone", "helped"])
 def test_pag_08_a_heap_is_as_ordinary_memory(
-    model: Path, tmp_path: Path, kind: str, stored: bool, mechanism: str
+    model: Path, tmp_path: Path, kind: str, stored: bool, mechanism: str, helped: bool
 ) -> None:
-    run(model, kind, 10_000, mechanism, tmp_path / "heap" if stored else None)
+    run(model, kind, 10_000, mechanism, tmp_path / "heap" if stored else None, helped=helped)
 
 
 @pytest.mark.long
@@ -87,7 +96,7 @@ def test_pag_08_a_million_steps(
 ) -> None:
     file = tmp_path / "heap" if stored else None
     for seed in range(4):
-        run(model, kind, 250_000, mechanism, file, seed + 100)
+        run(model, kind, 250_000, mechanism, file, seed + 100, helped=seed % 2 == 1)
 
 
 @pytest.mark.long
@@ -99,3 +108,4 @@ def test_the_pager_under_sanitizers(tmp_path: Path, sanitizer: str) -> None:
     for kind in ("model", "threads"):
         run(built, kind, 20_000, "userfaultfd", None)
         run(built, kind, 20_000, "userfaultfd", tmp_path / "heap")
+        run(built, kind, 20_000, "userfaultfd", None, helped=True)

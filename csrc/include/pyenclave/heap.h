@@ -56,7 +56,7 @@
 
 /* How pages are kept out of swap while they are plaintext. */
 #define PYE_HEAP_LOCK_NONE 0  /* they are not: RLIMIT_MEMLOCK has no room for the capacity */
-#define PYE_HEAP_LOCK_ALL 1   /* by one lock of the whole view */
+#define PYE_HEAP_LOCK_ALL 1   /* by one lock; where there is no swap, of ciphertext too */
 #define PYE_HEAP_LOCK_SHOWN 2 /* each while it is shown, in two system calls more */
 
 /* What pye_heap_fault is told. */
@@ -106,6 +106,7 @@ typedef struct {
     uint64_t tree_levels;  /* of the version tree; 0: there is none */
     uint64_t nodes_in;     /* nodes of the tree opened */
     uint64_t nodes_out;    /* nodes sealed */
+    uint64_t helped;       /* pages that a helper opened */
     uint64_t metadata_bytes; /* address space of versions, tags and queues; used as it is touched */
 } pye_heap_stats;
 
@@ -166,6 +167,15 @@ PYE_MUST_USE pye_status pye_heap_unpin(pye_heap *heap, uint64_t first, uint64_t 
 /* pye_heap_discard frees pages: they are zeros when they are touched again. PYE_E_BUSY, and nothing
  * is done, if one of them is pinned. */
 PYE_MUST_USE pye_status pye_heap_discard(pye_heap *heap, uint64_t first, uint64_t num);
+
+/* A *helper* is a thread that is lent to a heap: of many pages that are brought at once it opens
+ * half, whoever asked or had the fault. pye_heap_hire says that one comes (PYE_E_BUSY: there is
+ * one), pye_heap_help is what it does until pye_heap_dismiss was called, with its signals blocked.
+ * It sleeps when there is nothing to do. Every pye_heap_hire needs a pye_heap_help, which must have
+ * returned before pye_heap_free. */
+PYE_MUST_USE pye_status pye_heap_hire(pye_heap *heap);
+void pye_heap_help(pye_heap *heap);
+void pye_heap_dismiss(pye_heap *heap);
 
 /* pye_heap_poisoned returns why the heap was poisoned (PYE_E_AUTH: a page was changed or replaced, or
  * the file is too short; PYE_E_OS, PYE_E_DENIED, PYE_E_NO_MEMORY: the system failed, with `out_errno`;

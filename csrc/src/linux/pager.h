@@ -1,7 +1,7 @@
 /* pager.h - the private side of a heap, for the files that make it up: pager.c (its life),
  * pager_map.c (mappings), pager_bring.c (faults, pages in), pager_evict.c (pages out), pager_file.c
  * (cold pages in a file), pager_tree.c (versions in a tree), pager_range.c (explicit operations),
- * pager_end.c (poisoned, closed). heap.h says what holds.
+ * pager_help.c (a second thread), pager_end.c (poisoned, closed). heap.h says what holds.
  *
  * All of a heap's own data lies in one mapping that a fork wipes: in a child `live` reads 0. */
 #ifndef PYE_SRC_LINUX_PAGER_H
@@ -23,6 +23,30 @@
 /* Zero pages of an ended heap that are shown at a time: more than one instruction can touch. */
 #define PAGER_ZEROS 64
 
+/* Pages from which on a helper is offered half of them: else handing over takes longer. A test has
+ * fewer. */
+#ifndef PAGER_SHARED
+#define PAGER_SHARED 32
+#endif
+
+/* A part of a step, as a helper is given it: pages from `first` on. */
+typedef struct pager_part {
+    pye_status (*work)(pye_heap *heap, const struct pager_part *part);
+    pye_page_key *key;
+    uint32_t first;
+    uint32_t num;
+    int clean;
+} pager_part;
+
+typedef struct {
+    _Atomic uint32_t state; /* pager_help.c */
+    _Atomic uint32_t leave;
+    _Atomic uint32_t hired;
+    pager_part part;
+    pye_status status; /* of the part, and its errno */
+    int32_t error;
+} pager_help;
+
 struct pye_heap {
     uint64_t live;
     _Atomic uint32_t lock;  /* pager_lock.h */
@@ -41,6 +65,7 @@ struct pye_heap {
     int32_t fd;    /* the file of cold pages; -1: they stay in their frames */
     int tracks;    /* pages are shown for reading first, so that unchanged ones are known */
     uint32_t locks;          /* PYE_HEAP_LOCK_ */
+    int locks_alias;         /* PYE_HEAP_LOCK_ALL by way of the alias, not of the view */
     uint32_t require_locked;
     pye_epoch_key *key;
     size_t size; /* of the mapping that this lies in */
@@ -54,6 +79,7 @@ struct pye_heap {
     uint8_t *nodes; /* the tree's storage: not trusted */
     size_t nodes_size;
     pye_heap_stats stats;
+    pager_help help;
     uint32_t zeros[PAGER_ZEROS]; /* pages shown since the heap ended; page + 1 */
     uint32_t next_zero;
     uint32_t victims[PAGER_BATCH];
@@ -158,6 +184,13 @@ PYE_MUST_USE pye_status pager_file_get(const pye_heap *heap, uint8_t *out, size_
                                        uint64_t page);
 PYE_MUST_USE pye_status pager_file_put(const pye_heap *heap, const uint8_t *in, size_t size,
                                        uint64_t page);
+
+/* ---- pager_help.c: with the lock held ---- */
+
+/* pager_offer offers the heap's helper a part and returns 1; 0 if there is none. It must be collected:
+ * pager_collect returns how it went, whoever did it, with errno. */
+int pager_offer(pye_heap *heap, const pager_part *part);
+PYE_MUST_USE pye_status pager_collect(pye_heap *heap);
 
 /* ---- pager_end.c ---- */
 

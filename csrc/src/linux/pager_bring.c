@@ -63,6 +63,71 @@ static pye_status show(pye_heap *heap, uint32_t page, uint32_t num, int cold, in
     }
 }
 
+/* one_key returns the key that opens all of the pages, or NULL if there are several. */
+static pye_page_key *one_key(pye_heap *heap, uint32_t page, uint32_t num)
+{
+    pye_page_key *found = NULL;
+
+    for (uint32_t i = 0; i < num; i++) {
+        pye_page_key *key;
+        const uint64_t version = heap_meta_version(&heap->meta, page + i);
+
+        if (pye_epoch_to_open(heap->key, &key, version) != PYE_OK || (i != 0 && key != found)) {
+            return NULL;
+        }
+        found = key;
+    }
+    return found;
+}
+
+/* open_part opens and shows pages under one key; in any thread. */
+static pye_status open_part(pye_heap *heap, const pager_part *part)
+{
+    const pye_page_info info = pager_info(part->first);
+    uint8_t *const frame = pager_frame(heap, part->first);
+    const uint64_t *const versions = &heap->meta.versions[part->first - heap->meta.base];
+
+    PYE_TRY(pye_pages_open(part->key, frame, frame, heap_meta_tag(&heap->meta, part->first),
+                           versions, 0, part->num, &info));
+    return pager_show(heap, part->first, part->num, part->clean);
+}
+
+/* open_by_two does so with the helper's help; it returns 0 if there is none, or not for this. */
+static int open_by_two(pye_status *out, pye_heap *heap, uint32_t page, uint32_t num, int clean)
+{
+    /* By mprotect, or where each page is locked, showing may take pages back. */
+    if (num < PAGER_SHARED || heap->mechanism != PYE_HEAP_USERFAULTFD ||
+        heap->locks == PYE_HEAP_LOCK_SHOWN) {
+        return 0;
+    }
+    pager_part part = {open_part, one_key(heap, page, num), page, num / 2, clean};
+    const pager_part rest = {open_part, part.key, page + part.num, num - part.num, clean};
+
+    if (part.key == NULL || !pager_offer(heap, &rest)) {
+        return 0;
+    }
+    const pye_status mine = open_part(heap, &part);
+    const int saved = errno;
+    *out = pager_collect(heap);
+    if (mine != PYE_OK) {
+        *out = mine;
+        errno = saved;
+    }
+    return 1;
+}
+
+/* open_and_show is what cold pages need that are in their frames. */
+static pye_status open_and_show(pye_heap *heap, uint32_t page, uint32_t num, int clean)
+{
+    pye_status rc;
+
+    if (open_by_two(&rc, heap, page, num, clean)) {
+        return rc;
+    }
+    PYE_TRY(open_pages(heap, page, num));
+    return show(heap, page, num, 1, clean);
+}
+
 pye_status pager_bring(pye_heap *heap, uint32_t page, uint32_t num, int write, int passing)
 {
     const int cold = heap_meta_version(&heap->meta, page) != 0;
@@ -80,11 +145,8 @@ pye_status pager_bring(pye_heap *heap, uint32_t page, uint32_t num, int write, i
     if (cold && heap->fd >= 0) {
         rc = pager_file_read(heap, page, num);
     }
-    if (cold && rc == PYE_OK) {
-        rc = open_pages(heap, page, num);
-    }
     if (rc == PYE_OK) {
-        rc = show(heap, page, num, cold, clean);
+        rc = cold ? open_and_show(heap, page, num, clean) : show(heap, page, num, 0, clean);
     }
     heap->stats.pages_in += cold ? num : 0;
     heap->stats.zero_pages += cold ? 0 : num;

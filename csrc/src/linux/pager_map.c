@@ -11,6 +11,7 @@
 
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #define BYTES(pages) ((size_t)(pages) * PYE_PAGE_SIZE)
@@ -86,23 +87,39 @@ static pye_status watch_view(pye_heap *heap, int writes)
     return PYE_OK;
 }
 
-/* lock_view keeps what is shown out of swap: all of the view if the limit of locked memory has room
- * for its size; else, if that is asked for, each page while it is shown. */
-static pye_status lock_view(pye_heap *heap)
+/* may_swap tells whether the system has somewhere to swap to, or does not say. */
+static int may_swap(void)
+{
+    struct sysinfo info;
+
+    return syscall(SYS_sysinfo, &info) != 0 || info.totalswap != 0;
+}
+
+/* lock_pages keeps what is shown out of swap: by one lock if the limit of locked memory has room
+ * for the capacity; else, if that is asked for, each page while it is shown.
+ *
+ * A lock of the view costs the kernel an entry of its lists for each page that is shown, and again
+ * for each that is hidden. One of the alias costs it once a frame, but keeps ciphertext in memory too:
+ * where there is no swap, nothing is lost by that. MADV_REMOVE, which is not for locked mappings, then
+ * goes by the view, that must be writable for it (by mprotect it is not always). */
+static pye_status lock_pages(pye_heap *heap)
 {
     const size_t size = BYTES(heap->num_pages);
     uint64_t soft;
     uint64_t hard;
 
+    heap->locks_alias = heap->mechanism == PYE_HEAP_USERFAULTFD && !may_swap();
+    uint8_t *const memory = heap->locks_alias ? heap->alias : heap->view;
     /* The system call, not mlock2(): older C libraries do not have it. Pages are locked as they are
      * mapped (MLOCK_ONFAULT). */
-    if (syscall(PYE_NR_MLOCK2, heap->view, size, 1) == 0) {
+    if (syscall(PYE_NR_MLOCK2, memory, size, 1) == 0) {
         if (madvise(heap->view, PYE_PAGE_SIZE, MADV_DONTNEED_LOCKED) == 0) {
             heap->locks = PYE_HEAP_LOCK_ALL;
             return PYE_OK;
         }
-        (void)munlock(heap->view, size); /* before Linux 5.18 it could not be hidden any more */
+        (void)munlock(memory, size); /* before Linux 5.18 the view could not be hidden any more */
     }
+    heap->locks_alias = 0;
     heap->locks = PYE_HEAP_LOCK_NONE;
     if (!heap->require_locked) {
         return PYE_OK;
@@ -129,7 +146,7 @@ static pye_status map_as(pye_heap *heap, uint32_t mechanism)
     PYE_TRY(map_twice(heap, mechanism == PYE_HEAP_MPROTECT ? PROT_NONE : PROT_READ | PROT_WRITE));
     PYE_TRY(keep_apart(heap->alias, size));
     PYE_TRY(keep_apart(heap->view, size));
-    PYE_TRY(lock_view(heap));
+    PYE_TRY(lock_pages(heap));
     if (mechanism == PYE_HEAP_MPROTECT) {
         heap->tracks = heap->fd >= 0;
         return PYE_OK;
@@ -380,16 +397,17 @@ pye_status pager_punch(pye_heap *heap, uint32_t page, uint32_t num)
 
 pye_status pager_remove(pye_heap *heap, uint32_t page, uint32_t num)
 {
-    uint8_t *const frame = pager_frame(heap, page);
+    uint8_t *const unlocked = heap->locks_alias ? heap->view : heap->alias;
+    uint8_t *const place = unlocked + BYTES(page);
 
     /* The kernel takes the frames out of every mapping first. */
-    if (madvise(frame, BYTES(num), MADV_REMOVE) == 0) {
+    if (madvise(place, BYTES(num), MADV_REMOVE) == 0) {
         return PYE_OK;
     }
     PYE_REFUSE_IF(errno != EINVAL, pye_os_status(errno));
-    /* The process has locked all its memory (mlockall), the alias too; all of it stays one mapping. */
-    PYE_REFUSE_IF(munlock(heap->alias, BYTES(heap->num_pages)) != 0, pye_os_status(errno));
-    return pye_os_result(madvise(frame, BYTES(num), MADV_REMOVE));
+    /* The process has locked all its memory (mlockall); all of the mapping stays one. */
+    PYE_REFUSE_IF(munlock(unlocked, BYTES(heap->num_pages)) != 0, pye_os_status(errno));
+    return pye_os_result(madvise(place, BYTES(num), MADV_REMOVE));
 }
 
 /* ---- of a heap that has ended ---- */

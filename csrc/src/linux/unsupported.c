@@ -271,6 +271,22 @@ pye_status pye_heap_discard(pye_heap *heap, uint64_t first, uint64_t num)
     return PYE_E_UNSUPPORTED;
 }
 
+pye_status pye_heap_hire(pye_heap *heap)
+{
+    (void)heap;
+    return PYE_E_UNSUPPORTED;
+}
+
+void pye_heap_help(pye_heap *heap)
+{
+    (void)heap;
+}
+
+void pye_heap_dismiss(pye_heap *heap)
+{
+    (void)heap;
+}
+
 uint32_t pye_heap_locks(const pye_heap *heap)
 {
     (void)heap;
