@@ -133,8 +133,11 @@ def _maa_issuer(case: Case) -> Verdict:
     if not isinstance(issuer, str):
         return failed(expected=wanted, found=f"{issuer!r:.60}")
     parts = urlsplit(issuer)
-    plain = f"https://{parts.hostname or ''}"
-    if issuer.rstrip("/") != plain or not plain.endswith(_MAA_DOMAINS):
+    host = parts.hostname or ""
+    plain = f"https://{host}"
+    # A name under the domain, not the bare domain; one slash may follow it.
+    named = host.endswith(_MAA_DOMAINS) and not host.startswith(".")
+    if issuer.removesuffix("/") != plain or not named:
         return failed(expected=wanted, found=issuer)
     place = case.token.header.get("jku")
     if place is not None and place != f"{plain}/certs":

@@ -350,6 +350,32 @@ def test_jwt_06_times_at_both_ends_of_the_calendar_are_compared() -> None:
         assert judge(token(ear_claims()), at=at).genuine is holds
 
 
+@pytest.mark.parametrize(
+    ("issuer", "genuine"),
+    [
+        (ISSUER, True),
+        (f"{ISSUER}/", True),
+        (f"{ISSUER}//", False),
+        ("https://.attest.azure.net", False),
+        ("https://attest.azure.net", False),
+        (f"{ISSUER}:443", False),
+        (f"{ISSUER}.evil.example", False),
+        (f"https://evil.example/{ISSUER}", False),
+        (ISSUER.replace("https", "http"), False),
+        ("https://[", False),
+        ([ISSUER], False),
+        (None, False),
+    ],
+)
+def test_jwt_06_the_issuer_is_a_name_under_azures_domain(
+    issuer: Any, genuine: bool, rsa_key: rsa.RSAPrivateKey
+) -> None:
+    data = token(maa_claims(iss=issuer), rsa_key, algorithm="RS256")
+    result = judge(data, endorsements=keys_of(rsa_key))
+    assert result.genuine is genuine
+    assert result.refused_by == (() if genuine else ("token.issuer",))
+
+
 def test_white_space_and_a_nul_around_a_token_are_no_matter() -> None:
     data = token(ear_claims())
     for around in (data + b"\0", b"\n " + data + b"\r\n", data + b"\n\0"):
