@@ -70,14 +70,14 @@ def inner_given_up(one) -> None:
         one.functions.with_options(Options(timeout=0.1)).named("inner")("x")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_a_handler_calls_again_on_its_lane_while_the_inner_one_still_runs(make):
     def outer_handler(key: str) -> str:
         inner_given_up(one)
         return str(one.add(1, 2))
 
     def inner_handler(key: str) -> str:
-        time.sleep(0.5)
+        time.sleep(1.0)
         return key
 
     one = make(1, outer_host=outer_handler, inner_host=inner_handler)
@@ -85,8 +85,8 @@ def test_a_handler_calls_again_on_its_lane_while_the_inner_one_still_runs(make):
     assert one.add(2, 2) == 4
 
 
-@pytest.mark.timeout(20)
-def test_a_lane_that_was_let_go_is_no_longer_the_thread_s_of_its_last_handler(make):
+@pytest.mark.timeout(60)
+def test_a_lane_that_was_let_go_is_no_longer_the_thread_s_of_its_last_handler(make, until):
     """Two threads on one lane would get each other's answers."""
     release = threading.Event()
     started = threading.Event()
@@ -96,7 +96,7 @@ def test_a_lane_that_was_let_go_is_no_longer_the_thread_s_of_its_last_handler(ma
         return "given up"
 
     def inner_handler(key: str) -> str:
-        time.sleep(0.3)
+        time.sleep(1.0)
         return key
 
     def other_handler(key: str) -> str:
@@ -109,10 +109,10 @@ def test_a_lane_that_was_let_go_is_no_longer_the_thread_s_of_its_last_handler(ma
     found: list[object] = []
     sleeper = threading.Thread(target=lambda: found.append(one.sleep(0.5)))
     sleeper.start()  # takes lane 0
-    time.sleep(0.1)
+    until(lambda: one.lanes.busy == 1)
     asker = threading.Thread(target=lambda: found.append(one.other("k")))
     asker.start()  # takes lane 1, and a handler runs
-    assert started.wait(5)
+    assert started.wait(20)
     assert one.add(20, 22) == 42  # as soon as lane 0 is free
     release.set()
     sleeper.join()

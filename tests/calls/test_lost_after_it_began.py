@@ -26,7 +26,7 @@ def numbers(count: int) -> Iterator[int]:
     yield from range(count)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_a_worker_that_ends_while_an_ocall_is_answered_in_fragments(pair):
     def handler(key: str) -> bytes:
         os.kill(one.pid, signal.SIGSTOP)  # it takes no fragment any more
@@ -39,7 +39,7 @@ def test_a_worker_that_ends_while_an_ocall_is_answered_in_fragments(pair):
     assert caught.value.started is True
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_a_stream_whose_worker_ended_and_whose_handle_noticed(pair):
     one = pair(numbers)
     stream = one.numbers(3)

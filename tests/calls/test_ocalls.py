@@ -479,7 +479,7 @@ def test_another_thread_of_a_handler_takes_another_lane(make):
     assert found == [5]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_BND_10_a_thread_that_has_every_lane_is_told_and_does_not_wait_for_itself(make):
     """Control frames are no nested calls: from a handler they would need a lane of their own."""
     seen = []
@@ -496,7 +496,7 @@ def test_BND_10_a_thread_that_has_every_lane_is_told_and_does_not_wait_for_itsel
     assert seen == ["k", "k"]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_BND_10_a_finalizer_or_a_thread_of_trusted_code_cannot_call_the_host(pair):
     def make_and_leave() -> None:
         gc.disable()
@@ -517,7 +517,7 @@ def test_BND_10_a_finalizer_or_a_thread_of_trusted_code_cannot_call_the_host(pai
     assert asked == ["from a finalizer"]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_BND_10_a_signal_handler_of_the_host_may_call_while_a_call_waits(pair):
     done = []
 

@@ -345,7 +345,7 @@ def test_a_forked_child_leaves_the_parent_s_stream_alone(make):
 # ---- one lane a stream -------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_the_only_lane_streams_and_its_thread_is_told(make):
     one = make()
     stream = one.forever()
@@ -357,7 +357,7 @@ def test_the_only_lane_streams_and_its_thread_is_told(make):
     assert one.add(1, 2) == 3
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_another_thread_waits_until_the_stream_ends(make, until):
     one = make()
     stream = one.forever()
@@ -379,7 +379,7 @@ def test_streams_of_several_lanes_go_on_side_by_side(make):
     assert pairs == [(i, i, 2 * i) for i in range(4)]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_two_threads_cannot_ask_one_stream_at_once(make):
     one = make()
     stream = one.slow(0.5)

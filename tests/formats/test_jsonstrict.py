@@ -68,11 +68,11 @@ def test_the_error_is_of_the_class_that_was_asked_for_and_names_the_double() -> 
 
 def test_text_of_four_mebibytes_costs_one_pass() -> None:
     """Strings that never end, and quotes that are escaped, must not make the scan quadratic."""
-    start = time.perf_counter()
+    start = time.process_time()
     for data in (b'"' + b'\\"' * 2_000_000, b'"\\' * 1_000_000, b"[" * 4_000_000):
         with pytest.raises(EvidenceFormatError):
             jsonstrict.loads(data)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_sizes_are_capped_before_anything_is_read() -> None:
