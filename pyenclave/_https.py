@@ -481,7 +481,7 @@ class Session:
             raise self._failed(
                 f"its certificate is refused: {error.verify_message}",
                 transient=False,
-                advice="A service with an authority of its own needs ca=.",
+                advice="A service with an authority of its own needs ca= (--ca).",
             ) from None
         except TimeoutError:
             raise self._failed("no whole answer before the deadline") from None

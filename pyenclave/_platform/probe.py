@@ -120,12 +120,15 @@ def refuse_unless_held(
     """
     needed = set(require) | (set() if debug else set(_ALWAYS))
     missing = sorted(name for name in needed if not bits.get(name))
+    unknown = [name for name in missing if name not in bits]
     if missing:
         raise LaunchRefusedError(
             "the worker lacks a required protection",
             expected=", ".join(sorted(needed)),
             found="without " + ", ".join(missing),
-            advice="'pyenclave doctor' says which mechanisms this kernel has.",
+            advice=f"None is called {', '.join(unknown)}: there are {', '.join(sorted(bits))}."
+            if unknown
+            else "'pyenclave doctor' says which mechanisms this kernel has.",
         )
 
 

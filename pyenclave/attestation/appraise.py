@@ -31,11 +31,16 @@ Root: TypeAlias = "x509.Certificate | bytes"
 Given: TypeAlias = Endorsements | Mapping[str, bytes] | str | os.PathLike[str]
 
 
+def _no_bytes(name: str, value: object) -> TypeError:
+    hint = f": bytes.fromhex({name})" if isinstance(value, str) else ""
+    return TypeError(f"{name} is bytes, not {type(value).__name__}{hint}")
+
+
 def _bytes(name: str, value: Buffer | None, low: int, high: int) -> bytes | None:
     if value is None:
         return None
     if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(f"{name} is bytes, not {type(value).__name__}")
+        raise _no_bytes(name, value)
     if not low <= len(value) <= high:
         raise ValueError(f"{name} has {low} to {high} bytes, not {len(value)}")
     return bytes(value)
@@ -83,7 +88,10 @@ def appraise(
     if not isinstance(evidence, bytes | bytearray | memoryview):
         raise TypeError(f"evidence is bytes, not {type(evidence).__name__}")
     if not isinstance(policy, AppraisalPolicy):
-        raise TypeError(f"policy is an AppraisalPolicy, not {type(policy).__name__}")
+        raise TypeError(
+            f"policy is an AppraisalPolicy, not {type(policy).__name__};"
+            " AppraisalPolicy.from_file reads one"
+        )
     if freshness not in ("required", "not_checked"):
         raise ValueError(f"freshness is 'required' or 'not_checked', not {freshness!r}")
     if (nonce is None) is (freshness == "required"):
@@ -93,6 +101,8 @@ def appraise(
             else "freshness='not_checked' contradicts a nonce"
         )
     moment = datetime.now(UTC) if at is None else at
+    if not isinstance(moment, datetime):
+        raise TypeError(f"at is a datetime, not {type(moment).__name__}")
     if moment.tzinfo is None:
         raise ValueError("at: a time without a zone is ambiguous")
     data = bytes(evidence)

@@ -216,7 +216,15 @@ class Endorsements:
         from pyenclave.formats.bundle import MAX_SIZE
 
         with open(path, "rb") as file:
-            return cls.from_bundle(file.read(MAX_SIZE + 1))
+            data = file.read(MAX_SIZE + 1)
+        if not data.lstrip().startswith(b"{"):
+            raise CollateralError(
+                f"{os.fspath(path)} is no bundle",
+                expected="a bundle, or a folder of the vendor's files",
+                found=f"a file that begins with {data[:8].hex()}",
+                advice="Give the folder that it lies in.",
+            )
+        return cls.from_bundle(data)
 
     def get(self, name: str) -> bytes | None:
         """Return the bytes of *name*, or None if it was not given."""

@@ -144,7 +144,8 @@ def _amd(policy: AppraisalPolicy) -> list[str]:
     if policy.product_lines:
         lines.append(f"SEV-SNP: the processor is of the line {_or(policy.product_lines)}.")
     if policy.max_vmpl is not None:
-        lines.append(f"SEV-SNP: the report was asked for at VMPL 0 to {policy.max_vmpl}.")
+        upto = f" to {policy.max_vmpl}" if policy.max_vmpl else ""
+        lines.append(f"SEV-SNP: the report was asked for at VMPL 0{upto}.")
     if policy.min_guest_svn is not None:
         lines.append(f"SEV-SNP: the guest's SVN is at least {policy.min_guest_svn}.")
     for name, value in (policy.min_tcb or {}).items():

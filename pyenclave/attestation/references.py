@@ -82,7 +82,8 @@ def references(
         return None
     listed = (given,) if isinstance(given, bytes | Reference) else given
     if isinstance(listed, str) or not isinstance(listed, Iterable):
-        raise TypeError(f"{name}: {type(given).__name__} is not bytes")
+        hint = ": bytes.fromhex(…) makes them" if isinstance(given, str) else ""
+        raise TypeError(f"{name}: {type(given).__name__} is not bytes{hint}")
     found = []
     for item in listed:
         if not isinstance(item, bytes | Reference):

@@ -119,7 +119,12 @@ def _keygen(args: argparse.Namespace) -> int:
     pem = keys.keygen(passphrase)
     modulus = keys.load_private(pem, passphrase).public_key().public_numbers().n
     mrsigner = hashlib.sha256(modulus.to_bytes(keys.KEY_BITS // 8, "little")).hexdigest()
-    keys.write_new(args.output, pem)
+    try:
+        keys.write_new(args.output, pem)
+    except FileExistsError:
+        raise ValueError(
+            f"{args.output} is there, and no key is overwritten: name another file"
+        ) from None
     result = {"file": args.output, "mrsigner": mrsigner, "encrypted": passphrase is not None}
     return _say(args, result, f"{args.output}: new signing key\nMRSIGNER {mrsigner}")
 

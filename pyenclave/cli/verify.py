@@ -112,6 +112,8 @@ def roots_of(paths: list[str]) -> list[bytes]:
     roots: list[bytes] = []
     for path in paths:
         data = _read(path, _MAX_ROOT)
+        if not data:
+            raise ValueError(f"--root: {path} is empty")
         try:
             if data.lstrip().startswith(b"-----BEGIN"):
                 roots.extend(item.der for item in Certificate.from_pem_chain(data))

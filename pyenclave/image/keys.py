@@ -68,8 +68,17 @@ def load_private(pem: bytes, passphrase: bytes | None = None) -> rsa.RSAPrivateK
     """
     try:
         key = serialization.load_pem_private_key(pem, passphrase)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except TypeError as error:  # a passphrase is missing, or too many
         raise SignatureError(f"signing key cannot be read: {error}") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if b"PRIVATE KEY-----" in pem:
+            raise SignatureError(f"signing key cannot be read: {error}") from None
+        raise SignatureError(
+            "signing key cannot be read",
+            expected="a private key in PEM form",
+            found=f"{len(pem)} bytes without one",
+            advice="`pyenclave keygen -o FILE` makes one.",
+        ) from None
     if not isinstance(key, rsa.RSAPrivateKey):
         raise _other_kind(type(key).__name__)
     _check(key.public_key())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -187,7 +187,11 @@ class _Table:
 
     def need(self, key: str, expected: str, check: Callable[[Any], T | None]) -> T:
         if key not in self.values:
-            raise ManifestError(f"{self.path}: [{self.name}] {key} is missing", expected=expected)
+            raise ManifestError(
+                f"{self.path}: [{self.name}] {key} is missing",
+                expected=expected,
+                found=_like(key, self.values),
+            )
         result = check(self.values[key])
         self.asked.add(key)
         if result is None:
@@ -258,6 +262,13 @@ class _Table:
                     expected=", ".join(sorted(self.asked)),
                     found=f"{key} = {self.values[key]!r}",
                 )
+
+
+def _like(key: str, given: Iterable[str]) -> str | None:
+    """Return what was probably written for *key*, for a message."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(key, given, n=1)), None)
 
 
 def _within(low: int, high: int) -> Callable[[Any], int | None]:

@@ -99,7 +99,7 @@ def kind_of(data: Buffer) -> FileKind:
                 return kind
     raise MeasurementError(
         "the file is of no kind that can be compared",
-        expected=[kind.name for kind in KINDS],
+        expected=", ".join(kind.name for kind in KINDS),
         advice="Give two files of one kind.",
     )
 

@@ -226,7 +226,7 @@ def _signature(vmm: Vmm, vcpu_type: str | None, vcpu_sig: int | None) -> int:
         return vcpu_signature(vcpu_type)
     if vcpu_sig is None:
         if vmm == "qemu":
-            raise ValueError("under QEMU, vcpu_type or vcpu_sig is needed")
+            raise ValueError("under QEMU, vcpu_type (such as EPYC-Milan) or vcpu_sig is needed")
         return 0
     if not 0 <= vcpu_sig < 1 << 32:
         raise ValueError(f"a CPUID signature has 32 bits: {vcpu_sig:#x}")

@@ -381,7 +381,17 @@ class SealedHeap:
 
         """
         where = self._range(array)
-        self._pages.pin(*where)
+        try:
+            self._pages.pin(*where)
+        except SealLimitError:
+            room = max(self._bytes - _UNPINNED * _PAGE, 0)
+            raise SealLimitError(
+                "the array is too large to be pinned",
+                expected=f"at most {size_text(room)} pinned at a time",
+                found=f"{size_text(where[1])}, and {size_text(self.stats.pinned_bytes)} pinned",
+                advice="Give the heap a larger resident=, or use write_to or read_into,"
+                " which pin a part after the other.",
+            ) from None
         try:
             yield array
         finally:

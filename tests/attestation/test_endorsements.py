@@ -28,6 +28,12 @@ def test_a_folder_gives_its_known_files_and_names_the_rest(tmp_path):
     assert found.ignored == ("case.json", "crl.der", "report.bin")
 
 
+def test_one_of_the_vendors_files_is_no_bundle(tmp_path):
+    (tmp_path / "vek.der").write_bytes(b"\x30\x82\x05\x4d")
+    with pytest.raises(CollateralError, match=r"vek\.der is no bundle.*Give the folder"):
+        Endorsements.from_path(tmp_path / "vek.der")
+
+
 def test_a_fifo_under_a_known_name_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "vek.der")
     assert Endorsements.from_dir(tmp_path).ignored == ("vek.der",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,22 @@ def test_a_td_report_of_azure_without_its_quote_is_not_genuine(made: dict[str, S
     result = judge(replace(sample, endorsements=files), AppraisalPolicy.permissive())
     assert not result.genuine
     assert "td.quote" in result.refused_by
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"at": "2026-11-22T00:00:00Z"}, "at is a datetime, not str"),
+        ({"nonce": "00" * 16}, r"nonce is bytes, not str: bytes.fromhex\(nonce\)"),
+        ({"policy": "policy.toml"}, "AppraisalPolicy.from_file"),
+    ],
+)
+def test_text_where_there_must_be_a_value_is_said_to_be_text(
+    given: dict[str, Any], said: str
+) -> None:
+    arguments = {"policy": AppraisalPolicy.strict(), "nonce": b"\1" * 32} | given
+    with pytest.raises(TypeError, match=said):
+        appraise(AmdChip("milan").report(), **arguments)
 
 
 def test_a_nonce_of_zeros_is_never_fresh() -> None:

@@ -99,6 +99,7 @@ def test_text_in_evidence_cannot_steer_the_terminal_or_forge_lines():
         (("--endorsements", "huge"), "attestation.collateral"),
         (("--policy", "bad.json"), "usage"),
         (("--root", "bad.json"), "usage"),
+        (("--root", "empty"), "usage"),
     ],
 )
 def test_unreadable_files_are_exit_code_2_with_one_json_error(
@@ -108,6 +109,7 @@ def test_unreadable_files_are_exit_code_2_with_one_json_error(
     (tmp_path / "huge").mkdir()
     with open(tmp_path / "huge" / "crl.der", "wb") as file:
         file.truncate(5 << 20)
+    (tmp_path / "empty").touch()
     (tmp_path / "bad.json").write_text('{"mrtd": "00"}')
     document = folder / NITRO / "attestation-doc.cbor"
     exit_code, out, err = run(capsys, "verify", document, *arguments, "--json")

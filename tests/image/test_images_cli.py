@@ -52,6 +52,17 @@ def test_wrong_usage_is_two(
         assert found["error"]["message"]  # type: ignore[index]
 
 
+def test_what_is_no_signing_key_is_said_to_be_none(
+    capsys: pytest.CaptureFixture[str], image: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "enclave.toml"
+    wrong.write_text("[enclave]\n")
+    code, found = run(capsys, "sign", str(image), "--key", str(wrong))
+    assert code == 1
+    assert "a private key in PEM form" in found["error"]["message"]  # type: ignore[index]
+    assert "pyenclave keygen" in found["error"]["message"]  # type: ignore[index]
+
+
 def test_a_key_is_made_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     code, found = run(capsys, "keygen", "-o", str(path))
@@ -60,7 +71,9 @@ def test_a_key_is_made_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert found["mrsigner"] == hashlib.sha256(modulus.to_bytes(384, "little")).hexdigest()
     assert path.stat().st_mode & 0o777 == 0o600
     before = path.read_bytes()
-    assert run(capsys, "keygen", "-o", str(path))[0] == 2
+    code, found = run(capsys, "keygen", "-o", str(path))
+    assert code == 2
+    assert "no key is overwritten" in found["error"]["message"]  # type: ignore[index]
     assert path.read_bytes() == before
 
 

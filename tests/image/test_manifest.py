@@ -33,6 +33,7 @@ def read(tmp_path: Path, text: str) -> object:
         (ENCLAVE.replace("= 1\n", "= 65536\n"), "product_id"),
         (ENCLAVE.replace("= 1\n", "= -1\n"), "product_id"),
         (ENCLAVE.replace("product_id = 1\n", ""), "product_id is missing"),
+        (ENCLAVE.replace("product_id", "produkt_id"), "product_id is missing.*found produkt_id"),
         (ENCLAVE.replace("security_version = 2\n", ""), "security_version is missing"),
         (ENCLAVE.replace('entry = "score.py"\n', ""), "entry is missing"),
         (ENCLAVE.replace('name = "a"\n', ""), "name is missing"),

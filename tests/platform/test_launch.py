@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from pyenclave._platform.ahead import MOST
 from pyenclave._platform.client import PlatformClient
 from pyenclave._platform.drafts import Drafts
+from pyenclave._platform.probe import refuse_unless_held
 from pyenclave._platform.root import PlatformRoot
 from pyenclave.calls import ring as ring_module
 from pyenclave.errors import (
@@ -258,6 +259,14 @@ def test_a_required_bit_that_does_not_hold_refuses_the_launch(
         launch(client, options={"require": ("landlock", bit)})
     launched, _ = launch(client, options={"require": ("landlock",)})
     assert launched.debug
+
+
+def test_a_required_bit_that_there_is_not_is_told_from_one_that_is_missing() -> None:
+    bits: dict[str, bool | int] = {"seccomp": True, "netns": False}
+    with pytest.raises(LaunchRefusedError, match="None is called seccmp: there are netns"):
+        refuse_unless_held(bits, ("seccmp",), debug=True)
+    with pytest.raises(LaunchRefusedError, match=r"without netns\..*pyenclave doctor"):
+        refuse_unless_held(bits, ("netns",), debug=True)
 
 
 @pytest.mark.parametrize(
