@@ -308,7 +308,7 @@ class PlatformClient:
         timeout = _LAUNCH_TIMEOUT
         return self._ask(request, messages.Reserved, fds=(image_fd,), timeout=timeout)[0]
 
-    def offer(self, reserve_id: bytes, ring_fd: int) -> int:
+    def offer(self, reserve_id: bytes, ring_fd: int) -> tuple[int, int]:
         """
         Have one more worker kept warm.
 
@@ -317,14 +317,16 @@ class PlatformClient:
             ring_fd: Size-sealed memfd of a fresh ring, which it will serve; stays the caller's.
 
         Returns:
-            The number of the offer, which :meth:`take` names.
+            The number of the offer, which :meth:`begin_take` names, and its worker's bell, an
+            eventfd that is the caller's.
 
         Raises:
             BusyError: That are more than this host may have.
 
         """
         request = messages.Offer(reserve_id=reserve_id)
-        return self._ask(request, messages.Reserved, fds=(ring_fd,))[0].slots[-1]
+        told, fds = self._ask(request, messages.Reserved, fds=(ring_fd,), answer_fds=1)
+        return told.slots[-1], fds[0]
 
     def withdraw(self, reserve_id: bytes, slot: int = -1) -> None:
         """End a warm worker, or (-1) all and the reserve."""

@@ -344,6 +344,7 @@ class Launcher:
         wish: Wish,
         image_fd: int,
         ring_fd: int,
+        bell: int,
         *,
         wanted: Callable[[], bool],
         slow: Callable[[], None],
@@ -355,6 +356,7 @@ class Launcher:
             wish: As for :meth:`launch`, like the others.
             image_fd: The image.
             ring_fd: The ring, which was checked.
+            bell: An eventfd by which the host wakes it.
             wanted: Whether anybody still wants it.
             slow: Called before a zygote is waited for.
 
@@ -368,6 +370,8 @@ class Launcher:
         candidate = self._start(wish, image_fd, ring_fd, wanted=wanted, slow=slow)
         try:
             candidate.ready = _await_ready(candidate, wanted)
+            with contextlib.suppress(EnclaveLostError, TimeoutError):  # whoever takes it sees that
+                candidate.channel.send(messages.Soon(), (bell,), timeout=0)
             policy = self._admit(wish)
             outside, closed = candidate.outside, candidate.closed
             bits = hold(wish, outside, closed, policy)
@@ -380,13 +384,14 @@ class Launcher:
         self.refill()
         return candidate
 
-    def hand_out(self, candidate: Candidate, *, host_pid: int) -> Enclave:
+    def hand_out(self, candidate: Candidate, *, host_pid: int, wake: bool = True) -> Enclave:
         """
         Make a warm worker an enclave: the policy of now, walls tried again, then the identity.
 
         Args:
             candidate: From :meth:`warm`; if this fails it is ended.
             host_pid: For listings.
+            wake: Whether nobody else tells the worker to wake up.
 
         Raises:
             WorkerGoneError: The worker ended; it never had an identity.
@@ -395,9 +400,10 @@ class Launcher:
         """
         try:
             worker = candidate.worker
-            with contextlib.suppress(EnclaveLostError, TimeoutError):
+            if wake:
                 # It wakes up while this tries its walls: that takes as long.
-                candidate.channel.send(messages.Soon(), timeout=0)
+                with contextlib.suppress(EnclaveLostError, TimeoutError):
+                    candidate.channel.send(messages.Soon(), timeout=0)
             outside = probe_again(worker.pid, worker.pidfd, candidate.status)
             if not any(outside.values()) and has_ended(worker.pidfd):
                 raise WorkerGoneError("the worker ended while it waited")

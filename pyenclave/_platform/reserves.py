@@ -45,8 +45,14 @@ class _Offer:
 
     slot: int
     ring_fd: int
+    bell: int
     candidate: Candidate | None = None
     starting: bool = False
+
+    def close(self) -> None:
+        """It is over."""
+        os.close(self.ring_fd)
+        os.close(self.bell)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -202,13 +208,16 @@ class Reserves:
         with self._lock:
             return self._find(reserve_id).told()
 
-    def offer(self, reserve_id: bytes, ring_fd: int) -> messages.Reserved:
+    def offer(self, reserve_id: bytes, ring_fd: int) -> tuple[messages.Reserved, int]:
         """
         Begin to keep one more warm worker.
 
         Args:
             reserve_id: Of the reserve.
             ring_fd: What it will serve; stays the caller's.
+
+        Returns:
+            How the reserve is, and the worker's bell for the host; it stays this object's.
 
         Raises:
             ArgumentError: There is no such reserve, or that is no ring.
@@ -223,10 +232,16 @@ class Reserves:
             if offered >= self._most:
                 raise BusyError("this host wants too many warm workers", expected=self._most)
             self._start_keeper()  # one that ended by a flaw has a successor
+            ring_fd = os.dup(ring_fd)
+            try:
+                bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except BaseException:
+                os.close(ring_fd)
+                raise
             reserve.last += 1
-            reserve.offers[reserve.last] = _Offer(slot=reserve.last, ring_fd=os.dup(ring_fd))
+            reserve.offers[reserve.last] = _Offer(slot=reserve.last, ring_fd=ring_fd, bell=bell)
             self._notify()
-            return reserve.told()
+            return reserve.told(), bell
 
     def withdraw(self, reserve_id: bytes, slot: int) -> messages.Reserved:
         """
@@ -307,7 +322,7 @@ class Reserves:
             reserve = self._reserves.get(reserve_id)
             if reserve is None or slot not in reserve.offers:
                 return
-            os.close(reserve.offers.pop(slot).ring_fd)
+            reserve.offers.pop(slot).close()
             if error is not None:
                 reserve.fail(error)
             quiet = _QUIET[not reserve.ready]
@@ -453,8 +468,10 @@ class Reserves:
             with self._lock:
                 if not self._wants(reserve, offer):
                     raise LaunchError("nobody wants it any more")
-                fds = os.dup(reserve.image_fd), os.dup(offer.ring_fd)
+                fds: list[int] = []
                 stack.callback(close_all, fds)
+                for fd in (reserve.image_fd, offer.ring_fd, offer.bell):
+                    fds.append(os.dup(fd))
             return self._launcher.warm(
                 reserve.wish,
                 *fds,
@@ -487,7 +504,7 @@ def _strip(offers: Iterable[_Offer]) -> list[Candidate]:
     """Close the rings of offers that are over; return their workers, which nobody else ends."""
     found = []
     for offer in offers:
-        os.close(offer.ring_fd)
+        offer.close()
         candidate, offer.candidate = offer.candidate, None
         if candidate is not None:
             found.append(candidate)

@@ -309,7 +309,7 @@ class Server:
             if isinstance(message, messages.Reserve):
                 return self._reserve(host, message, fds), (), None
             if isinstance(message, messages.Offer):
-                return self._offer(host, message, fds), (), None
+                return self._offer(host, message, fds)
             if fds:
                 raise ArgumentError(f"{type(message).__name__} takes no descriptors")
             if isinstance(message, messages.Take):
@@ -485,16 +485,20 @@ class Server:
         host.held.add(fds[0], wish.digest, wish.size)
         return told
 
-    def _offer(self, host: _Host, request: messages.Offer, fds: list[int]) -> messages.Reserved:
+    def _offer(self, host: _Host, request: messages.Offer, fds: list[int]) -> _Answer:
         if len(fds) != 1:
             raise ArgumentError("Offer takes one descriptor", expected=1, found=len(fds))
-        return _reserves_of(host).offer(request.reserve_id, fds[0])
+        told, bell = _reserves_of(host).offer(request.reserve_id, fds[0])
+        return told, (bell,), None
 
     def _take(self, host: _Host, request: messages.Take) -> _Answer:
         reserves = _reserves_of(host)
         taken = reserves.take(request.reserve_id, request.slot)
         try:
-            enclave = None if taken.candidate is None else self._hand_out(host, taken.candidate)
+            enclave = None
+            if taken.candidate is not None:
+                # Who names an offer rings its bell.
+                enclave = self._hand_out(host, taken.candidate, wake=request.slot == -1)
             warm = enclave is not None
             if enclave is None:
                 enclave = self._launch_cold(host, taken.wish, taken.image_fd, taken.ring_fd)
@@ -507,10 +511,10 @@ class Server:
         reserves.used(request.reserve_id, taken.slot)
         return answer
 
-    def _hand_out(self, host: _Host, candidate: Candidate) -> Enclave | None:
+    def _hand_out(self, host: _Host, candidate: Candidate, *, wake: bool) -> Enclave | None:
         enclave = None
         try:
-            enclave = self._launcher.hand_out(candidate, host_pid=host.pid)
+            enclave = self._launcher.hand_out(candidate, host_pid=host.pid, wake=wake)
         except WorkerGoneError:
             pass  # nobody was told of it: another worker gets its ring
         finally:

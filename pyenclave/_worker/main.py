@@ -27,7 +27,7 @@ from pyenclave._worker.entry import EntryLoader, load_entry, set_blas_threads
 from pyenclave._worker.life import Life
 from pyenclave._worker.mappings import check_mappings
 from pyenclave._worker.reseed import reseed_openssl
-from pyenclave.calls.channel import Channel
+from pyenclave.calls.channel import Channel, close_all
 from pyenclave.calls.errors import cut
 from pyenclave.calls.signature import compile_annotations
 from pyenclave.errors import (
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "Start", "Worker", "run"]
 
 _SPIN = 0.002  # seconds to look for an identity that was announced
-_SOON = 1.0
-_WARM = 0.02  # seconds without an identity after which a worker is kept warm
 _WAIT = 5.0  # seconds of one look whether the platform sent an identity
 # Seconds between two looks of a lane that nobody uses. No end waits for them: the kernel kills a
 # worker whose zygote ends, and that ends with the platform, which kills workers itself.
@@ -58,6 +56,11 @@ _PATIENCE = 2.0
 # Said by the handler of faults itself, when a page is not as it was sealed.
 _LAST_WORDS = messages.encode(
     messages.Poisoned(reason="a page of its sealed memory was changed from outside")
+)
+_NOBODY = messages.encode(
+    messages.Identity(
+        enclave_id=bytes(16), body=bytes(384), debug=False, level="", record=b"", seed=bytes(32)
+    )
 )
 _TEXT = 8 * 1024  # bytes of the longest message that is told to the platform
 
@@ -235,7 +238,7 @@ class Worker:
                 grace=self.life.grace,
             )
         )
-        identity, fds = self._await(start.memory)
+        identity, fds = self._await(info, start.memory, key)
         if not isinstance(identity, messages.Identity) or fds:
             raise EnclaveStateError(
                 "protocol with the platform is broken",
@@ -250,24 +253,47 @@ class Worker:
         self.running = True
         self.life.begin()
 
-    def _await(self, memory: SecretMemory) -> tuple[messages.Message, list[int]]:
+    def _await(
+        self, info: ImageInfo, memory: SecretMemory, key: RuntimeKey
+    ) -> tuple[messages.Message, list[int]]:
         poll = select.poll()
         poll.register(self.channel.fileno(), select.POLLIN)
-        if not poll.poll(_WARM * 1000):
-            # Kept warm: what the entry made is looked through now, and not in somebody's first
-            # call. The secret's page is made as well.
-            gc.collect(0)
-            memory.write(0, bytes(_runtime.SECRET_SIZE))
+        bell = -1
         while True:
-            while not poll.poll(_WAIT * 1000):
+            while not (ready := poll.poll(_WAIT * 1000)):
                 pass  # its other end is the platform's alone: it closes with the platform
-            message, fds = self.channel.receive(_WAIT, spin=_SPIN)
-            if not isinstance(message, messages.Soon):
-                return message, fds
+            if ready == [(bell, select.POLLIN)]:
+                with contextlib.suppress(BlockingIOError):  # the host took the ring back
+                    os.eventfd_read(bell)
+            else:
+                message, fds = self.channel.receive(_WAIT)
+                if not isinstance(message, messages.Soon):
+                    break
+                if fds:
+                    # Kept warm: what the entry made is looked through now, and not in somebody's
+                    # first call.
+                    gc.collect(0)
+                    self._limber_up(info, memory, key)
+                    bell = fds[0]
+                    poll.register(bell, select.POLLIN)
+                    continue
             if not self.channel.readable():
-                reseed_openssl()  # and again with the platform's seed, when this is at hand
+                self._limber_up(info, memory, key)
             with contextlib.suppress(TimeoutError):
-                return self.channel.receive(_SOON, spin=_SPIN)
+                message, fds = self.channel.receive(_SPIN, spin=_SPIN)
+                if not isinstance(message, messages.Soon):
+                    break
+                close_all(fds)
+        if bell >= 0:
+            os.close(bell)
+        return message, fds
+
+    def _limber_up(self, info: ImageInfo, memory: SecretMemory, key: RuntimeKey) -> None:
+        """Do what follows the identity, with one that means nothing, and drop what comes of it."""
+        reseed_openssl()
+        identity = messages.decode(_NOBODY)
+        if isinstance(identity, messages.Identity):
+            _runtime.Runtime(self.channel, identity, info, memory, key)
 
     def _close(self, info: ImageInfo) -> dict[str, bool | int]:
         """Close the rest of the sandbox around all threads that there will be."""

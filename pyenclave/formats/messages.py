@@ -127,7 +127,12 @@ class Reserve(_Base, frozen=True, kw_only=True, tag="reserve"):
 
 
 class Offer(_Base, frozen=True, kw_only=True, tag="offer"):
-    """Have one more worker kept warm. Descriptor: its ring. Answered by Reserved, at once."""
+    """
+    Have one more worker kept warm. Descriptor: its ring. Answered by Reserved, at once.
+
+    That answer comes with a descriptor: the worker's bell, an eventfd. Who takes the offer by its
+    number rings it, so that the worker wakes up while the platform does.
+    """
 
     reserve_id: bytes
 
@@ -306,6 +311,9 @@ class Soon(_Base, frozen=True, kw_only=True, tag="soon"):
     """
     To a warm worker: wake up, an identity may follow. To a host that launches: wake up, the answer
     follows, most likely. It says nothing else.
+
+    A worker that has just become warm gets one with a descriptor: its bell, an eventfd that its
+    host may write to, which says the same.
     """
 
 

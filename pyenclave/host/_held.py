@@ -17,12 +17,11 @@ __all__ = ["Held", "end"]
 
 class Held:
     """
-    An enclave at the platform. Thread-safe.
+    An enclave at the platform, or one that it will be asked for. Thread-safe.
 
     Args:
         client: Its connection, to be given back.
-        taking: The answer that is not there yet; or
-        launched: What the platform said, and
+        launched: What the platform said, if it was asked, and
         pidfd: Of its worker, now this object's.
 
     Attributes:
@@ -35,16 +34,24 @@ class Held:
         self,
         client: PlatformClient,
         *,
-        taking: Taking | None = None,
         launched: Launched | None = None,
         pidfd: int = -1,
     ) -> None:
         self.client = client
         self.pidfd = pidfd
-        self._taking = taking
+        self._taking: Taking | None = None
         self._launched = launched
         self._lock = threading.Lock()
         self._ended = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether the platform was asked for it."""
+        return self._taking is not None or self._launched is not None
+
+    def begin(self, taking: Taking) -> None:
+        """It was asked for: the answer is *taking*, and the connection is to be given back."""
+        self._taking = taking
 
     @property
     def known(self) -> bool:
@@ -84,7 +91,7 @@ class Held:
     def end(self) -> None:
         """End the enclave if there is one, and give everything back. May be called twice."""
         with self._lock:
-            if self._ended:
+            if self._ended or not self.asked:
                 return
             self._ended = True
         with contextlib.suppress(EnclaveError):

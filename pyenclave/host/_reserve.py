@@ -6,7 +6,9 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pyenclave import _core
 from pyenclave._platform.client import PlatformClient
@@ -24,7 +26,7 @@ from pyenclave.host._held import Held
 from pyenclave.host._lanes import Owner, make_lanes
 from pyenclave.host.handle import Functions
 
-__all__ = ["Begun", "Reserve", "Slot", "Started", "make_slot"]
+__all__ = ["Begun", "Bell", "Reserve", "Slot", "Started", "make_slot"]
 
 _READY = 32  # functions of an enclave that are made callable before it is asked for
 
@@ -87,19 +89,44 @@ class Started:
     slot: Slot
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Bell:
+    """
+    What wakes one warm worker.
+
+    Args:
+        fd: An eventfd, now this object's.
+
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def ring(self) -> None:
+        """Wake the worker: an identity may follow."""
+        with contextlib.suppress(BlockingIOError):  # it was rung often enough
+            os.eventfd_write(self._fd, 1)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+@dataclass(slots=True, kw_only=True)
 class Begun:
     """
-    An enclave that a reserve was asked for.
+    An enclave that the platform was asked for, or can be: its ring was offered.
 
     Attributes:
         held: It, at the platform.
-        slot: The rest, which may be used already.
+        slot: The rest, which may be used once it was asked for.
+        bell: Wakes its worker.
+        handle: What its user gets, if that was made ahead.
 
     """
 
     held: Held
     slot: Slot
+    bell: Bell
+    handle: Any = None
 
 
 class Reserve:
@@ -132,14 +159,18 @@ class Reserve:
         self._lock = threading.Lock()
         self._client: PlatformClient | None = None
         self._id = b""
-        self._slots: dict[int, Slot] = {}
+        self._slots: dict[int, Begun] = {}
         self._closed = False
         self._starting = True
         self._finalizer: weakref.finalize[..., Reserve] | None = None
 
-    def fill(self, count: int) -> None:
+    def fill(self, count: int, prepare: Callable[[Begun], Any] | None = None) -> None:
         """
         Offer rings until *count* are open, or withdraw what is above.
+
+        Args:
+            count: How many.
+            prepare: Makes the handle of an enclave that was not asked for yet.
 
         Raises:
             EnclaveError: As ``PlatformClient.reserve`` and ``offer``.
@@ -148,7 +179,11 @@ class Reserve:
         with self._lock:
             client = self._connect()
             while len(self._slots) < count:
-                self._offer(client)
+                begun = self._offer(client)
+                if prepare is not None:
+                    # What fails here fails again, and is told, when an enclave is wanted.
+                    with contextlib.suppress(EnclaveError, OSError):
+                        begun.handle = prepare(begun)
             while len(self._slots) > count:
                 number = next(reversed(self._slots))
                 try:
@@ -157,16 +192,17 @@ class Reserve:
                     break  # it becomes an enclave just now
                 del self._slots[number]
 
-    def _offer(self, client: PlatformClient) -> None:
+    def _offer(self, client: PlatformClient) -> Begun:
         image = self._image
         info = image.info
         fd = ring.create(info.threads, shared=info.shared_memory)
         try:
             slot = make_slot(image, fd, self._queue)
-            number = client.offer(self._id, fd)
+            number, bell = client.offer(self._id, fd)
         finally:
             os.close(fd)
-        self._slots[number] = slot
+        begun = self._slots[number] = Begun(held=Held(client), slot=slot, bell=Bell(bell))
+        return begun
 
     def _connect(self) -> PlatformClient:
         """Return the connection; the reserve is made anew if the platform is another."""
@@ -211,7 +247,7 @@ class Reserve:
                 _shared.release(client)
                 self._reconcile(client)
                 raise
-            slot = self._slots.pop(launched.slot)
+            slot = self._slots.pop(launched.slot).slot
             self._starting = launched.starting
         return Started(client=client, launched=launched, pidfd=pidfd, slot=slot)
 
@@ -240,8 +276,11 @@ class Reserve:
                 taking = client.begin_take(self._id, number)
             except EnclaveLostError:
                 return None  # it ended, perhaps long ago: the next one is asked as usual
-            slot = self._slots.pop(number)
-            return Begun(held=Held(_shared.share(client), taking=taking), slot=slot)
+            begun = self._slots.pop(number)
+            begun.bell.ring()  # it wakes up while the platform does
+            _shared.share(client)
+            begun.held.begin(taking)
+            return begun
 
     def _reconcile(self, client: PlatformClient) -> None:
         """Forget the rings that went with a launch that failed."""

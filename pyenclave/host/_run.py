@@ -73,9 +73,9 @@ class Run:
     """
     One launch: its lanes, its process, and why it ended.
 
-    *begun*: an enclave that the platform was asked for already, now this run's. Calls may be made
-    before it answers: they are served when the enclave has its identity, or raise what the launch
-    would have raised.
+    *begun*: an enclave that the platform was asked for already, now this run's, or will be before
+    :meth:`asked` is called. Calls may be made before it answers: they are served when the enclave
+    has its identity, or raise what the launch would have raised.
     """
 
     _held: Held
@@ -121,7 +121,6 @@ class Run:
                         "the platform ended while it launched the enclave", found=error.message
                     ) from None
         self.shared = self._share()
-        registry.add(self.launch, self)
         self.lanes.report = functools.partial(_report, self.name, self.names)
         self._finalizer = weakref.finalize(
             self,
@@ -131,6 +130,16 @@ class Run:
             self._close_files,
         )
         _fork.watch(self)
+        if self._held.asked:
+            self.asked()
+
+    def asked(self) -> None:
+        """There is an enclave, or will be: it counts from now on."""
+        registry.add(self.launch, self)
+        if not self._held.known:
+            self.lanes.slice_ms = _AHEAD_MS
+            if _CROWDED:
+                self.lanes.rest()
 
     @property
     def client(self) -> PlatformClient:
@@ -211,9 +220,6 @@ class Run:
         self._held = begun.held
         failed.callback(self._held.end)
         self._use(begun.slot)
-        self.lanes.slice_ms = _AHEAD_MS
-        if _CROWDED:
-            self.lanes.rest()
         self._answer_ocalls(self.lanes)
 
     def _use(self, slot: Slot) -> None:

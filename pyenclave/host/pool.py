@@ -29,6 +29,7 @@ from pyenclave.host._limits import PoolStats
 from pyenclave.host._options import NO_OPTIONS, Options
 from pyenclave.host._pool_streams import PoolStream
 from pyenclave.host._pooled import PROBE, RETRIES, SELF, TROUBLE, PoolBase, PoolView
+from pyenclave.host._reserve import Begun
 from pyenclave.host.enclave import Enclave
 
 __all__ = ["EnclavePool", "PoolStats"]
@@ -132,17 +133,28 @@ class EnclavePool(PoolBase):
         return handle.start()
 
     def _launch_ahead(self) -> Enclave:
-        """Ask for an enclave first, and make its handle while the platform is at it."""
+        """Ask for an enclave; its handle was made before, or is while the platform is at it."""
         begun = None if self._reserve is None else self._reserve.begin()
         if begun is None:
             return self._launch()
         try:
-            handle: Enclave = self._new(quiet=True)
-            handle._begun = begun  # noqa: SLF001 - same package
-            return handle.start()
+            handle: Enclave | None = begun.handle
+            if handle is None:
+                return self._handle_of(begun)
+            begun.handle = None
+            handle._running().asked()  # noqa: SLF001 - same package
         except BaseException:
             begun.held.end()
             raise
+        return handle
+
+    def _handle_of(self, begun: Begun) -> Enclave:
+        handle: Enclave = self._make(self._data, quiet=True)
+        handle._begun = begun  # noqa: SLF001 - same package
+        try:
+            return handle.start()
+        finally:
+            handle._begun = None  # noqa: SLF001
 
     def _join(self, handle: Enclave) -> None:
         if self._joined(handle, handle._running().lanes) is None:  # noqa: SLF001 - same package
@@ -512,7 +524,8 @@ class EnclavePool(PoolBase):
             return left
         # What fails here fails again, and is told, when an enclave is launched.
         with contextlib.suppress(*TROUBLE):
-            reserve.fill(self._book.limits.warm)
+            # Handlers may have to do with their launch: those are looked at when there is one.
+            reserve.fill(self._book.limits.warm, None if self._ocalls else self._handle_of)
         return math.inf
 
     def _watch(self, ended: set[int]) -> None:

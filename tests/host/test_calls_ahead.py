@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pyenclave.calls.stats import registry
 from pyenclave.errors import (
     CallTimeoutError,
     EnclaveClosedError,
@@ -155,6 +156,61 @@ def test_a_call_waits_on_its_ring_for_the_enclave_and_is_made_once(pool) -> None
         assert one.info.enclave_id in [row.enclave_id for row in run.client.list()]
     with pytest.raises(EnclaveClosedError):
         one.counted()
+
+
+def prepared(pool: EnclavePool) -> Any:
+    """The handle of the next fresh enclave, which was made ahead."""
+    slots = pool._reserve._slots
+    assert wait_for(lambda: any(one.handle is not None for one in slots.values()))
+    return next(iter(slots.values())).handle
+
+
+def test_a_handle_made_ahead_is_no_enclave_until_it_is_asked_for(pool) -> None:
+    handle = prepared(pool)
+    counted = [launch for launch in registry.launches() if launch is handle._run.launch]
+    assert counted == []
+    with pool.enclave(fresh=True) as one:
+        assert one is handle
+        assert one._run.launch in registry.launches()
+        assert one.counted() == 1
+        assert one.stats.state == "running"
+    assert one.closed
+
+
+def test_a_handle_made_ahead_and_never_used_ends_nothing(pool) -> None:
+    handle = prepared(pool)
+    held = handle._run._held
+    client = held.client
+    pool._reserve.fill(0)
+    del handle
+    gc.collect()
+    assert not held.asked
+    assert not client.closed
+    held.end()
+    assert pool.counted() > 0  # the pool's own enclave is still there
+    pool._poke()
+    with pool.enclave(fresh=True) as one:
+        assert one.counted() == 1
+
+
+def test_a_replacement_takes_the_ring_of_a_handle_made_ahead(pool) -> None:
+    handle = prepared(pool)
+    (member,) = pool._book.members
+    pidfd = os.pidfd_open(member.handle.info.pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    assert select.select([pidfd], [], [], 30)[0]
+    os.close(pidfd)
+
+    def replaced() -> bool:
+        members = pool._book.members
+        return len(members) == 1 and members[0] is not member
+
+    assert wait_for(replaced)
+    assert pool._book.members[0].handle is not handle
+    del handle
+    gc.collect()
+    assert pool.counted() == 1
+    assert pool.counted() == 2
 
 
 def test_requests_in_between_get_their_own_answers(pool) -> None:

@@ -70,7 +70,7 @@ def test_a_flaw_while_a_worker_is_started_leaves_nobody_waiting(
     image_fd: int, ring_fd: int, reserves: Reserves, launcher: Launcher
 ) -> None:
     kind = reserves.reserve(WISH, image_fd).reserve_id
-    slot = reserves.offer(kind, ring_fd).slots[0]
+    slot = reserves.offer(kind, ring_fd)[0].slots[0]
     assert launcher.tried.wait(30)
     taken = reserves.take(kind)  # and no worker: whoever takes it starts one
     assert (taken.slot, taken.candidate) == (slot, None)
@@ -98,5 +98,5 @@ def test_a_keeper_that_ended_by_a_flaw_has_a_successor(
     kind = reserves.reserve(WISH, image_fd).reserve_id
     while any(thread.name == NAME for thread in threading.enumerate()):
         time.sleep(0.01)
-    assert reserves.offer(kind, ring_fd).slots
+    assert reserves.offer(kind, ring_fd)[0].slots
     assert launcher.tried.wait(30)

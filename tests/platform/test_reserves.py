@@ -51,9 +51,11 @@ def reserve(client: PlatformClient, *, options: dict[str, Any] | None = None, **
 def offer(client: PlatformClient, reserve_id: bytes, threads: int = 1) -> int:
     fd = ring.create(threads)
     try:
-        return client.offer(reserve_id, fd)
+        slot, bell = client.offer(reserve_id, fd)
     finally:
         os.close(fd)
+    os.close(bell)
+    return slot
 
 
 def wait_for(done: Callable[[], bool], seconds: float = 30) -> bool:

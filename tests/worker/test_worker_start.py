@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -547,3 +548,55 @@ def test_an_entry_reads_the_files_of_its_image_and_of_nothing_else(
         assert b"not in the image" in read("/enclave/../etc/passwd")
         assert b"not in the image" in read("/etc/passwd")
         assert b"not in the image" in read("/enclave/entry/other.py")
+
+
+def test_a_warm_worker_that_is_rung_for_nothing_waits_on(launching, zygotes, base) -> None:
+    """Its bell is the host's to ring, often and for nothing; what it does then is forgotten."""
+    source = (
+        CALL + "    from pyenclave.trusted import _runtime\n"
+        "    current = _runtime.current()\n"
+        "    return current.identity.enclave_id.hex() + current.secret.hex()\n"
+    )
+    image = launching.make(base, source)
+    seen = set()
+    for _ in range(2):
+        bell = os.eventfd(0, os.EFD_NONBLOCK)
+        with launching.Launched(zygotes, image) as worker:
+            assert isinstance(worker.first(), messages.Closed)
+            worker.ready()
+            worker.channel.send(messages.Soon(), (bell,))
+            for _ in range(20):
+                os.eventfd_write(bell, 1)
+                deadline = time.monotonic() + 30
+                while not taken(bell):  # nobody else takes it
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)
+            worker.channel.send(messages.Soon())
+            os.eventfd_write(bell, 1)
+            name = bytes(range(16))
+            worker.identify(enclave_id=name)
+            answer = worker.function("answer")()
+            assert answer.startswith(name.hex())  # and not what it limbered up with
+            seen.add(answer)
+            os.eventfd_write(bell, 1)  # nobody hears it any more
+            assert worker.function("answer")() == answer
+        os.close(bell)
+    assert len(seen) == 2
+
+
+def taken(bell: int) -> bool:
+    """Whether a ring was heard; it stays for who hears it."""
+    return not select.select([bell], [], [], 0)[0]
+
+
+def test_a_warm_worker_that_was_rung_ends_with_its_platform(launching, zygotes, base) -> None:
+    image = launching.make(base, CALL + "    return ''\n")
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    with launching.Launched(zygotes, image) as worker:
+        assert isinstance(worker.first(), messages.Closed)
+        worker.ready()
+        worker.channel.send(messages.Soon(), (bell,))
+        os.eventfd_write(bell, 1)
+        worker.channel.close()
+        assert launching.ended(worker.spawned.pidfd, 30)
+    os.close(bell)

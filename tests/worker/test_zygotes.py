@@ -423,6 +423,7 @@ def starter(launching, base: Lock, zygotes: Zygotes, tmp_path: Path) -> Iterator
     root = PlatformRoot(bytearray(range(32)), level="embedded", ephemeral=True)
     image_fd = launching.sealed_memfd("x", launching.make(base, ""))
     ring_fd = launching.ring.create(1)
+    bell = os.eventfd(0)
     with State.open(str(tmp_path / "state")) as state:
         launcher = Launcher(root, zygotes, state)
         held = HeldImages()
@@ -430,13 +431,15 @@ def starter(launching, base: Lock, zygotes: Zygotes, tmp_path: Path) -> Iterator
         wish = launcher.judge(request, image_fd, held=held)
 
         def start() -> Candidate:
-            return launcher.warm(wish, image_fd, ring_fd, wanted=lambda: True, slow=lambda: None)
+            return launcher.warm(
+                wish, image_fd, ring_fd, bell, wanted=lambda: True, slow=lambda: None
+            )
 
         yield start
         launcher.close()
     root.close()
-    os.close(image_fd)
-    os.close(ring_fd)
+    for fd in (image_fd, ring_fd, bell):
+        os.close(fd)
 
 
 def test_a_spare_that_dies_when_it_was_chosen_costs_nobody_a_launch(
