@@ -42,7 +42,14 @@ def add_commands(subparsers: Subparsers) -> None:
         "--destroy-old",
         action="store_true",
         help="destroy older key-encryption keys that no key needs: backups of keys that were made "
-        "under them cannot be restored any more",
+        "under them cannot be restored any more. Refused while there are damaged rows",
+    )
+    rotate.add_argument(
+        "--give-up",
+        metavar="NAME/VERSION",
+        action="append",
+        default=[],
+        help="with --destroy-old: a damaged row that need not open any more, ever; repeatable",
     )
     rotate.set_defaults(function=_rotate)
     keks = _action(actions, "keks", "list the key-encryption keys, and how many keys each wraps")
@@ -105,6 +112,8 @@ def _with_desk(args: argparse.Namespace, work: Callable[[Desk, ServiceConfig], A
 
 
 def _rotate(args: argparse.Namespace) -> int:
+    if args.give_up and not args.destroy_old:
+        raise ArgumentError("--give-up goes with --destroy-old: nothing else is lost")
     progress = output.Progress(quiet=args.json)
 
     async def work(desk: Desk, config: ServiceConfig) -> dict[str, Any]:
@@ -122,6 +131,7 @@ def _rotate(args: argparse.Namespace) -> int:
         done = await rotate_kek(
             desk,
             destroy=args.destroy_old,
+            give_up=args.give_up,
             caller=getpass.getuser(),
             progress=lambda moved: progress.step(f"{moved:,} keys moved"),
         )
@@ -157,13 +167,14 @@ def _keks(args: argparse.Namespace) -> int:
         from pyenclave.services.vault.rewrapping import backend_of
 
         there = await backend_of(desk).keks()
+        newest = there[-1:]
         states, used = await desk.db.run(lambda tx: (keks.states(tx), keks.in_use(tx)))
         listed = [*there, *(kek for kek in {**states, **used} if kek not in there)]
         return [
             {
                 "kek": kek.hex(),
-                "state": states.get(kek, "current" if kek == there[-1] else "older"),
-                "wraps": kek == there[-1],
+                "state": states.get(kek, "current" if kek in newest else "older"),
+                "wraps": kek in newest,
                 "keys": used.get(kek, 0),
                 "there": kek in there,
             }
@@ -174,6 +185,8 @@ def _keks(args: argparse.Namespace) -> int:
     lost = [kek["kek"] for kek in found if kek["keys"] and not kek["there"]]
     if args.json:
         output.print_json({"keks": found})
+    elif not found:
+        output.say("no key-encryption key yet: the first key of the vault makes it")
     else:
         rows = [
             (

@@ -223,6 +223,62 @@ def test_what_must_not_start_does_not(
     assert named in capsys.readouterr().err
 
 
+def test_signed_use_without_signers_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is found out only while a service starts is no traceback either."""
+    monkeypatch.setenv("PYENCLAVE_STATE", str(tmp_path / "state"))
+    tls = DevCa(None).server()
+    (tmp_path / "tls.pem").write_bytes(tls.chain)
+    (tmp_path / "tls.key").write_bytes(tls.key)
+    (tmp_path / "issuer.json").write_bytes(DevIssuer(None).jwks)
+    (tmp_path / "service.toml").write_text(
+        f"""
+[service]
+url = "https://attest.example.org"
+port = 1
+state_dir = "state"
+database = "sqlite:///{tmp_path}/attestation.db"
+require_signed_use = true
+
+[tls]
+certificate = "tls.pem"
+key = "tls.key"
+
+[challenge]
+authorization = "https://login.example.org/tenant-1"
+resource = "https://attest.azure.net"
+
+[[issuers]]
+issuer = "https://login.example.org/v2.0"
+jwks = "issuer.json"
+tenants = ["tenant-1"]
+"""
+    )
+    with contextlib.closing(bound("127.0.0.1")) as sock:
+        port = str(sock.getsockname()[1])
+    command = [
+        sys.executable,
+        "-m",
+        "pyenclave",
+        "serve",
+        "attestation",
+        "--port",
+        port,
+        "--config",
+    ]
+    done = subprocess.run(
+        [*command, str(tmp_path / "service.toml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "require_signed_use without policy signers" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_port_that_is_taken_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

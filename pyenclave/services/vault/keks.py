@@ -4,44 +4,85 @@ Which key-encryption keys may wrap, in the database that all instances share.
 A key-encryption key that is *retired* opens what it wrapped and wraps nothing new: no transaction
 stores a key under it. Instances that still have it as their newest learn so by that refusal. That
 is why a row that needs a retired one cannot appear behind the back of whoever destroys it.
+
+The list of them is one row, sealed by the service's secrets, which do not depend on any of these
+keys. Whoever writes to the database can take it away or put an older one back: then less is known
+to be retired. No key is destroyed for that, for that takes a row that says so and rows of keys
+that do not need it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, Literal
 
-from sqlalchemy import delete, func, insert, select, update
+import msgspec
+from sqlalchemy import and_, delete, func, insert, or_, select
 
-from pyenclave.errors import ServiceError
+from pyenclave.errors import ServiceError, UnsealError
 from pyenclave.services.storage.transaction import Transaction
 from pyenclave.services.vault.backends.base import KEK_PLACES, kek_of
 from pyenclave.services.vault.tables import keks, versions
 
-__all__ = ["State", "check_wrapped", "forget", "in_use", "note", "states"]
+__all__ = ["State", "check_wrapped", "in_use", "note", "states"]
 
 # moving: the newest, and rows may still be under others; current: the newest, and none is.
 State = Literal["moving", "current", "retired", "destroyed"]
 _CACHED: Final = "vault-keks-retired"
+_CONTEXT: Final = b"vault-keks-v1"
+
+
+class _Noted(msgspec.Struct, forbid_unknown_fields=True):
+    state: State
+    since: int  # Unix time
+
+
+_READ: Final = msgspec.json.Decoder(dict[str, _Noted])
+
+
+def _read(tx: Transaction) -> dict[str, _Noted]:
+    sealed = tx.connection.execute(select(keks.c.sealed)).scalars().all()
+    if not sealed:
+        return {}
+    try:
+        if len(sealed) != 1:
+            raise UnsealError("the list of key-encryption keys: several")
+        return _READ.decode(tx.secrets.open(bytes(sealed[0]), _CONTEXT))
+    except (UnsealError, msgspec.MsgspecError) as error:
+        raise ServiceError(
+            "the list of key-encryption keys is not as the vault wrote it",
+            status=503,
+            error_code="ServiceUnavailable",
+            inner="KekListChanged",
+            found=str(error),
+            advice="Restore the database, or empty vault_kek_list: nothing is retired then, and "
+            "the next rotate-kek retires anew.",
+        ) from None
 
 
 def states(tx: Transaction) -> dict[bytes, State]:
-    """Return what is noted of key-encryption keys; nothing of those before the first rotation."""
-    rows = tx.connection.execute(select(keks.c.id, keks.c.state))
-    return {bytes.fromhex(row.id): row.state for row in rows}
+    """
+    Return what is noted of key-encryption keys; nothing of those before the first rotation.
+
+    Raises:
+        ServiceError: 503 KekListChanged: the list is not as the vault wrote it.
+
+    """
+    return {bytes.fromhex(kek): noted.state for kek, noted in _read(tx).items()}
 
 
 def note(tx: Transaction, kek: bytes, state: State) -> None:
-    """Note the state of a key-encryption key."""
-    values = {"state": state, "since": int(tx.now.timestamp())}
-    done = tx.connection.execute(update(keks).where(keks.c.id == kek.hex()).values(**values))
-    if not done.rowcount:
-        tx.connection.execute(insert(keks).values(id=kek.hex(), **values))
-    tx.changed()
+    """
+    Note the state of a key-encryption key.
 
+    Raises:
+        ServiceError: As `states`.
 
-def forget(tx: Transaction, kek: bytes) -> None:
-    """Take a key-encryption key off the list: it was made, and never the newest."""
-    tx.connection.execute(delete(keks).where(keks.c.id == kek.hex()))
+    """
+    noted = {**_read(tx), kek.hex(): _Noted(state, int(tx.now.timestamp()))}
+    sealed = tx.secrets.protect(msgspec.json.encode(noted, order="sorted"), _CONTEXT)
+    tx.connection.execute(delete(keks))
+    tx.connection.execute(insert(keks).values(id=1, sealed=sealed))
     tx.changed()
 
 
@@ -81,16 +122,26 @@ def check_wrapped(tx: Transaction, wrapped: bytes, before: bytes | None = None) 
     )
 
 
-def in_use(tx: Transaction) -> dict[bytes, int]:
-    """Return how many keys each key-encryption key wraps, deleted keys too."""
+def in_use(tx: Transaction, without: Collection[tuple[str, str]] = ()) -> dict[bytes, int]:
+    """
+    Return how many keys each key-encryption key wraps, deleted keys too.
+
+    Args:
+        tx: The transaction.
+        without: Names and versions of rows that do not count.
+
+    """
     found: dict[bytes, int] = {}
     for magic, start, size in KEK_PLACES:
         name = func.substr(versions.c.wrapped, start + 1, size)
-        rows = tx.connection.execute(
-            select(name, func.count())
-            .where(func.substr(versions.c.wrapped, 1, len(magic)) == magic)
-            .group_by(name)
-        )
-        for kek, count in rows:
+        of_magic = func.substr(versions.c.wrapped, 1, len(magic)) == magic
+        for kek, count in tx.connection.execute(
+            select(name, func.count()).where(of_magic).group_by(name)
+        ):
             found[bytes(kek)] = found.get(bytes(kek), 0) + count
+    if without:
+        named = (and_(versions.c.name == key, versions.c.version == of) for key, of in without)
+        for wrapped in tx.connection.execute(select(versions.c.wrapped).where(or_(*named))):
+            kek = kek_of(bytes(wrapped[0])) or b""
+            found[kek] = found.get(kek, 0) - 1
     return found

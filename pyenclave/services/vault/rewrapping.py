@@ -10,17 +10,20 @@ was killed goes on where it was:
 3. Every key that a retired one wraps is wrapped anew, page by page, until none is left.
 4. The new one is *current*. With *destroy*, retired ones that wrap no row are destroyed in the
    backend, and noted as *destroyed*. Before that they open backups that were made under them.
+
+What a row needs is in the row. One that is not as the vault wrote it may need any of them, so that
+nothing is destroyed while there is such a row, unless it is given up by its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pyenclave.errors import ServiceError
 from pyenclave.services.audit import Event
-from pyenclave.services.storage.transaction import Transaction
+from pyenclave.services.storage.transaction import Refused, Transaction
 from pyenclave.services.vault import keks
 from pyenclave.services.vault.backends.base import Rewraps, kek_of
 from pyenclave.services.vault.desk import Desk
@@ -30,6 +33,7 @@ __all__ = ["Rotation", "backend_of", "destroy_keks", "rewrap_keys", "rotate_kek"
 
 _PAGE: Final = 50
 _NAMED: Final = 100  # damaged rows that the log names
+_SHOWN: Final = 5  # and that an error does
 _PASSES: Final = 20  # over all keys; the second finds what was written during the first
 _ACTION: Final = "vault/kek/"
 
@@ -45,8 +49,8 @@ class Rotation:
         moved: Keys that were wrapped anew.
         destroyed: Key-encryption keys that were destroyed.
         kept: Older ones that are still there.
-        damaged: Keys whose rows are not as the vault wrote them, as NAME/VERSION: they stay under
-            the key-encryption key that they name, which is not destroyed then.
+        damaged: Keys whose rows are not as the vault wrote them, as NAME/VERSION: they are not
+            moved.
 
     """
 
@@ -62,6 +66,7 @@ async def rotate_kek(
     desk: Desk,
     *,
     destroy: bool = False,
+    give_up: Collection[str] = (),
     caller: str = "vault",
     progress: Callable[[int], None] = lambda moved: None,
 ) -> Rotation:
@@ -72,14 +77,19 @@ async def rotate_kek(
         desk: The vault's parts.
         destroy: Older ones are destroyed when no row needs them. Backups of keys that were made
             under them cannot be restored afterwards.
+        give_up: Damaged rows, as NAME/VERSION, that need not open any more, ever.
         caller: Who asked, for the log.
         progress: Called with how many keys were moved.
 
     Raises:
-        ServiceError: The backend has no such keys (400 NotSupported), cannot do it, or failed.
+        ServiceError: The backend has no such keys (400 NotSupported), cannot do it, or failed; 409
+            DamagedRows: with *destroy*, and before anything is done, there are damaged rows that
+            are not given up.
 
     """
     backend = backend_of(desk)
+    if destroy:
+        await _judge_rows(desk, give_up, caller)
     begun = await desk.db.run(_moving)
     resumed = begun is not None
     if begun is None:
@@ -96,14 +106,21 @@ async def rotate_kek(
             tx.audit(_event("moved", caller, details))
 
     await desk.db.run(end)
-    destroyed = await destroy_keks(desk, caller=caller) if destroy else ()
+    destroyed = await destroy_keks(desk, give_up=give_up, caller=caller) if destroy else ()
     kept = [kek.hex() for kek in await backend.keks() if kek != begun]
     return Rotation(begun.hex(), resumed, moved, destroyed, tuple(kept), tuple(damaged))
 
 
-async def destroy_keks(desk: Desk, *, caller: str = "vault") -> tuple[str, ...]:
+async def destroy_keks(
+    desk: Desk, *, give_up: Collection[str] = (), caller: str = "vault"
+) -> tuple[str, ...]:
     """
     Destroy retired key-encryption keys that wrap no row.
+
+    Args:
+        desk: The vault's parts.
+        give_up: As `rotate_kek`.
+        caller: Who asked, for the log.
 
     Returns:
         Which.
@@ -113,9 +130,10 @@ async def destroy_keks(desk: Desk, *, caller: str = "vault") -> tuple[str, ...]:
 
     """
     backend = backend_of(desk)
+    given_up = await _judge_rows(desk, give_up, caller)
 
     def choose(tx: Transaction) -> list[bytes]:
-        known, used = keks.states(tx), keks.in_use(tx)
+        known, used = keks.states(tx), keks.in_use(tx, without=given_up)
         if "moving" in known.values():
             raise ServiceError(
                 "a rotation of the key-encryption key is not ended",
@@ -136,10 +154,61 @@ async def destroy_keks(desk: Desk, *, caller: str = "vault") -> tuple[str, ...]:
         for kek in fresh:
             keks.note(tx, kek, "destroyed")
         if fresh:
-            tx.audit(_event("destroyed", caller, {"keks": [kek.hex() for kek in fresh]}))
+            details: dict[str, Any] = {"keks": [kek.hex() for kek in fresh]}
+            if given_up:
+                details["given_up"] = [f"{name}/{version}" for name, version in given_up][:_NAMED]
+            tx.audit(_event("destroyed", caller, details))
         return tuple(kek.hex() for kek in gone)
 
     return await desk.db.run(noted)
+
+
+async def _judge_rows(
+    desk: Desk, give_up: Collection[str], caller: str
+) -> tuple[tuple[str, str], ...]:
+    """Return the rows that are given up; refuse if others cannot tell what they need."""
+    unknown: list[tuple[str, str]] = []
+    after: tuple[str, str] | None = None
+    while page := await desk.db.run(
+        lambda tx, after=after: desk.store.page_of_rows(tx, after, _PAGE)  # type: ignore[misc]
+    ):
+        for name, version, record in page:
+            if record is None or kek_of(record.wrapped) is None:
+                unknown.append((name, version))
+        after = page[-1][:2]
+    named = {f"{name}/{version}": (name, version) for name, version in unknown}
+    if sound := sorted(set(give_up) - set(named)):
+        raise ServiceError(
+            f"{sound[0]!r:.200} is not the name of a damaged row: there is nothing to give up",
+            status=400,
+            error_code="BadParameter",
+        )
+    left = [name for name in named if name not in give_up]
+    if not left:
+        return tuple(unknown)
+    refused = ServiceError(
+        "rows that are not as the vault wrote them may need the older key-encryption keys",
+        status=409,
+        error_code="Conflict",
+        inner="DamagedRows",
+        expected="none that is not given up by its name",
+        found=", ".join(left[:_SHOWN]) + (f" and {len(left) - _SHOWN} more" * (len(left) > _SHOWN)),
+        advice="Put them back from a copy of the database, or give up each by its name.",
+    )
+    event = Event(
+        _ACTION + "destroyed",
+        "refused",
+        caller=caller,
+        resource="/",
+        condition="no row is damaged",
+        details={"damaged": left[:_NAMED]},
+    )
+
+    def work(_tx: Transaction) -> None:
+        raise Refused(refused, event)
+
+    await desk.db.run(work)
+    raise AssertionError("the work refuses")
 
 
 async def rewrap_keys(desk: Desk, *, rotate: bool = True) -> int:
@@ -211,7 +280,7 @@ async def _move(
         newest = (await backend.keks())[-1]
         seen = 0
         damaged: list[str] = []
-        after = ("", "")
+        after: tuple[str, str] | None = None
         while page := await desk.db.run(
             lambda tx, after=after: desk.store.page_of_rows(tx, after, _PAGE)  # type: ignore[misc]
         ):

@@ -127,9 +127,13 @@ class KeyStore:
         return [self._record(row) for row in self._rows_of_all(tx, after, limit)]
 
     def page_of_rows(
-        self, tx: Transaction, after: tuple[str, str], limit: int
+        self, tx: Transaction, after: tuple[str, str] | None, limit: int
     ) -> list[tuple[str, str, KeyRecord | None]]:
-        """Return the same as names, versions and records; None for rows that are damaged."""
+        """
+        Return the same as names, versions and records; None for rows that are damaged.
+
+        Without *after* from the first row on, whatever it is called.
+        """
         found: list[tuple[str, str, KeyRecord | None]] = []
         for row in self._rows_of_all(tx, after, limit):
             try:
@@ -139,14 +143,14 @@ class KeyStore:
         return found
 
     @staticmethod
-    def _rows_of_all(tx: Transaction, after: tuple[str, str], limit: int) -> Sequence[Row[Any]]:
-        place = tuple_(versions.c.name, versions.c.version)
-        return tx.connection.execute(
-            select(versions)
-            .where(place > tuple_(literal(after[0]), literal(after[1])))
-            .order_by(versions.c.name, versions.c.version)
-            .limit(limit)
-        ).all()
+    def _rows_of_all(
+        tx: Transaction, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[Row[Any]]:
+        rows = select(versions).order_by(versions.c.name, versions.c.version).limit(limit)
+        if after is not None:
+            place = tuple_(versions.c.name, versions.c.version)
+            rows = rows.where(place > tuple_(literal(after[0]), literal(after[1])))
+        return tx.connection.execute(rows).all()
 
     @staticmethod
     def _newest() -> Any:

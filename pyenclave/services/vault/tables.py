@@ -4,7 +4,7 @@ The vault's tables.
 ``vault_keys`` has a row a key: which version is the newest, whether it is deleted, its rotation
 policy. ``vault_versions`` has a row a version; its ``seal`` is made by the service's secrets over
 everything in it, so that a row that somebody else wrote, or moved to another name, is noticed when
-it is read.
+it is read. ``vault_kek_list`` is one row that is sealed whole.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Index,
     Integer,
     LargeBinary,
     String,
     Table,
     Text,
+    inspect,
 )
 
 from pyenclave.services.storage.part import Part, create_tables
 from pyenclave.services.storage.tables import metadata
 
-__all__ = ["PART", "keys", "versions"]
+__all__ = ["PART", "keks", "keys", "versions"]
 
 keys: Final = Table(
     "vault_keys",
@@ -70,13 +72,23 @@ versions: Final = Table(
     Index("vault_versions_sequence", "name", "sequence", unique=True),
 )
 
-# Key-encryption keys since the first rotation: `keks` has what the states mean.
+# One row: the sealed list of the key-encryption keys since the first rotation, with their states
+# (`pyenclave.services.vault.keks`).
 keks: Final = Table(
-    "vault_keks",
+    "vault_kek_list",
     metadata,
-    Column("id", String(64), primary_key=True),  # hexadecimal
-    Column("state", String(16), nullable=False),
-    Column("since", BigInteger, nullable=False),
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sealed", LargeBinary, nullable=False),
 )
 
-PART: Final = Part("vault", (create_tables(keys, versions), create_tables(keks)))
+
+def _list_keks(connection: Connection) -> None:
+    """Begin the list anew: what stood in rows that anybody could write is not sealed unseen."""
+    there = inspect(connection)
+    if there.has_table("vault_keks"):
+        connection.exec_driver_sql("DROP TABLE vault_keks")
+    if not there.has_table(keks.name):  # a new database has it by the second step
+        metadata.create_all(connection, tables=[keks], checkfirst=False)
+
+
+PART: Final = Part("vault", (create_tables(keys, versions), create_tables(keks), _list_keks))

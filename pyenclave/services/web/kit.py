@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from pyenclave.errors import ServiceError
+from pyenclave.errors import ConfigurationError, ServiceError
 from pyenclave.services.identity.caller import Caller
 from pyenclave.services.web.bodies import Unfinished
 from pyenclave.services.web.call import Answer, Call, Handler
@@ -117,6 +117,7 @@ class Service:
         self._rates = Buckets(self.limits.rate, self.limits.burst)
         self._refusals = Buckets(self.limits.refusals, self.limits.refusals_burst)
         self._on_start: list[Callable[[], Awaitable[None] | None]] = []
+        self.misconfigured: ConfigurationError | None = None  # why it did not start
         self._on_close: list[Callable[[], Awaitable[None] | None]] = []
 
     @property
@@ -179,6 +180,10 @@ class Service:
         try:
             for work in self._on_start:
                 await _called(work)
+        except ConfigurationError as error:  # who started it is told in its own words
+            self.misconfigured = error
+            await send({"type": "lifespan.startup.failed", "message": clean(error)})
+            return
         except Exception as error:  # whatever it is, the server must not start
             logger.error("%s does not start: %s", self.name, trace(error))
             await send({"type": "lifespan.startup.failed", "message": clean(error)})

@@ -233,6 +233,8 @@ class Server:
             finally:
                 self._socket.close()
         if not self._uvicorn.started:
+            if isinstance(self._app, Service) and self._app.misconfigured is not None:
+                raise self._app.misconfigured
             raise ServiceError(
                 "the service did not start; its log says why",
                 status=503,

@@ -23,11 +23,12 @@ from pyenclave.cli import main
 from pyenclave.services.storage import Database
 from pyenclave.services.vault import keks, users
 from pyenclave.services.vault.backends import open_backend
+from pyenclave.services.vault.backends._image import KEKS
 from pyenclave.services.vault.decisions import Decisions
 from pyenclave.services.vault.desk import Desk
 from pyenclave.services.vault.records import Place, Retention
 from pyenclave.services.vault.store import KeyStore
-from pyenclave.services.vault.tables import PART
+from pyenclave.services.vault.tables import PART, versions
 
 
 class Operated:
@@ -154,6 +155,52 @@ def test_an_operator_rotates_looks_and_destroys(
         ("destroyed", 0, False),
     ]
     assert enclave.work(said) == before
+
+
+def test_looking_at_key_encryption_keys_makes_none(
+    enclave: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Database.open(enclave.url, parts=[PART]):
+        pass
+    assert run(capsys, "keks", *enclave.options) == (0, {"keks": []})
+    assert main(["vault", "keks", *enclave.options]) == 0
+    assert "no key-encryption key yet" in capsys.readouterr().out
+    assert not (enclave.state / KEKS).exists()
+    before = enclave.fill(1)
+    code, listed = run(capsys, "keks", *enclave.options)
+    assert (code, len(listed["keks"]), listed["keks"][0]["keys"]) == (0, 1, 1)
+    assert enclave.work(said) == before
+
+
+def test_looking_at_a_tokens_pairs_makes_none(token: Operated) -> None:
+    """And the first rotation of a fresh token makes one pair, not two."""
+    with Database.open(token.url, parts=[PART]):
+        pass
+    look = [sys.executable, "-m", "pyenclave", "vault", "keks", *token.options, "--json"]
+    for _ in range(2):
+        done = subprocess.run(look, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == {"keks": []}
+    subprocess.run(command(token), capture_output=True, check=True)
+    done = subprocess.run(look, capture_output=True, text=True, check=True)
+    assert [kek["state"] for kek in json.loads(done.stdout)["keks"]] == ["current"]
+    before = in_process(token, "place.fill(1)")
+    assert in_process(token, "place.work(said)") == before
+
+
+def test_a_damaged_row_is_given_up_by_its_name_only(
+    enclave: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enclave.fill(2)
+    with Database.open(enclave.url, parts=[PART]) as db:
+        bad = versions.update().where(versions.c.name == "k1").values(wrapped=b"x")
+        db.submit(lambda tx: tx.connection.execute(bad)).result()
+    name = f"k1/{1:032x}"
+    code, told = run(capsys, "rotate-kek", *enclave.options, "--destroy-old")
+    assert (code, name in told["error"]["message"]) == (1, True)
+    code, told = run(capsys, "rotate-kek", *enclave.options, "--give-up", name)
+    assert (code, "--destroy-old" in told["error"]["message"]) == (2, True)
+    code, told = run(capsys, "rotate-kek", *enclave.options, "--destroy-old", "--give-up", name)
+    assert (code, told["damaged"], len(told["destroyed"]), told["kept"]) == (1, [name], 1, [])
 
 
 def test_wrong_use_of_the_command_is_told(

@@ -21,7 +21,7 @@ from pyenclave.formats import jwa
 from pyenclave.formats.audit_chain import verify_chain
 from pyenclave.services.audit.reader import open_log
 from pyenclave.services.storage import Database, Secrets, Transaction
-from pyenclave.services.vault import keks
+from pyenclave.services.vault import keks, tables
 from pyenclave.services.vault.backends.base import KeySpec, kek_of
 from pyenclave.services.vault.decisions import Decisions
 from pyenclave.services.vault.desk import Desk
@@ -343,7 +343,7 @@ def test_what_cannot_be_moved_keeps_its_key_encryption_key() -> None:
         asyncio.run(work(db))
 
 
-def test_a_damaged_row_is_named_and_keeps_what_it_needs() -> None:
+def test_a_damaged_row_is_named_and_the_others_are_moved() -> None:
     """One row that somebody wrote to does not keep all others from being moved."""
 
     async def work(db: Database) -> None:
@@ -353,7 +353,7 @@ def test_a_damaged_row_is_named_and_keeps_what_it_needs() -> None:
         (old,) = kept
         bad = update(versions).where(versions.c.name == "k1")
         await db.run(lambda tx: tx.connection.execute(bad.values(enabled=False)))
-        done = await rotate_kek(desk, destroy=True)
+        done = await rotate_kek(desk)
         assert done.damaged == (f"k1/{1:032x}",)
         assert (done.moved, done.destroyed, done.kept) == (2, (), (old.hex(),))
         assert await db.run(keks.in_use) == {old: 1, bytes.fromhex(done.kek): 2}
@@ -364,6 +364,142 @@ def test_a_damaged_row_is_named_and_keeps_what_it_needs() -> None:
 
     with Database.open(parts=[PART]) as db:
         asyncio.run(work(db))
+
+
+def _other_kek(wrapped: bytes) -> bytes:
+    return HEAD + bytes(16) + wrapped[24:]
+
+
+def _no_kek(wrapped: bytes) -> bytes:
+    return b"unknown" + wrapped
+
+
+@pytest.mark.parametrize("change", [_other_kek, _no_kek])
+@pytest.mark.parametrize("name", ["k1", ""])
+def test_nothing_is_destroyed_that_the_copy_of_a_damaged_row_may_need(
+    tmp_path: Path, change: Callable[[bytes], bytes], name: str
+) -> None:
+    """The row names no key-encryption key any more, or another; its copy of before needs one."""
+    url = f"sqlite:///{tmp_path}/vault.db"
+
+    async def work(db: Database) -> None:
+        kept: dict[bytes, bytes] = {}
+        desk = desk_on(db, KekBackend(kept))
+        before = await fill(desk)
+        (old,) = kept
+        version = "" if name == "" else f"{1:032x}"  # what no page after ("", "") has
+        of_row = update(versions).where(versions.c.version == f"{1:032x}")
+
+        def damage(tx: Transaction) -> tuple[bytes, Any]:
+            row = tx.connection.execute(
+                versions.select().where(versions.c.version == f"{1:032x}")
+            ).one()
+            forged = {"wrapped": change(bytes(row.wrapped)), "name": name, "version": version}
+            tx.connection.execute(of_row.values(**forged))
+            return bytes(row.wrapped), row
+
+        wrapped, _ = await db.run(damage)
+        for _ in range(2):
+            with pytest.raises(ServiceError) as caught:
+                await rotate_kek(desk, destroy=True, caller="ada")
+            assert (caught.value.status, caught.value.inner) == (409, "DamagedRows")
+            assert f"{name}/{version}" in str(caught.value.found)
+        assert list(kept) == [old], "refused before anything is done"
+        await rotate_kek(desk)
+        with pytest.raises(ServiceError, match="may need the older"):
+            await destroy_keks(desk)
+        with pytest.raises(ServiceError, match="is not the name of a damaged row"):
+            await rotate_kek(desk, destroy=True, give_up=["k0/" + "0" * 32])
+        assert old in kept
+        # Somebody puts the row back from a copy: it opens.
+        of_damaged = update(versions).where(versions.c.name == name)
+        of_damaged = of_damaged.where(versions.c.version == version)
+        whole = {"wrapped": wrapped, "name": "k1", "version": f"{1:032x}"}
+        await db.run(lambda tx: tx.connection.execute(of_damaged.values(**whole)))
+        assert await macs_of(desk_on(db, KekBackend(kept))) == before
+        # Or nobody has a copy, and gives it up by its name.
+        await db.run(damage)
+        done = await rotate_kek(desk, destroy=True, give_up=[f"{name}/{version}"], caller="ada")
+        assert (old in kept, done.kept) == (False, ())
+
+    with Database.open(url, parts=[PART]) as db:
+        asyncio.run(work(db))
+    rows = rows_of(url)
+    refused = [row for row in rows if row["decision"] == "refused"]
+    assert [row["action"] for row in refused] == ["vault/kek/destroyed"] * 3
+    assert refused[0]["caller"] == "ada"
+    assert len(refused[0]["details"]["damaged"]) == 1
+    assert rows[-1]["details"]["given_up"] == refused[0]["details"]["damaged"]
+
+
+def test_a_row_that_is_given_up_keeps_no_key_encryption_key() -> None:
+    """It still names the old one, and is the only row that does."""
+
+    async def work(db: Database) -> None:
+        kept: dict[bytes, bytes] = {}
+        desk = desk_on(db, KekBackend(kept))
+        await fill(desk)
+        (old,) = kept
+        bad = update(versions).where(versions.c.name == "k1")
+        await db.run(lambda tx: tx.connection.execute(bad.values(enabled=False)))
+        done = await rotate_kek(desk, destroy=True, give_up=[f"k1/{1:032x}"])
+        assert (done.destroyed, list(kept)) == ((old.hex(),), [bytes.fromhex(done.kek)])
+
+    with Database.open(parts=[PART]) as db:
+        asyncio.run(work(db))
+
+
+def test_the_list_of_key_encryption_keys_is_nobodys_to_write() -> None:
+    """It is sealed whole: a word of somebody else is no word, and nothing is stored meanwhile."""
+
+    async def work(db: Database) -> None:
+        kept: dict[bytes, bytes] = {}
+        desk = desk_on(db, KekBackend(kept))
+        await fill(desk)
+        first = await rotate_kek(desk)
+        table = tables.keks
+        (row,) = await db.run(lambda tx: tx.connection.execute(table.select()).all())
+        assert first.kek.encode() not in bytes(row.sealed), "its states can be read, and forged"
+        other = Secrets.ephemeral().protect(b"{}", b"vault-keks-v1")
+        of_use = db.secrets.protect(b"{}", b"another use")
+        no_form = db.secrets.protect(b'{"ab":1}', b"vault-keks-v1")
+        flipped = bytes(row.sealed[:-1]) + bytes([row.sealed[-1] ^ 1])
+        for forged in (flipped, b"", other, of_use, no_form):
+            change = table.update().values(sealed=forged)
+            await db.run(lambda tx, change=change: (tx.connection.execute(change), tx.changed()))
+            for refused in (add(desk, "new", "f" * 32), rotate_kek(desk), destroy_keks(desk)):
+                with pytest.raises(ServiceError) as caught:
+                    await refused
+                assert (caught.value.status, caught.value.inner) == (503, "KekListChanged")
+        # Without a list nothing is retired; the next rotation retires all others.
+        await db.run(lambda tx: (tx.connection.execute(table.delete()), tx.changed()))
+        assert await db.run(keks.states) == {}
+        await add(desk, "new", "f" * 32)
+        done = await rotate_kek(desk, destroy=True)
+        assert (len(kept), done.moved, len(await macs_of(desk))) == (1, 4, 4)
+
+    with Database.open(parts=[PART]) as db:
+        asyncio.run(work(db))
+
+
+def test_a_list_of_before_it_was_sealed_is_not_believed(tmp_path: Path) -> None:
+    """Whoever wrote it could say which key may be destroyed."""
+    from pyenclave.services.storage import Part
+
+    url = f"sqlite:///{tmp_path}/vault.db"
+
+    def before(connection: Any) -> None:
+        connection.exec_driver_sql("CREATE TABLE vault_keks (id TEXT PRIMARY KEY, state TEXT)")
+        connection.exec_driver_sql("INSERT INTO vault_keks VALUES ('ab', 'retired')")
+
+    with Database.open(url, parts=[Part("vault", (PART.steps[0], before))]):
+        pass
+    with Database.open(url, parts=[PART]) as db:
+        assert db.submit(keks.states).result() == {}
+        asyncio.run(fill(desk_on(db, KekBackend({}))))
+        db.submit(lambda tx: keks.note(tx, b"\xab", "retired")).result()
+    with Database.open(url, parts=[PART]) as db:
+        assert db.submit(keks.states).result() == {b"\xab": "retired"}
 
 
 def test_a_key_encryption_key_that_another_process_made_since_is_not_retired() -> None:

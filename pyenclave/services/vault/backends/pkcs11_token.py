@@ -140,7 +140,7 @@ class Token:
             ) from None
         self.mechanisms = set(token.slot.get_mechanisms())
         self._place = place
-        self._keks = self._load() or self._make()
+        self._keks = self._load()
         self._opened: OrderedDict[bytes, Any] = OrderedDict()
 
     def close(self) -> None:
@@ -191,6 +191,12 @@ class Token:
         )
         return self._load()
 
+    def _newest(self) -> _Kek:
+        """Return the pair that wraps; the first key that is wrapped makes it."""
+        if not self._keks:
+            self._keks = self._load() or self._make()
+        return next(iter(self._keks.values()))
+
     def keks(self) -> tuple[bytes, ...]:
         """Look for the pairs again, and return their ids; the last one wraps."""
         self._keks = self._load()
@@ -199,6 +205,8 @@ class Token:
     def rotate(self) -> bytes:
         """Make another pair, which wraps from now on; return its id."""
         self._keks = self._load()
+        if not self._keks:
+            return self._newest().id
         newest = int.from_bytes(next(iter(self._keks)), "big")
         step = 1 + int.from_bytes(os.urandom(_ID), "big") % max(1, newest >> 8)
         if newest < step:
@@ -231,7 +239,7 @@ class Token:
 
     def seal(self, key: Any, public: Mapping[str, str], context: bytes) -> bytes:
         """Wrap *key*, an object of the session."""
-        kek = next(iter(self._keks.values()))
+        kek = self._newest()
         body = kek.wrap.wrap_key(key, mechanism=self.p.Mechanism.AES_KEY_WRAP_PAD)
         return self._sealed(kek, public, bytes(body), context)
 
@@ -249,7 +257,7 @@ class Token:
 
         """
         kek, public, body = self.check(wrapped, context)
-        newest = next(iter(self._keks.values()))
+        newest = self._newest()
         if kek.id == newest.id:
             return None
         kty = KeyContext.from_bytes(context).kty
