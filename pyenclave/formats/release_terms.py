@@ -28,6 +28,7 @@ MAX_AUTHORITIES: Final = 64
 MAX_DIGESTS: Final = 64  # of one authority
 MAX_URL: Final = 1024
 _TERMS: Final = b"PYERTRM\x01"
+_TERMS_WITH_SHA1: Final = b"PYERTRM\x02"
 _ANCHOR: Final = b"PYEANCH\x01"
 
 
@@ -44,8 +45,13 @@ class _TermsForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     loopback: list[bytes]
 
 
+class _WithSha1Form(_TermsForm, array_like=True, forbid_unknown_fields=True):
+    sha1: bool
+
+
 _READ_ANCHOR: Final = msgspec.msgpack.Decoder(_AnchorForm)
 _READ_TERMS: Final = msgspec.msgpack.Decoder(_TermsForm)
+_READ_WITH_SHA1: Final = msgspec.msgpack.Decoder(_WithSha1Form)
 
 
 def key_digest(key: Jwk) -> bytes:
@@ -134,6 +140,7 @@ class ReleaseTerms:
         loopback: Development: SHA-256 of the roots under which any service of this machine is one.
         strict: The policy is compared by exact JSON type.
         skew: Seconds that an authority's clock may differ, at most 300.
+        sha1: The key may be wrapped by OAEP over SHA-1, too.
 
     Raises:
         EvidenceFormatError: A member is not what it must be, or there are too many.
@@ -144,6 +151,7 @@ class ReleaseTerms:
     loopback: tuple[bytes, ...] = ()
     strict: bool = False
     skew: int = 60
+    sha1: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.skew <= MAX_SKEW:
@@ -182,8 +190,11 @@ class ReleaseTerms:
 
         """
         listed = [item._form() for item in self.authorities]  # noqa: SLF001 - its own module
-        form = _TermsForm(self.skew, self.strict, listed, list(self.loopback))
-        data = _TERMS + msgspec.msgpack.encode(form)
+        members = self.skew, self.strict, listed, list(self.loopback)
+        if self.sha1:
+            data = _TERMS_WITH_SHA1 + msgspec.msgpack.encode(_WithSha1Form(*members, sha1=True))
+        else:
+            data = _TERMS + msgspec.msgpack.encode(_TermsForm(*members))
         if len(data) > MAX_TERMS:
             raise _wrong(f"at most {MAX_TERMS} bytes", f"{len(data)} bytes")
         return data
@@ -197,12 +208,15 @@ class ReleaseTerms:
             EvidenceFormatError: Anything else.
 
         """
-        form = _read(_READ_TERMS, _TERMS, data)
+        sha1 = data.startswith(_TERMS_WITH_SHA1)
+        magic, decoder = (_TERMS_WITH_SHA1, _READ_WITH_SHA1) if sha1 else (_TERMS, _READ_TERMS)
+        form = _read(decoder, magic, data)
         found = cls(
             authorities=tuple(Anchor._of(item) for item in form.authorities),  # noqa: SLF001
             loopback=tuple(form.loopback),
             strict=form.strict,
             skew=form.skew,
+            sha1=sha1,
         )
         if found.to_bytes() != data:
             raise _wrong("not its one encoding", f"{len(data)} bytes")

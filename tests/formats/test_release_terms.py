@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -68,7 +69,10 @@ def test_terms_are_at_most_sixteen_kibibytes() -> None:
         ReleaseTerms(authorities=many).to_bytes()
 
 
-@pytest.mark.parametrize("value", [ANCHOR, TERMS], ids=["anchor", "terms"])
+SHA1 = replace(TERMS, sha1=True)
+
+
+@pytest.mark.parametrize("value", [ANCHOR, TERMS, SHA1], ids=["anchor", "terms", "sha1"])
 def test_there_is_one_encoding_and_every_byte_of_it_counts(value: Any) -> None:
     """Changed, cut or longer, it is another value or none."""
     data = value.to_bytes()
@@ -85,6 +89,18 @@ def test_there_is_one_encoding_and_every_byte_of_it_counts(value: Any) -> None:
     for other in (longer, data[:8] + b"\xdd\0\0\0\4" + data[9:], bytes(17 << 10)):
         with pytest.raises(EvidenceFormatError, match="release terms"):
             type(value).from_bytes(other)
+
+
+def test_what_the_second_form_says_is_said_in_no_other_way() -> None:
+    """Without SHA-1 the first form is the only one; it is what keys of before have."""
+    assert TERMS.to_bytes()[:8] == b"PYERTRM\x01"
+    first, second = (msgspec.msgpack.decode(item.to_bytes()[8:]) for item in (TERMS, SHA1))
+    assert second == [*first, True]
+    for members in ([*first, False], first, [*first, 1]):
+        with pytest.raises(EvidenceFormatError, match="release terms"):
+            ReleaseTerms.from_bytes(b"PYERTRM\x02" + msgspec.msgpack.encode(members))
+    with pytest.raises(EvidenceFormatError, match="release terms"):
+        ReleaseTerms.from_bytes(b"PYERTRM\x01" + msgspec.msgpack.encode(second))
 
 
 def test_an_authority_is_one_of_the_terms_or_none() -> None:

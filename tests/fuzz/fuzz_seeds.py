@@ -566,6 +566,7 @@ def _(_corpus: Corpus) -> Iterator[bytes]:
     yield from (roots.to_bytes(), system.to_bytes(), ReleaseTerms().to_bytes())
     terms = ReleaseTerms(authorities=(roots, system), loopback=(bytes(32),), strict=True, skew=300)
     yield terms.to_bytes()
+    yield ReleaseTerms(authorities=(system,), sha1=True).to_bytes()
 
 
 @seeds("outcome")

@@ -60,7 +60,7 @@ async def desk_of(config: ServiceConfig) -> AsyncIterator[Desk]:
 
     """
     # A key of before there were terms gets them when it is wrapped anew.
-    terms = authorities_of(config).terms()
+    terms = authorities_of(config).terms(sha1=config.allow_sha1)
     backend = open_backend(config.backend, config.state_dir, terms=terms)
     if isinstance(backend, Pkcs11Backend):
         backend.check()
@@ -91,7 +91,8 @@ def vault_of(config: ServiceConfig) -> Vault:
     """
     retention = Retention(days=config.retention_days, purge_protection=config.purge_protection)
     authorities = authorities_of(config)
-    backend = open_backend(config.backend, config.state_dir, terms=authorities.terms())
+    terms = authorities.terms(sha1=config.allow_sha1)
+    backend = open_backend(config.backend, config.state_dir, terms=terms)
     if isinstance(backend, Pkcs11Backend):
         backend.check()
     db = _open_database(config)

@@ -41,6 +41,7 @@ from cryptography.x509.oid import NameOID
 from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats.jwk import Jwks
 from pyenclave.formats.key_context import KeyContext
+from pyenclave.formats.release_decision import Step
 from pyenclave.formats.release_outcome import Outcome
 from pyenclave.formats.release_terms import Anchor, ReleaseTerms, key_digest
 from pyenclave.services.vault.backends import _enclave
@@ -51,6 +52,7 @@ CONTEXT = KeyContext(
 )
 MATERIAL = bytes(range(32))
 OPEN: tuple[bool, None, None] = (True, None, None)
+SHA1 = "CKM_RSA_AES_KEY_WRAP"
 CA, OTHER_CA = DevCa(None), DevCa(None)
 
 
@@ -106,6 +108,7 @@ def release(
     key: bytes | None = None,
     context: KeyContext = CONTEXT,
     policy: bytes = POLICY_BYTES,
+    enc: str = "RSA_AES_KEY_WRAP_256",
     final: bool = True,
 ) -> tuple[str, bytes]:
     """Ask as the host does; return the condition that does not hold, and the wrapped key."""
@@ -114,7 +117,7 @@ def release(
         context.to_bytes(),
         policy,
         target or token(),
-        "RSA_AES_KEY_WRAP_256",
+        enc,
         OPEN,
         final,
     )
@@ -150,6 +153,29 @@ def test_the_host_has_no_word_for_whom_a_key_is_wrapped() -> None:
     head, _, signature = token().split(".")
     _, claims, _ = token(transfer=other).split(".")
     assert release(f"{head}.{claims}.{signature}") == ("token.signature", b"")
+
+
+def test_a_weaker_wrap_is_a_term_of_the_key() -> None:
+    """It is said when the key is made, or its policy set; a key of before has it not."""
+    told()
+    assert release(enc=SHA1) == ("transfer.enc", b"")
+    assert release(token(exp=1), enc=SHA1)[0] == "token.exp"  # the first that does not hold
+    with_sha1 = dataclasses.replace(terms(), sha1=True)
+    assert release(enc=SHA1, key=wrapped(given=with_sha1))[1]
+    assert release(key=wrapped(given=with_sha1))[1]
+    bound, fixed = CONTEXT.to_bytes(), dataclasses.replace(CONTEXT, immutable=True)
+    for context in (CONTEXT, fixed):
+        before = wrapped(context)
+        after = _enclave.rebind(
+            before, context.to_bytes(), context.to_bytes(), with_sha1.to_bytes()
+        )
+        assert bool(release(enc=SHA1, key=after, context=context)[1]) is not context.immutable
+    new = _enclave._Kek(b"n" * 32)
+    _enclave._keks[new.id] = new
+    before = wrapped()
+    _enclave._current[:] = [new]
+    moved = _enclave.rewrap(before, bound, with_sha1.to_bytes())
+    assert release(enc=SHA1, key=moved) == ("transfer.enc", b"")
 
 
 # ---- attacks, and the check that each of them meets ----------------------------------------------
@@ -257,6 +283,12 @@ def attack_on_a_key_that_may_not_leave(_clock: Clock) -> bool:
     return bool(release(context=closed)[1])
 
 
+def attack_with_a_weaker_wrap(_clock: Clock) -> bool:
+    """OAEP over SHA-1, of a vault that was set up without it; the process says otherwise now."""
+    told()
+    return bool(release(enc=SHA1)[1])
+
+
 def only_key(key: ec.EllipticCurvePrivateKey) -> ReleaseTerms:
     """Terms whose authority has this key."""
     (known,) = Jwks.from_bytes(jwks_of(key)).keys
@@ -310,6 +342,9 @@ ATTACKS: dict[Callable[[Clock], bool], Mutant] = {
         _enclave, "_is_lacking", lambda _bound, _wrapped: True
     ),
     attack_on_a_key_that_may_not_leave: _always_exportable,
+    attack_with_a_weaker_wrap: lambda patch: patch.setattr(
+        _enclave, "_offered", lambda _terms, enc: Step("transfer.enc", True, None, enc)
+    ),
 }
 
 

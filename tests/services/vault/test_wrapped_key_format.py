@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -49,6 +50,8 @@ GOLDEN_TERMS = bytes.fromhex(
     "68617265646575732e6575732e6174746573742e617a7572652e6e6574a673797374656d9091c420"
     "0303030303030303030303030303030303030303030303030303030303030303"
 )
+# With OAEP over SHA-1 among them: another form, whose last member says so.
+GOLDEN_TERMS_SHA1 = b"PYERTRM\x02\x95" + GOLDEN_TERMS[9:] + b"\xc3"
 # The same for keys that may be released, since they have terms.
 GOLDEN_WITH_TERMS = bytes.fromhex(
     "505945564b4559026b97b550aa3e8ae18916570edf410268bf5c47ef8d315ca2a056d9fdb3c120f3"
@@ -116,6 +119,7 @@ def test_keys_that_may_be_released_have_their_terms_before_them() -> None:
         assert plain == len(GOLDEN_TERMS).to_bytes(4, "little") + GOLDEN_TERMS + MATERIAL
         assert _enclave._unwrap(wrapped, context) == private
     assert ReleaseTerms.from_bytes(GOLDEN_TERMS) == TERMS
+    assert ReleaseTerms.from_bytes(GOLDEN_TERMS_SHA1) == replace(TERMS, sha1=True)
 
 
 @pytest.mark.usefixtures("inside")

@@ -28,10 +28,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from pyenclave import trusted
@@ -465,6 +465,12 @@ def _decided(record: _Record, terms: ReleaseTerms, target: str, *, final: bool) 
     return decision
 
 
+def _offered(terms: ReleaseTerms, enc: str) -> Step:
+    """Look whether the key may be wrapped like that: the host's settings have no word here."""
+    sha1 = isinstance(jwa.OAEP.get(enc), hashes.SHA1)
+    return Step("transfer.enc", terms.sha1 or not sha1, "OAEP over another hash than SHA-1", enc)
+
+
 def _policy_of(bound: KeyContext, policy: bytes) -> bytes | None:
     if bound.policy_hash is None:
         return None
@@ -520,6 +526,8 @@ def release(
         unreached = Step("authority.reached", False, read.issuer, "no keys")
         digest = hashlib.sha256(policy).hexdigest()
         decision = Decision(steps=(unreached,), policy_hash=digest, target=read)
+    if decision.transfer is not None and not (offered := _offered(terms, enc)).holds:
+        decision = replace(decision, steps=(*decision.steps, offered), transfer=None)
     outcome = Outcome.of(decision).to_bytes()
     if (transfer := decision.transfer) is None:
         return outcome, b"", False, b""

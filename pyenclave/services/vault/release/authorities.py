@@ -152,13 +152,14 @@ class AuthorityKeys:
         """Whether *authority* (as `normal_authority` writes it) is configured."""
         return self._of(authority) is not None
 
-    def terms(self, *, strict: bool = False, skew: int = 60) -> ReleaseTerms:
+    def terms(self, *, strict: bool = False, skew: int = 60, sha1: bool = False) -> ReleaseTerms:
         """
         Return what an enclave binds exportable keys to.
 
         Args:
             strict: Policies are compared by exact JSON type.
             skew: Seconds that an authority's clock may differ, at most 300.
+            sha1: They may be wrapped by OAEP over SHA-1, too.
 
         Raises:
             ConfigurationError: An authority's certificates are none, or more than 64; or all that
@@ -172,6 +173,7 @@ class AuthorityKeys:
                 loopback=() if loopback is None else _digests(certificates(loopback)),
                 strict=strict,
                 skew=skew,
+                sha1=sha1,
             )
         except EvidenceFormatError as error:
             raise ConfigurationError(

@@ -71,7 +71,8 @@ class Releases:
         backend: Wraps the key, and decides if it can; the private half does not come here.
         authorities: Keys of the attestation services that are configured.
         signer: Signs the answer.
-        allow_sha1: Also wrap with OAEP over SHA-1, which older clients ask for.
+        allow_sha1: Also wrap with OAEP over SHA-1, which older clients ask for. A backend that
+            decides does so for keys only whose terms say it, too.
         tokens_once: A token releases a key once, over all instances on the database. Otherwise as
             often as it is shown while it is valid, as Azure does.
         strict: Policies are compared by exact JSON type; strings do not stand for booleans. This
