@@ -57,7 +57,9 @@ _LABELS: Final[Mapping[str, str]] = {
     "related_by": "same code",
 }
 # Shown in one place already, or of no use to a reader; `--json` has them.
-_HIDDEN: Final = frozenset({"enabled", "token_digest", "answer_signer", "expires", "scope"})
+_HIDDEN: Final = frozenset(
+    {"enabled", "token_digest", "answer_signer", "expires", "scope", "vault"}
+)
 _BRIEF: Final = frozenset(
     {"condition", "expected", "found", "reference", "policy_text", "role", "principal", "mrenclave"}
     | {"launch measurement", "mrtd", "algorithm", "kek"}

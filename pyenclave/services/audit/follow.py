@@ -25,6 +25,7 @@ from pyenclave.services.audit.happenings import (
     Happening,
     KeyName,
     facts_of,
+    host_of,
     kind_of,
     marks_of,
     table_of,
@@ -221,6 +222,7 @@ def follow(
     else:
         _unjoinable(found, vaults)
     _check_policies(found, vaults)
+    _check_address(found, vaults)
     found.happenings = _ordered(vaults, tokens)
     _notes(found, vaults, vault, attestation)
     return found
@@ -433,6 +435,29 @@ def _check_policies(found: Followed, vaults: Sequence[Happening]) -> None:
                     f"row {item.row['seq']} released under the policy {policy}, and the log has "
                     f"{held[item.version]} for that version"
                 )
+
+
+def _check_address(found: Followed, vaults: Sequence[Happening]) -> None:
+    """Hold the host of the key's URL against what rows say of the vault's address."""
+    if not found.key.vault:
+        return
+    said = Counter(
+        host_of(text_of(table_of(item.row, "details"), "vault"))
+        for item in vaults
+        if item.decision == "allowed" and found.key.names(text_of(item.row, "resource"))
+    )
+    del said[""]
+    others = ", ".join(sorted(host for host in said if host != found.key.vault)[:5])
+    if not said:
+        found.notes.append(
+            f"no row says the vault's address: {found.key.vault} was not compared with anything"
+        )
+    elif not said[found.key.vault]:
+        found.contradictions.append(
+            f"the key of the URL is in the vault {found.key.vault}, this log is of {others}"
+        )
+    elif others:
+        found.notes.append(f"the vault was {others}, too, not only {found.key.vault}")
 
 
 def _ordered(vaults: Sequence[Happening], tokens: Sequence[Happening]) -> list[Happening]:

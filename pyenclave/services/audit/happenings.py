@@ -71,10 +71,15 @@ _DEBUG: Final = (
 )
 _ORDER: Final = (
     *("kty", "key_ops", "enabled", "exportable", "immutable", "policy", "policy_text"),
-    *("changed", "after", "versions"),
+    *("changed", "after", "versions", "vault"),
 )
 _KEY: Final = re.compile(r"([0-9a-zA-Z-]{1,127})(?:/([0-9a-f]{32}))?")
-_ADDRESS: Final = re.compile(r"https?://[^/\s?#]+/keys/(.*?)/?")
+_ADDRESS: Final = re.compile(r"(https?://[^/\s?#]+)/keys/(.*?)/?")
+
+
+def host_of(address: str) -> str:
+    """Return the host of a vault's address, and its port if it is not the usual one."""
+    return address.partition("://")[2].lower().removesuffix("/").removesuffix(":443")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +90,13 @@ class KeyName:
     Attributes:
         name: Its name.
         version: One version of it; "" for all.
+        vault: The address of its vault, where a URL was given.
 
     """
 
     name: str
     version: str = ""
+    vault: str = ""
 
     @classmethod
     def read(cls, text: str) -> KeyName:
@@ -101,13 +108,13 @@ class KeyName:
 
         """
         address = _ADDRESS.fullmatch(text)
-        found = _KEY.fullmatch(address[1] if address else text)
+        found = _KEY.fullmatch(address[2] if address else text)
         if found is None:
             raise ValueError(
                 f"not a key: {text!r:.120}; a key is NAME, NAME/VERSION or "
                 "https://VAULT/keys/NAME[/VERSION]"
             )
-        return cls(found[1], found[2] or "")
+        return cls(found[1], found[2] or "", host_of(address[1]) if address else "")
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}" if self.version else self.name
@@ -291,6 +298,7 @@ def _of_release(row: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str,
             ("enc", "algorithm"),
             ("transfer_key", "transfer_key"),
             ("signer", "answer_signer"),
+            ("vault", "vault"),
         )
         if name in details
     }

@@ -23,7 +23,7 @@ from pyenclave.services.vault.desk import (
 )
 from pyenclave.services.vault.fields import bad_parameter
 from pyenclave.services.vault.paging import Pager
-from pyenclave.services.vault.records import KeyRecord, item
+from pyenclave.services.vault.records import KeyRecord, Place, item
 from pyenclave.services.vault.requests import (
     CreateRequest,
     ImportRequest,
@@ -119,7 +119,8 @@ class KeyHandlers:
             self._desk.check_room(tx, asked, draft.name)
             record = made(int(tx.now.timestamp()))
             self._desk.store.add(tx, record)
-            tx.audit(asked.event("allowed", details_of(record), resource=resource_of(record)))
+            details = details_of(record, self._desk.place)
+            tx.audit(asked.event("allowed", details, resource=resource_of(record)))
             return record
 
         return json_answer(self._desk.shown(await self._desk.stored(commit)))
@@ -212,7 +213,7 @@ class KeyHandlers:
             if name not in ("updated", "revision", "wrapped")
             and getattr(before, name) != getattr(stored, name)
         ]
-        details = details_of(stored) | {"changed": changed}
+        details = details_of(stored, self._desk.place) | {"changed": changed}
         tx.audit(asked.event("allowed", details, resource=resource_of(stored)))
         return stored
 
@@ -273,9 +274,10 @@ def resource_of(record: KeyRecord) -> str:
     return f"/keys/{record.name}/{record.version}"
 
 
-def details_of(record: KeyRecord) -> dict[str, Any]:
+def details_of(record: KeyRecord, place: Place) -> dict[str, Any]:
     """Return what a reviewer wants to know of a version that was made or changed."""
     details: dict[str, Any] = {
+        "vault": place.base,
         "kty": record.kty,
         "key_ops": list(record.key_ops),
         "enabled": record.enabled,

@@ -197,7 +197,7 @@ class LifeHandlers:
             for record in records:
                 self._desk.store.add(tx, record)
             self._desk.store.restore_rotation(tx, name, policy)
-            details = details_of(records[-1]) | {"versions": len(records)}
+            details = details_of(records[-1], self._desk.place) | {"versions": len(records)}
             tx.audit(asked.event("allowed", details, resource=resource_of(records[-1])))
             return records[-1]
 
@@ -319,7 +319,7 @@ async def rotate(
         now = int(tx.now.timestamp())
         record = replace(draft.record(material, now), expires=policy.expires(now))
         desk.store.add(tx, record)
-        details = details_of(record) | {"after": previous.version}
+        details = details_of(record, desk.place) | {"after": previous.version}
         tx.audit(asked.event("allowed", details, resource=resource_of(record)))
         return record
 

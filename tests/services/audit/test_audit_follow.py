@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from pyenclave.cli import main
 from pyenclave.services.audit import Event
@@ -122,6 +123,49 @@ LIFE = (
     Event("roleAssignments/delete", "allowed", caller=OWNER, resource="/keys/model g-1"),
     Event("keys/delete", "allowed", caller=OWNER, resource="/keys/model", details={"purge": 9}),
 )  # fmt: skip
+
+
+HERE, THERE = "https://vault.example", "https://other.example:8443"
+
+
+def _in_vault(event: Event, address: str) -> Event:
+    return structs.replace(event, details={**event.details, "vault": address})
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "code", "word"),
+    [
+        ((HERE, HERE), HERE, 0, ""),
+        ((HERE, HERE), "https://VAULT.example:443", 0, ""),
+        ((HERE, HERE), "https://vault.example:444", 1, "this log is of vault.example"),
+        ((HERE, HERE), THERE, 1, "this log is of vault.example"),
+        ((THERE, HERE), HERE, 0, "the vault was other.example:8443, too"),
+        ((), HERE, 0, "no row says the vault's address: vault.example was not compared"),
+        ((HERE, HERE), "", 0, ""),
+    ],
+)
+def test_the_host_of_a_url_is_compared(
+    vault: Path,
+    capsys: pytest.CaptureFixture[str],
+    said: tuple[str, ...],
+    asked: str,
+    code: int,
+    word: str,
+) -> None:
+    """The log of another vault may have a key of that name; it is not the one that was meant."""
+    events = [made(), released("t1")]
+    if said:
+        events = [_in_vault(event, place) for event, place in zip(events, said, strict=True)]
+    # Another key of the same log, in a vault of another name, says nothing of this one.
+    elsewhere = structs.replace(made(), resource=f"/keys/model2/{V1}")
+    write(f"sqlite:///{vault}", [*events, _in_vault(elsewhere, "https://third.example")])
+    key = f"{asked}/keys/model" if asked else "model"
+    found, told = ask(capsys, key, "--database", vault)
+    summary = told["summary"]
+    assert found == code
+    assert told["holds"] is (code == 0)
+    lines = [*summary["contradictions"], *(n for n in summary["notes"] if "vault" in n)]
+    assert [word in line for line in lines] == [True] * bool(word)
 
 
 @pytest.fixture

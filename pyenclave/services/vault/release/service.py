@@ -157,7 +157,7 @@ class Releases:
             ciphertext=ciphertext,
         )
         token = self._signer.sign(claims)
-        await self._released(call, caller, record, outcome, enc, confirm)
+        await self._released(call, caller, record, outcome, {"vault": base, "enc": enc}, confirm)
         return Answer(_ENCODE({"value": token}))
 
     # ---- the request -------------------------------------------------------------------------
@@ -350,11 +350,11 @@ class Releases:
         caller: Caller,
         record: KeyRecord,
         outcome: Outcome,
-        enc: str,
+        asked: Mapping[str, str],
         confirm: Callable[[Transaction], None],
     ) -> None:
         """Write the release down; the answer leaves afterwards, and only if that succeeds."""
-        details = {"enc": enc, "signer": self._signer.kid}
+        details = {**asked, "signer": self._signer.kid}
         event = self._event(call, caller, record, outcome, "allowed", details)
         if not self._once:
 
