@@ -39,12 +39,14 @@ MAX_PATH = 1024
 
 # How the zygote, and the process that takes the closure at build time, are started: a lock is true
 # only for this start. Below /dev/null there is no cached bytecode, so sources are what runs; the C
-# locale maps no locale files; and threads of a BLAS would forbid namespaces.
+# locale maps no locale files; threads of a BLAS would forbid namespaces; and OpenSSL reads no
+# settings of the machine, which nobody measured: they name modules to load and roots to trust.
 START_FLAGS = ("-I", "-S", "-B", "-X", "utf8", "-X", "pycache_prefix=/dev/null")
 START_ENVIRONMENT = {
     "LC_ALL": "C",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "OPENSSL_CONF": "",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # else libarrow starts a thread as it loads
 }
 

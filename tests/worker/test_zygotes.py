@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _ssl
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from pyenclave._native import sanitizer_environment
 from pyenclave._platform import launch as launch_module
 from pyenclave._platform import zygotes as zygotes_module
 from pyenclave._platform.held import HeldImages
@@ -35,7 +38,7 @@ from pyenclave.errors import (
     RuntimeLockError,
 )
 from pyenclave.formats import messages
-from pyenclave.formats.lock import START_ENVIRONMENT, Lock, Roots
+from pyenclave.formats.lock import START_ENVIRONMENT, START_FLAGS, Lock, Roots
 
 Start = Callable[[], Candidate]
 TELL = "raise RuntimeError('<<' + json.dumps(found) + '>>')\n"
@@ -273,6 +276,26 @@ def test_what_others_planted_is_not_imported(launching, base, tmp_path, monkeypa
         )
     assert found == [sorted(START_ENVIRONMENT), [], "/"]
     assert not mark.exists()
+
+
+def test_openssl_reads_no_settings_of_the_machine() -> None:
+    """They are in no lock, and name modules to load, roots to trust and the weakest protocol."""
+    code = (
+        "import _ssl, ctypes\n"
+        "library = ctypes.CDLL(_ssl.__file__)\n"
+        "library.CONF_get1_default_config_file.restype = ctypes.c_char_p\n"
+        "print(repr(library.CONF_get1_default_config_file()))\n"
+    )
+    if not hasattr(ctypes.CDLL(_ssl.__file__), "CONF_get1_default_config_file"):
+        pytest.skip("this Python's OpenSSL shows none of its functions")
+    done = subprocess.run(
+        [sys.executable, *START_FLAGS, "-c", code],
+        env=START_ENVIRONMENT | sanitizer_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "b''\n"
 
 
 def test_bytecode_on_disk_is_ignored(launching, base, tmp_path) -> None:
