@@ -70,4 +70,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        print(f"usage: python {sys.argv[0]} IMAGE [PORT]", file=sys.stderr)
+        sys.exit(2)
     main()

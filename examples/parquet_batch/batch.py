@@ -46,4 +46,7 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        print(f"usage: python {sys.argv[0]} IN.parquet OUT.parquet", file=sys.stderr)
+        sys.exit(2)
     main(*sys.argv[1:])

@@ -196,6 +196,31 @@ def test_parquet_batch(here: Callable[[str], Path]) -> None:
     assert not (folder / "out.parquet.part").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("sealed_files/plain.py", "pandas"),
+        ("sealed_files/sealed.py", "pandas"),
+        ("parquet_batch/batch.py", "pyarrow"),
+        ("container/service.py", ""),
+    ],
+)
+def test_without_its_argument_an_example_says_what_it_wants(name: str, needs: str) -> None:
+    """What somebody types first."""
+    if needs:
+        pytest.importorskip(needs)
+    for more in ([], ["1", "2", "3", "4"]):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / name), *more],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("usage: python ")
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_native_library(here: Callable[[str], Path]) -> None:
     folder = here("native_library")
     subprocess.run(

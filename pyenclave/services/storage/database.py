@@ -210,7 +210,7 @@ class Database:
         A work runs in the writer thread: it must be short, and does no I/O but SQL. It runs once
         or, if it is cancelled or the database fails first, not at all. If it raises `Refused`, its
         writes are undone and the event is kept; any other exception undoes writes and events. The
-        exception is the future's.
+        exception is the future's. It runs after what this thread's event loop gave to `run` before.
 
         Raises:
             ServiceError: The queue is full, or the database is closed (503).
@@ -218,6 +218,9 @@ class Database:
 
         """
         future: Future[T] = Future()
+        if self._rounds:
+            with contextlib.suppress(RuntimeError):  # no loop runs in this thread
+                self._hand_over(asyncio.get_running_loop())
         self._check_room(1)
         self._put([_Job(work, future, None)])
         return future
@@ -236,6 +239,8 @@ class Database:
         gathered = self._rounds.get(loop)
         if gathered is None:
             self._check_room(1)
+            if self._rounds:
+                self._forget_closed()
             self._rounds[loop] = now + ROUND_SECONDS, [job]
             loop.call_soon(self._hand_over, loop)
         else:
@@ -249,12 +254,20 @@ class Database:
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
         """Queue what *loop*, whose thread this is, has gathered."""
         _, jobs = self._rounds.pop(loop, (0.0, []))
+        if not jobs:
+            return
         try:
             self._put(jobs)
         except ServiceError as error:
             for job in jobs:
                 job.error = _copy(error)
             _deliver(jobs)
+
+    def _forget_closed(self) -> None:
+        """Drop what loops had gathered that were closed before they came round: nobody waits."""
+        for loop in list(self._rounds):
+            if loop.is_closed():
+                self._rounds.pop(loop, None)
 
     def close(self) -> None:
         """

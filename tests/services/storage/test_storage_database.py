@@ -396,6 +396,38 @@ def test_works_that_a_loop_has_at_hand_share_a_commit(
     assert len(db.submit(names).result()) == 20
 
 
+def test_works_of_one_thread_run_in_the_order_in_which_they_were_given(db: Database) -> None:
+    """`submit` on a loop's thread does not overtake what that loop still gathers."""
+    seen: list[int] = []
+
+    async def work() -> None:
+        first = asyncio.ensure_future(db.run(lambda _tx: seen.append(1)))
+        await asyncio.sleep(0)  # it gave its work to the loop's round
+        second = db.submit(lambda _tx: seen.append(2))
+        third = asyncio.ensure_future(db.run(lambda _tx: seen.append(3)))
+        await asyncio.gather(first, asyncio.wrap_future(second), third)
+
+    asyncio.run(work())
+    assert seen == [1, 2, 3]
+
+
+def test_a_loop_that_ended_in_the_middle_of_a_round_is_forgotten(db: Database) -> None:
+    """With the works that it had gathered: nobody waits for them."""
+    ran: list[int] = []
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(db.run(lambda _tx: ran.append(1)))
+    loop.call_soon(loop.stop)
+    loop.run_forever()  # one turn: the work is gathered, and the loop ends before it comes round
+    assert not task.done()
+    loop.close()
+    assert list(db._rounds) == [loop]
+    asyncio.run(db.run(lambda _tx: None))
+    assert not db._rounds
+    assert ran == []
+    task._log_destroy_pending = False  # it never ends, as it should
+
+
 def test_a_busy_loop_does_not_keep_its_works_for_long(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
