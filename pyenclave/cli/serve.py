@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pyenclave._platform.state import State
 from pyenclave.cli._ports import kept
+from pyenclave.cli._serve_options import add_services
 from pyenclave.cli.verify import moment
 from pyenclave.errors import ArgumentError, ConfigurationError, PlatformUnavailableError
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_commands"]
 
-_SERVICES: Final = ("attestation", "vault", "identity")
 # What the extra brings; another missing module is an error of ours, and is shown as one.
 _OF_THE_EXTRA: Final = frozenset({"sqlalchemy", "uvicorn", "httptools", "jmespath"})
 _DESCRIPTORS: Final = 8192
@@ -43,72 +43,21 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "serve",
         help="run a service: attestation, vault, identity (for development) or the platform",
         description="Runs a service until SIGTERM or Ctrl-C; requests that run then are ended "
-        "properly. --dev: a port of this machine that is kept over restarts, an own authority, and "
-        'one JSON line {"url", "ca", "token"} when it is ready; all --dev services of a state '
-        "directory trust each other. In production --config names a TOML file (docs/services.md). "
-        "platform keeps this user's platform running, so that no program waits for its start.",
+        "properly. Each service has its own --help.",
     )
-    serve.add_argument(
-        "service",
-        choices=(*_SERVICES, "platform"),
-        metavar="attestation|vault|identity|platform",
-    )
-    serve.add_argument("--dev", action="store_true", help="for development, on this machine only")
-    serve.add_argument("--config", metavar="FILE", help="settings of production, TOML")
-    serve.add_argument("--host", metavar="ADDRESS", help="address to listen on")
-    serve.add_argument(
-        "--port", type=int, metavar="N", help="port to listen on; 0 with --dev: any free one"
-    )
-    serve.add_argument("--database", metavar="URL", help="SQLAlchemy URL instead of the settings'")
-    serve.add_argument(
-        "--backend", metavar="WHERE", help="where the vault's keys live: enclave or pkcs11:…"
-    )
-    serve.add_argument(
-        "--tokens-once",
-        action="store_true",
-        help="an attestation token releases a key once (vault)",
-    )
-    serve.add_argument(
-        "--allow-sha1",
-        action="store_true",
-        help="also RSA-OAEP, RSA1_5 and CKM_RSA_AES_KEY_WRAP, which are OAEP with SHA-1 or weaker "
-        "(vault; setting allow_sha1)",
-    )
-    serve.add_argument(
-        "--root",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="attestation: certificate of a further root that evidence may lead to; repeatable",
-    )
-    serve.add_argument(
-        "--collateral",
-        metavar="WHERE",
-        help="attestation: folder or bundle of the vendors' files, pccs:https://HOST, or intel",
-    )
-    serve.add_argument(
-        "--time",
-        metavar="RFC3339",
-        help="attestation --dev: judge evidence as of this time, for recorded evidence; every "
-        "token says so",
-    )
-    serve.add_argument(
-        "--warm",
-        metavar="IMAGE",
-        action="append",
-        default=[],
-        help="platform: an image or entry whose runtime is kept at hand; repeatable",
-    )
-    serve.set_defaults(function=_serve)
+    add_services(serve, _serve)
 
 
 def _serve(args: argparse.Namespace) -> int:
     if args.service == "platform":
         return _platform(args)
-    if args.warm:
-        raise ArgumentError("--warm is for the platform")
     if args.dev and args.config is not None:
         raise ArgumentError("either --dev or --config")
+    if not args.dev and args.service == "identity":
+        raise ArgumentError(
+            "the identity service is for development only: --dev",
+            advice="In production name your identity provider under [[issuers]].",
+        )
     if not args.dev and args.config is None:
         raise ArgumentError(
             "a production service needs its settings: --config FILE",
@@ -116,13 +65,11 @@ def _serve(args: argparse.Namespace) -> int:
         )
     if args.port is not None and not 0 <= args.port < 65536:
         raise ArgumentError("a port is 0 to 65,535", found=args.port)
-    if args.time is not None and not (args.dev and args.service == "attestation"):
+    if args.time is not None and not args.dev:
         raise ArgumentError(
             "--time is for attestation --dev",
             advice="A service that others believe judges evidence by the time that it is.",
         )
-    if args.allow_sha1 and args.service != "vault":
-        raise ArgumentError("--allow-sha1 is for the vault")
     _descriptors()
     _logging()
     try:
@@ -140,17 +87,6 @@ def _serve(args: argparse.Namespace) -> int:
 def _platform(args: argparse.Namespace) -> int:
     from pyenclave.cli.serve_platform import serve_platform
 
-    taken = ("service", "dev", "warm", "json", "function", "command")
-    given = [
-        name
-        for name, value in vars(args).items()
-        if name not in taken and value is not None and value is not False and value != []
-    ]
-    if given:
-        raise ArgumentError(
-            f"serve platform has no --{given[0].replace('_', '-')}",
-            advice="It listens on a socket of the state directory (PYENCLAVE_STATE) only.",
-        )
     return serve_platform(args.warm)
 
 
@@ -275,8 +211,6 @@ def _development(args: argparse.Namespace) -> int:
 def _evidence(args: argparse.Namespace, config: ServiceConfig) -> ServiceConfig:
     """Return *config* with the roots and the collateral of the command line."""
     if args.service != "attestation":
-        if args.root or args.collateral is not None:
-            raise ArgumentError("--root and --collateral are for the attestation service")
         return config
     from pyenclave.services.web.config import check_root
 
@@ -326,11 +260,6 @@ def _production(args: argparse.Namespace) -> int:
     from pyenclave.services.web.config import load
     from pyenclave.services.web.run import Server
 
-    if args.service == "identity":
-        raise ArgumentError(
-            "the identity service is for development only",
-            advice="In production name your identity provider under [[issuers]].",
-        )
     config = load(args.config)
     named = {
         "host": args.host,

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from pyenclave.cli import main
 from pyenclave.cli._ports import kept
+from pyenclave.cli._serve_options import _OPTIONS
 from pyenclave.errors import PlatformUnavailableError
 from pyenclave.services.identity.issuer import ADMINISTRATOR, MANAGED_IDENTITY, DevIssuer
 from pyenclave.services.web.run import bound
@@ -193,13 +195,16 @@ url = "https://attest.example.org"
         (["vault", "--dev", "--host", "0.0.0.0"], "this machine only"),
         (["vault", "--dev", "--host", "example.org"], "this machine only"),
         (["vault", "--dev", "--port", "70000"], "65,535"),
-        (["identity", "--config", "x"], "development only"),
-        (["vault", "--dev", "--root", "x"], "attestation service"),
+        (["identity", "--config", "x"], "serve identity has no --config"),
+        (["identity"], "development only"),
+        (["vault", "--dev", "--root", "x"], "--root; that is for serve attestation"),
         (["attestation", "--dev", "--root", "/nonexistent"], "nonexistent"),
         (["vault", "--config", "/nonexistent"], "nonexistent"),
         (["attestation", "--dev", "--root", __file__], "test_serve_command.py is no root"),
-        (["attestation", "--dev", "--allow-sha1"], "for the vault"),
-        (["vault", "--dev", "--time", "2024-01-01T00:00:00Z"], "--time is for attestation --dev"),
+        (["attestation", "--dev", "--allow-sha1"], "--allow-sha1; that is for serve vault"),
+        (["attestation", "--dev", "--backend", "enclave"], "has no --backend"),
+        (["identity", "--dev", "--database", "sqlite://"], "serve attestation, vault"),
+        (["vault", "--dev", "--time", "2024-01-01T00:00:00Z"], "--time; that is for serve attest"),
         (["attestation", "--config", __file__, "--time", "2024-01-01T00:00:00Z"], "--time is for"),
         (["attestation", "--dev", "--time", "yesterday"], "is not a time"),
         (["attestation", "--dev", "--time", "2024-01-01T00:00:00"], "has no zone"),
@@ -277,6 +282,32 @@ tenants = ["tenant-1"]
     assert (done.returncode, done.stdout) == (2, "")
     assert "require_signed_use without policy signers" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("service", "own"),
+    [
+        ("attestation", "dev config host port database root collateral time"),
+        ("vault", "dev config host port database backend tokens-once allow-sha1"),
+        ("identity", "dev host port"),
+        ("platform", "warm"),
+    ],
+)
+def test_each_service_has_its_own_help(
+    service: str, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its options and no other's; what it has not is refused by its name."""
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", service, "--help"])
+    assert caught.value.code == 0
+    shown = set(re.findall(r"^  --([a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert shown == set(own.split())
+    for option, owners, form in _OPTIONS:
+        if service in owners:
+            continue
+        value = [] if form.get("action") == "store_true" else ["x"]
+        assert main(["serve", service, option, *value]) == 2
+        assert f"serve {service} has no {option}" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_named(
