@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import dataclasses
 import getpass
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyenclave._platform.state import State
@@ -14,6 +17,7 @@ from pyenclave.cli import output
 from pyenclave.errors import ArgumentError, ConfigurationError
 
 if TYPE_CHECKING:
+    from pyenclave.services.storage.secrets import Secrets
     from pyenclave.services.vault.desk import Desk
     from pyenclave.services.web.config import ServiceConfig
 
@@ -30,7 +34,9 @@ _URL = "https://127.0.0.1:1"  # nothing listens, and no key's identifier is show
 
 def add_commands(subparsers: Subparsers) -> None:
     """Add ``vault`` and its actions."""
-    vault = subparsers.add_parser("vault", help="replace the key-encryption key of a key vault")
+    vault = subparsers.add_parser(
+        "vault", help="replace the key-encryption key or the secrets of a vault"
+    )
     actions = vault.add_subparsers(dest="action", metavar="ACTION", required=True)
     rotate = _action(
         actions,
@@ -54,14 +60,40 @@ def add_commands(subparsers: Subparsers) -> None:
     rotate.set_defaults(function=_rotate)
     keks = _action(actions, "keks", "list the key-encryption keys, and how many keys each wraps")
     keks.set_defaults(function=_keks)
+    secrets = _action(
+        actions,
+        "rotate-secrets",
+        "put a fresh key into the secrets file of a vault or attestation service and move all that "
+        "its database protects to it, while the service runs; or end such a rotation that was "
+        "stopped",
+        backend=False,
+    )
+    secrets.add_argument(
+        "--destroy-old",
+        action="store_true",
+        help="destroy older keys that nothing in the database needs: backups of keys, and copies "
+        "of the database, that were made under them cannot be used any more",
+    )
+    secrets.add_argument(
+        "--this-database-only",
+        action="store_true",
+        help="with --destroy-old, of a database on a server: no other database is used with this "
+        "secrets file",
+    )
+    secrets.set_defaults(function=_rotate_secrets, backend=None)
 
 
-def _action(actions: Subparsers, name: str, what: str) -> argparse.ArgumentParser:
+def _action(
+    actions: Subparsers, name: str, what: str, *, backend: bool = True
+) -> argparse.ArgumentParser:
     action = actions.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
     action.add_argument("--dev", action="store_true", help="of serve vault --dev")
     action.add_argument("--config", metavar="FILE", help="settings of the vault, TOML")
     action.add_argument("--database", metavar="URL", help="another database than the settings'")
-    action.add_argument("--backend", metavar="BACKEND", help="another backend than the settings'")
+    if backend:
+        action.add_argument(
+            "--backend", metavar="BACKEND", help="another backend than the settings'"
+        )
     action.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object on stdout"
     )
@@ -101,14 +133,72 @@ def _with_desk(args: argparse.Namespace, work: Callable[[Desk, ServiceConfig], A
         async with desk_of(config) as desk:
             return await work(desk, config)
 
-    try:
+    with _extra():
         return asyncio.run(run())
+
+
+@contextlib.contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _OF_THE_EXTRA:
             raise
         raise ModuleNotFoundError(
             f'the vault needs {error.name}: pip install "pyenclave[services]"', name=error.name
         ) from None
+
+
+def _secrets_of(config: ServiceConfig) -> Secrets | None:
+    """Return the secrets of a database on a server; of a SQLite file they are beside it."""
+    from pyenclave.services.storage.engines import parse_url, sqlite_path
+    from pyenclave.services.storage.secrets import Secrets
+    from pyenclave.services.vault.configured import SECRETS
+
+    path = sqlite_path(parse_url(config.database))
+    there = Path(config.state_dir) / SECRETS if path is None else Path(f"{path}.secrets")
+    if not there.exists():
+        raise ConfigurationError("the secrets file is not there", expected=str(there))
+    return Secrets(there) if path is None else None
+
+
+def _rotate_secrets(args: argparse.Namespace) -> int:
+    progress = output.Progress(quiet=args.json)
+    with _extra():
+        from pyenclave.services.rotation import parts_of, rotate_secrets
+        from pyenclave.services.storage import Database
+
+        config = _config(args)
+        shared = not config.database.startswith("sqlite")
+        if args.destroy_old and shared and not args.this_database_only:
+            raise ConfigurationError(
+                "other databases may be used with this secrets file; theirs would be lost",
+                advice="Is there none, say so: --this-database-only.",
+            )
+        secrets = _secrets_of(config)
+        parts = parts_of(config.database, secrets)
+        with Database.open(config.database, parts=parts, secrets=secrets, existing=True) as db:
+            done = rotate_secrets(
+                db,
+                parts,
+                destroy=args.destroy_old,
+                caller=getpass.getuser(),
+                progress=lambda moved: progress.step(f"{moved:,} moved"),
+            )
+    progress.done()
+    code = 1 if done.damaged else 0
+    if args.json:
+        output.print_json(dataclasses.asdict(done))
+        return code
+    how = "the rotation that was stopped is ended" if done.resumed else "made"
+    output.say(f"key {done.key} of the secrets: {how}; {done.moved:,} rows moved to it")
+    for key in done.destroyed:
+        output.say(f"destroyed {key}")
+    for key in done.kept:
+        output.say(f"kept      {key}: it opens backups that were made under it (--destroy-old)")
+    for row in done.damaged:
+        output.say(f"DAMAGED   {output.line(row)}: not moved; it does not open")
+    return code
 
 
 def _rotate(args: argparse.Namespace) -> int:

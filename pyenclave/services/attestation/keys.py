@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -22,9 +22,10 @@ from cryptography.x509.oid import NameOID
 
 from pyenclave.formats import jose
 from pyenclave.services.attestation.tokens import ALGORITHMS, Algorithm, SigningKey
+from pyenclave.services.storage.renewing import renewed
 from pyenclave.services.storage.secrets import Secrets
 
-__all__ = ["KeyRow", "Schedule", "key_rows", "key_values", "make_key", "open_key"]
+__all__ = ["KeyRow", "Schedule", "key_rows", "key_values", "make_key", "open_key", "renewed_key"]
 
 _BITS: Final = 2048
 _COMMON_NAME: Final = 64  # characters (RFC 5280, ub-common-name)
@@ -185,6 +186,18 @@ def make_key(
         starts=starts,
         expires=expires,
     )
+
+
+def renewed_key(row: KeyRow, secrets: Secrets) -> KeyRow | None:
+    """
+    Return *row* under the newest of the secrets; None if it is already.
+
+    Raises:
+        UnsealError: As `open_key`.
+
+    """
+    private = renewed(secrets, row.private, _context(row.kid, row.algorithm))
+    return None if private is None else replace(row, private=private)
 
 
 def open_key(row: KeyRow, secrets: Secrets) -> SigningKey:

@@ -258,6 +258,15 @@ class Registry:
         self._write(tx, replace(register, uploads=register.uploads + 1, chain=chain))
         return True
 
+    def renew(self, tx: Transaction) -> bool:
+        """Seal the register by the newest of the database's secrets; False if it is."""
+        register = self.read(tx)
+        sealed = self._all(tx, tables.configuration)[0].sealed
+        if tx.secrets.is_newest(base64.b64decode(sealed)):
+            return False
+        self._write(tx, register)
+        return True
+
     def _write(self, tx: Transaction, register: Register, *, first: bool = False) -> Register:
         if not first:
             register = replace(register, serial=register.serial + 1)

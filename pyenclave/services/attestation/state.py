@@ -30,6 +30,7 @@ from pyenclave.services.attestation.keys import (
     key_values,
     make_key,
     open_key,
+    renewed_key,
     signing_row,
 )
 from pyenclave.services.attestation.options import Options
@@ -40,7 +41,7 @@ from pyenclave.services.audit.event import Event
 from pyenclave.services.storage.database import Database
 from pyenclave.services.storage.transaction import Transaction
 
-__all__ = ["Shared", "View"]
+__all__ = ["Shared", "View", "secret_context"]
 
 _CACHED: Final = ("attestation", "view")
 _OF_NONCES: Final = "nonces"
@@ -192,7 +193,7 @@ class Shared:
 
     def _secret(self, tx: Transaction) -> bytes:
         table = tables.secrets
-        context = f"attestation-secret {_OF_NONCES}".encode("ascii")
+        context = secret_context(_OF_NONCES)
         row = tx.connection.execute(
             select(table.c.protected).where(table.c.name == _OF_NONCES)
         ).first()
@@ -248,6 +249,8 @@ class Shared:
     def _add(self, tx: Transaction, row: KeyRow) -> None:
         # Another instance may have been faster.
         if self._missing(self.renewed(tx).keys, row.algorithm, row.created) is not None:
+            # The secrets may have been rotated since it was made, outside of any transaction.
+            row = renewed_key(row, tx.secrets) or row
             register = self._registry.put(tx, tables.keys, key_values(row))
             tx.audit(
                 Event(
@@ -307,6 +310,11 @@ class Shared:
     def use_upload(self, tx: Transaction, digest: bytes, purpose: str) -> bool:
         """Note that an upload was taken, and what for; False if it was taken before."""
         return self._registry.take(tx, digest.hex(), purpose)
+
+
+def secret_context(name: str) -> bytes:
+    """Return what a named secret is protected for."""
+    return f"attestation-secret {name}".encode("ascii")
 
 
 def _base64(data: bytes) -> str:

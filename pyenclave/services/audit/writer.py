@@ -25,7 +25,7 @@ from pyenclave.services.audit.event import Event, body_of
 __all__ = ["Appender", "Head", "Signer", "timestamp"]
 
 
-_KEY_CONTEXT: Final = b"audit checkpoint key"
+KEY_CONTEXT: Final = b"audit checkpoint key"
 _CHUNK: Final = 32  # rows of one statement on SQLite, of which it keeps the plan
 # Every byte to one of 32 characters that nobody misreads (no i, l, o, u), each as often.
 _ALPHABET: Final = b"0123456789abcdefghjkmnpqrstvwxyz" * 8
@@ -97,7 +97,7 @@ class Signer:
     def open(cls, blob: bytes, unprotect: Callable[[bytes, bytes], bytes]) -> Signer | None:
         """Return the key that *blob* protects, or ``None`` if these secrets do not open it."""
         try:
-            der = unprotect(blob, _KEY_CONTEXT)
+            der = unprotect(blob, KEY_CONTEXT)
         except UnsealError:
             return None
         key = serialization.load_der_private_key(der, None)
@@ -110,7 +110,7 @@ class Signer:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        return protect(der, _KEY_CONTEXT)
+        return protect(der, KEY_CONTEXT)
 
     def sign(self, head: Head, at: str) -> str:
         """Return the signed statement that the log ends so, at *at*."""

@@ -32,6 +32,7 @@ from pyenclave.services.identity.roles import (
     covers,
     role_named,
 )
+from pyenclave.services.storage.renewing import Renewal
 from pyenclave.services.storage.transaction import Transaction
 
 __all__ = ["PART", "Assignment", "Rbac", "check_scope"]
@@ -113,6 +114,10 @@ class Rbac:
     def __init__(self) -> None:
         self._assigned = SealedRows(role_assignments, _ASSIGNED)
         self._defined = SealedRows(role_definitions, _DEFINED)
+
+    def renewals(self) -> tuple[Renewal, ...]:
+        """Return what seals the rows by the newest of the database's secrets."""
+        return self._assigned.renew, self._defined.renew
 
     # ---- the question --------------------------------------------------------------------------
 

@@ -24,11 +24,13 @@ from sqlalchemy import (
     Text,
     inspect,
     select,
+    update,
 )
 
 from pyenclave.errors import UnsealError
 from pyenclave.services.audit.event import Event
 from pyenclave.services.storage.part import Part, create_tables
+from pyenclave.services.storage.renewing import PAGE, Renewed, renewed
 from pyenclave.services.storage.tables import metadata
 from pyenclave.services.storage.transaction import Transaction
 
@@ -99,6 +101,30 @@ class SealedRows:
         wanted = select(*self._columns, self._table.c.seal).where(*where)
         rows = tx.connection.execute(wanted.order_by(self._table.c.name)).all()
         return [row for row in rows if self._intact(tx, row)]
+
+    def renew(self, tx: Transaction, after: str | None) -> Renewed:
+        """Seal a page of rows by the newest of the database's secrets; rows without seal stay."""
+        name, seal_of = self._table.c.name, self._table.c.seal
+        wanted = select(*self._columns, seal_of).order_by(name).limit(PAGE)
+        rows = tx.connection.execute(wanted if after is None else wanted.where(name > after)).all()
+        moved, damaged = 0, []
+        for *values, seal in rows:
+            if seal is None:
+                continue  # of before there were seals: it grants nothing
+            try:
+                if not all(isinstance(value, str) for value in (*values, seal)):
+                    raise UnsealError("a stored role: not text")
+                blob = base64.b64decode(seal, validate=True)
+                fresh = renewed(tx.secrets, blob, self._context(values))
+            except (UnsealError, binascii.Error, ValueError):
+                damaged.append(f"{self._table.name} {values[0]!s:.80}")
+                continue
+            if fresh is not None:
+                text = base64.b64encode(fresh).decode("ascii")
+                change = update(self._table).where(name == values[0]).values(seal=text)
+                tx.connection.execute(change)
+                moved += 1
+        return Renewed(moved, tuple(damaged), rows[-1][0] if len(rows) == PAGE else None)
 
     def _context(self, values: Sequence[str]) -> bytes:
         parts = [part.encode("utf-8") for part in (_FIRST, self._table.name, *values)]

@@ -26,9 +26,9 @@ from pyenclave.services.vault.users import note_user
 from pyenclave.services.web.config import ServiceConfig
 from pyenclave.services.web.kit import Answer, Call
 
-__all__ = ["desk_of", "vault_of"]
+__all__ = ["SECRETS", "desk_of", "vault_of"]
 
-_SECRETS = "services.secrets"
+SECRETS = "services.secrets"
 
 
 def _open_database(config: ServiceConfig, *, existing: bool = False) -> Database:
@@ -42,7 +42,7 @@ def _open_database(config: ServiceConfig, *, existing: bool = False) -> Database
     return Database.open(
         config.database,
         parts=[rbac.PART, tables.PART, release_tables.PART],
-        secrets=Secrets(folder / _SECRETS) if shared else None,
+        secrets=Secrets(folder / SECRETS) if shared else None,
         existing=existing,
     )
 

@@ -14,17 +14,18 @@ that do not need it.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import and_, delete, func, insert, or_, select
 
 from pyenclave.errors import ServiceError, UnsealError
+from pyenclave.services.storage.renewing import Renewed
 from pyenclave.services.storage.transaction import Transaction
 from pyenclave.services.vault.backends.base import KEK_PLACES, kek_of
 from pyenclave.services.vault.tables import keks, versions
 
-__all__ = ["State", "check_wrapped", "in_use", "note", "states"]
+__all__ = ["State", "check_wrapped", "in_use", "note", "renew", "states"]
 
 # moving: the newest, and rows may still be under others; current: the newest, and none is.
 State = Literal["moving", "current", "retired", "destroyed"]
@@ -79,7 +80,23 @@ def note(tx: Transaction, kek: bytes, state: State) -> None:
         ServiceError: As `states`.
 
     """
-    noted = {**_read(tx), kek.hex(): _Noted(state, int(tx.now.timestamp()))}
+    _write(tx, {**_read(tx), kek.hex(): _Noted(state, int(tx.now.timestamp()))})
+
+
+def renew(tx: Transaction, _after: Any) -> Renewed:
+    """Seal the list by the newest of the service's secrets."""
+    try:
+        noted = _read(tx)
+    except ServiceError:
+        return Renewed(damaged=(keks.name,))
+    sealed = tx.connection.execute(select(keks.c.sealed)).scalar()
+    if sealed is None or tx.secrets.is_newest(sealed):
+        return Renewed()
+    _write(tx, noted)
+    return Renewed(1)
+
+
+def _write(tx: Transaction, noted: dict[str, _Noted]) -> None:
     sealed = tx.secrets.protect(msgspec.json.encode(noted, order="sorted"), _CONTEXT)
     tx.connection.execute(delete(keks))
     tx.connection.execute(insert(keks).values(id=1, sealed=sealed))

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Row, and_, delete, func, insert, literal, select, tuple_, update
 
 from pyenclave.errors import ServiceError, UnsealError
+from pyenclave.services.storage.renewing import PAGE, Renewed
 from pyenclave.services.storage.secrets import Secrets
 from pyenclave.services.storage.transaction import Transaction
 from pyenclave.services.vault import keks as kek_states
@@ -263,6 +264,23 @@ class KeyStore:
             select(keys.c.name).where(keys.c.purge <= _now(tx)).order_by(keys.c.purge).limit(limit)
         )
         return [row.name for row in rows]
+
+    def renew(self, tx: Transaction, after: tuple[str, str] | None) -> Renewed:
+        """Seal a page of rows by the newest of the service's secrets."""
+        rows = self._rows_of_all(tx, after, PAGE)
+        moved, damaged = 0, []
+        for row in rows:
+            try:
+                record = self._record(row)
+            except ServiceError:
+                damaged.append(f"{versions.name} {row.name}/{row.version}")
+                continue
+            if not self._secrets.is_newest(row.seal):
+                of_row = and_(versions.c.name == row.name, versions.c.version == row.version)
+                tx.connection.execute(update(versions).where(of_row).values(**self._values(record)))
+                moved += 1
+        last = (rows[-1].name, rows[-1].version) if len(rows) == PAGE else None
+        return Renewed(moved, tuple(damaged), last)
 
     # Rotation policies
 

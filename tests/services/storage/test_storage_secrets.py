@@ -49,9 +49,63 @@ def test_rotation_keeps_older_blobs_readable(tmp_path: Path) -> None:
     new = secrets.protect(b"new", b"")
     again = Secrets(tmp_path / "s")
     assert (again.open(old, b""), again.open(new, b"")) == (b"old", b"new")
-    with pytest.raises(UnsealError):
-        before.open(new, b"")
+    # Who had it open looks at the file again: for a blob that he does not know, and to protect.
+    assert before.open(new, b"") == b"new"
+    other = Secrets(tmp_path / "s")
+    secrets.rotate()
+    assert other.is_newest(other.protect(b"", b""))
+    assert secrets.ids == other.ids
+    assert not other.is_newest(new)
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
+
+
+def test_two_that_rotate_at_once_lose_no_key(tmp_path: Path) -> None:
+    """Each reads the file before it writes: a key that was put there meanwhile stays."""
+    first, second = Secrets(tmp_path / "s"), Secrets(tmp_path / "s")
+    blobs = []
+    for secrets in (first, second, first, second):
+        secrets.rotate()
+        blobs.append(secrets.protect(b"x", b""))
+    assert len(Secrets(tmp_path / "s").ids) == 5
+    for blob in blobs:
+        assert (first.open(blob, b""), second.open(blob, b"")) == (b"x", b"x")
+
+
+def test_a_key_that_is_forgotten_is_gone_for_everybody(tmp_path: Path) -> None:
+    secrets, other = Secrets(tmp_path / "s"), Secrets(tmp_path / "s")
+    old = secrets.protect(b"old", b"")
+    (first,) = secrets.ids
+    with pytest.raises(StorageError, match="another newest key"):
+        secrets.forget([first], newest=first)
+    secrets.rotate()
+    newest = secrets.ids[0]
+    other.rotate()
+    with pytest.raises(StorageError, match="another newest key"):
+        secrets.forget([first], newest=newest)  # the other one's was not looked at
+    assert secrets.open(old, b"") == b"old"
+    left = tmp_path / f".s.{'0' * 16}"
+    left.write_bytes(b"keys of a process that was killed while it wrote")
+    (tmp_path / ".s.backup").write_bytes(b"somebody's")
+    newest, *older = other.ids
+    secrets.forget(older, newest=newest)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".s.backup", "s"]
+    for each in (secrets, Secrets(tmp_path / "s")):
+        with pytest.raises(UnsealError, match="of another service key"):
+            each.open(old, b"")
+    assert other.protect(b"", b"")[8:16] == newest
+    with pytest.raises(UnsealError, match="of another service key"):
+        other.open(old, b"")
+
+
+def test_a_file_that_went_away_costs_a_running_process_nothing(tmp_path: Path) -> None:
+    secrets = Secrets(tmp_path / "s")
+    blob = secrets.protect(b"x", b"")
+    for damage in (lambda file: file.write_bytes(b"no secrets"), Path.unlink):
+        damage(tmp_path / "s")
+        assert secrets.open(secrets.protect(b"y", b""), b"") == b"y"
+        assert secrets.open(blob, b"") == b"x"
+        with pytest.raises(StorageError):
+            secrets.rotate()
 
 
 def test_the_file_is_for_its_owner_and_no_link(tmp_path: Path) -> None:
