@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,8 +21,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pyenclave.attestation.vtpm_key import certified_key
 from pyenclave.errors import EvidenceFormatError
-from pyenclave.formats import jose, jsonstrict
+from pyenclave.formats import eventlog_data, jose, jsonstrict
 from pyenclave.formats.dcap import TdQuote
+from pyenclave.formats.eventlog import EventLog
 from pyenclave.formats.hcl import REPORT_TYPE_SNP, REPORT_TYPE_TDX, HclReport, RsaKey, RuntimeClaims
 from pyenclave.formats.tdx import td_report_of
 from pyenclave.formats.tpm import TpmQuote
@@ -38,6 +40,11 @@ _MAX_PAYLOAD: Final = 16 << 10
 _MAX_LOG: Final = 512 << 10
 _MAX_TPM: Final = 8 << 10
 _MAX_PCRS: Final = 24
+# The firmware's word on secure boot (TCG PC Client Platform Firmware Profile 1.06, 3.3.4.8).
+_BOOT_POLICY: Final = 7
+_SEPARATOR: Final = 0x00000004
+_VARIABLE: Final = 0x80000001  # EV_EFI_VARIABLE_DRIVER_CONFIG
+_GLOBAL: Final = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c").bytes_le
 _AAD: Final = b"Transport Key"
 _INFO: Final = frozenset(
     {
@@ -246,6 +253,7 @@ def claims(verified: Verified) -> dict[str, Any]:
         f"{prefix}osbuild": _text(info, "OSBuild"),
         f"{prefix}osversion-major": _number(info, "OSVersionMajor"),
         f"{prefix}osversion-minor": _number(info, "OSVersionMinor"),
+        "secureboot": _secure_boot(verified),
         f"{prefix}vmid": runtime.get("vm-configuration", {}).get("vmUniqueId"),
         "x-ms-isolation-tee": inner,
         "x-ms-runtime": {
@@ -262,6 +270,37 @@ def claims(verified: Verified) -> dict[str, Any]:
         },
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _secure_boot(verified: Verified) -> bool | None:
+    """
+    Return whether the firmware started with secure boot; None: the guest's log does not show it.
+
+    What the operating system extends comes after the separator, and is its own word. The log is
+    one that replays to the quoted PCR, so that what is before it is what the firmware measured.
+    """
+    log = verified.prepared.files.get("tpm-eventlog.bin")
+    explained = any(
+        check.name == "eventlog.replay" and check.outcome == "passed"
+        for check in verified.result.checks
+    )
+    if log is None or not explained:
+        return None
+    said = set()
+    for event in EventLog.from_bytes(log).events:
+        if event.index != _BOOT_POLICY:
+            continue
+        if event.type == _SEPARATOR:
+            break
+        decoded = eventlog_data.decode(event)
+        if event.type != _VARIABLE or decoded.fields.get("variable") != "SecureBoot":
+            continue
+        if event.data[:16] != _GLOBAL:
+            continue
+        measured = event.digests.get("sha256") == eventlog_data.bank_hash("sha256", event.data)
+        value = decoded.fields.get("value") if measured else None
+        said.add(value if isinstance(value, int) else None)
+    return None if not said or None in said else said == {1}
 
 
 def _quoted(verified: Verified, info: Mapping[str, Any]) -> list[int]:

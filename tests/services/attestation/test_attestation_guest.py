@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import struct
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -136,6 +138,76 @@ def test_a_guest_opens_its_token(site: Any, helpers: Any, tee: str) -> None:
         assert inner["attester_tcb_status"] == "UpToDate"
     assert "x-ms-compliance-status" not in found
     assert site.audit()[-1]["claims"]["x-ms-isolation-tee"]
+
+
+GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c").bytes_le
+SEPARATOR = (7, 4, bytes(4))
+
+
+def variable(value: bytes, name: str = "SecureBoot", vendor: bytes = GLOBAL) -> bytes:
+    """UEFI_VARIABLE_DATA."""
+    text = name.encode("utf-16-le")
+    return vendor + struct.pack("<QQ", len(name), len(value)) + text + value
+
+
+def secure_boot(value: bytes, **changes: Any) -> tuple[int, int, bytes]:
+    return 7, 0x80000001, variable(value, **changes)
+
+
+def log_of(*events: tuple[Any, ...]) -> tuple[bytes, dict[int, bytes]]:
+    """Return a log of SHA-256 and the PCRs that it gives; a fourth part is what is measured."""
+    data = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 1)
+    data += struct.pack("<HH", 0xB, 32) + b"\0"
+    log = struct.pack("<II20sI", 0, 3, bytes(20), len(data)) + data
+    pcrs: dict[int, bytes] = {}
+    for index, kind, content, *measured in events:
+        digest = hashlib.sha256(measured[0] if measured else content).digest()
+        log += struct.pack("<IIIH", index, kind, 1, 0xB) + digest
+        log += struct.pack("<I", len(content)) + content
+        pcrs[index] = hashlib.sha256(pcrs.get(index, bytes(32)) + digest).digest()
+    return log, pcrs
+
+
+ON, OFF = b"\1", b"\0"
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([secure_boot(ON), SEPARATOR], True),
+        ([secure_boot(OFF), SEPARATOR], False),
+        # The operating system extends the PCR too, and its log says what it likes.
+        ([secure_boot(OFF), SEPARATOR, secure_boot(ON)], False),
+        ([SEPARATOR, secure_boot(ON)], None),
+        ([secure_boot(OFF), secure_boot(ON), SEPARATOR], False),
+        ([SEPARATOR], None),
+        # Of another vendor, of another name, another length, and data that was not measured.
+        ([secure_boot(ON, vendor=bytes(16)), SEPARATOR], None),
+        ([secure_boot(ON, name="SecureBoox"), SEPARATOR], None),
+        ([secure_boot(b"\1\1"), SEPARATOR], None),
+        ([(*secure_boot(ON), variable(OFF)), SEPARATOR], None),
+        ([(*secure_boot(ON), ON), SEPARATOR], None),
+        ([(0, *secure_boot(ON)[1:]), SEPARATOR], None),
+        ([(7, 0x80000002, variable(ON)), SEPARATOR], None),
+    ],
+)
+def test_secure_boot_is_what_the_firmware_measured(
+    site: Any, helpers: Any, events: list[tuple[Any, ...]], expected: bool | None
+) -> None:
+    """Only before the separator, and only where the digest is of what the log shows."""
+    log, pcrs = log_of(*events)
+    guest = Guest(site, helpers)
+    guest.vm.pcrs = {**guest.vm.pcrs, **dict.fromkeys(range(8), bytes(32)), **pcrs}
+    answer = site.post(PATH, guest.body(TcgLogs=_b64(log), TpmInfo=guest.tpm()))
+    assert answer.status_code == 200, answer.text
+    found = site.verified(guest.open(answer.json()["token"]))
+    assert found.get("secureboot") is expected
+    # Without the log nothing is said; with one of another boot nothing is attested.
+    answer = site.post(PATH, guest.body(TpmInfo=guest.tpm()))
+    assert "secureboot" not in site.verified(guest.open(answer.json()["token"]))
+    other, _ = log_of(*events, secure_boot(ON))
+    body = guest.body(TcgLogs=_b64(other), TpmInfo=guest.tpm())
+    assert "eventlog.replay" in site.refused(PATH, body)[2]
 
 
 def test_firmware_of_somebodys_own_is_not_compliant(site: Any, helpers: Any) -> None:
