@@ -5,7 +5,7 @@ from cpython.bytearray cimport (
     PyByteArray_AsString, PyByteArray_FromStringAndSize, PyByteArray_Size)
 from cpython.float cimport PyFloat_AsDouble, PyFloat_Check
 from cpython.long cimport PyLong_Check
-from cpython.ref cimport PyObject
+from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_GetItem, PyTuple_Size
 from libc.stdlib cimport calloc, free, malloc, realloc
 
@@ -15,8 +15,20 @@ cdef extern from "Python.h":
     object PyNumber_Index(object o)
     long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
     unsigned long long PyLong_AsUnsignedLongLong(object o) except? 0xffffffffffffffff
-    object PyLong_FromLongLong(long long value)
-    object PyLong_FromUnsignedLongLong(unsigned long long value)
+    # For exact types, whose conversion cannot fail; and results that go straight into a tuple.
+    bint PyLong_CheckExact(object o)
+    bint PyFloat_CheckExact(object o)
+    long long exact_long "PyLong_AsLongLongAndOverflow"(object o, int *overflow) noexcept
+    double exact_float "PyFloat_AsDouble"(object o) noexcept
+    PyObject *new_int "PyLong_FromLongLong"(long long value) except NULL
+    PyObject *new_big_int "PyLong_FromUnsignedLongLong"(unsigned long long value) except NULL
+    PyObject *new_float "PyFloat_FromDouble"(double value) except NULL
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
+    PyObject *new_text "PyUnicode_DecodeUTF8"(const char *data, Py_ssize_t size,
+                                              const char *errors) except NULL
+    object new_tuple "PyTuple_New"(Py_ssize_t size)
+    int give_item "PyTuple_SetItem"(object values, Py_ssize_t i, PyObject *value) except -1
+    void Py_DECREF(PyObject *o) noexcept
     const char *PyUnicode_AsUTF8AndSize(object o, Py_ssize_t *size) except NULL
     Py_ssize_t Py_REFCNT(PyObject *o)
     PyObject *PyList_GetItem(object list, Py_ssize_t i) except NULL
@@ -312,6 +324,27 @@ cdef int put_int(Message *m, object value, str name) except -1:
         name, "an int from -2**63 to 2**64-1", "one beyond", "Send larger numbers as bytes or str.")
 
 
+cdef bint put_exact(Message *m, char code, object value) except -1:
+    """Put a number of the very type that its code names; False: it is something else, or too big."""
+    cdef int overflow = 0
+    cdef long long small
+    cdef double number
+    cdef uint8_t *at
+    if code == c"f" and PyFloat_CheckExact(value):
+        number = exact_float(value)
+        memcpy(room(m, 8), &number, 8)
+        return True
+    if code == c"i" and PyLong_CheckExact(value):
+        small = exact_long(value, &overflow)
+        if overflow:
+            return False
+        at = room(m, 9)
+        at[0] = 0
+        memcpy(at + 1, &small, 8)
+        return True
+    return False
+
+
 cdef int put_float(Message *m, object value, str name) except -1:
     cdef double number
     cdef uint8_t *at
@@ -432,6 +465,17 @@ cdef struct Reader:
     uint64_t place          # here, with all its elements
 
 
+cdef void reader_init(Reader *r, const uint8_t *data, size_t length) noexcept:
+    """Read private bytes that are all head, and speak of no shared memory."""
+    r.data = data
+    r.length = length
+    r.at = 0
+    r.tail = length
+    r.total = length
+    r.shared = NULL
+    r.scratch = NULL
+
+
 cdef object bad_frame(str what):
     return _errors.ArgumentError(f"malformed frame: {what}")
 
@@ -454,17 +498,51 @@ cdef const uint8_t *take_bytes(Reader *r, size_t *length) except NULL:
     return take(r, <size_t>size)
 
 
-cdef object get_int(Reader *r):
+cdef PyObject *get_int(Reader *r) except NULL:
     cdef const uint8_t *at = take(r, 9)
     cdef long long small
     cdef unsigned long long big
     if at[0] == 0:
         memcpy(&small, at + 1, 8)
-        return PyLong_FromLongLong(small)
+        return new_int(small)
     memcpy(&big, at + 1, 8)
     if at[0] != 1 or big >> 63 == 0:
         raise bad_frame("an int is not in its shortest form")
-    return PyLong_FromUnsignedLongLong(big)
+    return new_big_int(big)
+
+
+cdef PyObject *get_text(Reader *r) except NULL:
+    cdef size_t size
+    cdef const uint8_t *at = take_bytes(r, &size)
+    try:
+        return new_text(<char *>at, <Py_ssize_t>size, NULL)
+    except UnicodeDecodeError:
+        raise bad_frame("a str is not UTF-8") from None
+
+
+cdef PyObject *get_plain(Reader *r, char code) except NULL:
+    """Return a new reference to the next value, whose code is one of nbifsy."""
+    cdef const uint8_t *at
+    cdef double number
+    cdef size_t size
+    cdef object value = None
+    if code == c"i":
+        return get_int(r)
+    if code == c"f":
+        memcpy(&number, take(r, 8), 8)
+        return new_float(number)
+    if code == c"s":
+        return get_text(r)
+    if code == c"y":
+        at = take_bytes(r, &size)
+        return new_bytes(<char *>at, <Py_ssize_t>size)
+    if code == c"b":
+        at = take(r, 1)
+        if at[0] > 1:
+            raise bad_frame("a bool is neither 0 nor 1")
+        value = at[0] == 1
+    Py_INCREF(value)
+    return <PyObject *>value
 
 
 cdef bint only_bools(const uint8_t *data, size_t length) noexcept nogil:
@@ -582,6 +660,8 @@ cdef class Missing:
 
 
 MISSING = Missing()
+# Names of the module are looked up each time; this is the same object at once.
+cdef object missing_mark = MISSING
 
 
 @cython.final
@@ -600,6 +680,7 @@ cdef class Plan:
     cdef int num
     cdef bint arrays
     cdef bint optional
+    cdef bint plain         # nbifsy only, and none left out: neither arrays nor any class's code
     cdef tuple names
     cdef tuple details
     cdef int[256] wanted
@@ -616,6 +697,7 @@ cdef class Plan:
         self.num = <int>len(codes)
         self.arrays = b"A" in codes or b"D" in codes
         self.optional = optional
+        self.plain = not self.arrays and not optional and b"M" not in codes
         self.names = names
         self.details = details
         for i in range(self.num):
@@ -630,13 +712,9 @@ cdef class Plan:
     cdef int put(self, Message *m, tuple values) except -1:
         """Encode `values`; on failure the message is cleared by the caller."""
         cdef int i
-        cdef char code
         cdef uint32_t present = 0
         cdef uint32_t head
         cdef size_t where = 0
-        cdef Py_ssize_t size
-        cdef const char *text
-        cdef Py_buffer view
         cdef uint8_t *at
         if PyTuple_Size(values) != self.num:
             raise TypeError(f"{self.num} values wanted, {len(values)} given")
@@ -651,69 +729,12 @@ cdef class Plan:
             room(m, 4)
         for i in range(self.num):
             value = <object>PyTuple_GetItem(values, i)
-            if value is MISSING:
+            if value is missing_mark:
                 if not self.optional:
                     raise TypeError(f"{self.names[i]} is missing")
                 continue
             present |= (<uint32_t>1) << (i & 31)
-            code = self.codes[i]
-            if code == c"i":
-                put_int(m, value, self.names[i])
-            elif code == c"f":
-                put_float(m, value, self.names[i])
-            elif code == c"s":
-                if not isinstance(value, str):
-                    raise argument_error(self.names[i], "str", type_name(value))
-                try:
-                    text = PyUnicode_AsUTF8AndSize(value, &size)
-                except UnicodeEncodeError:
-                    raise argument_error(
-                        self.names[i], "text", "a lone surrogate",
-                        "Send what is not text as bytes.") from None
-                put_bytes(m, text, <size_t>size)
-            elif code == c"y":
-                if not PyObject_CheckBuffer(value):
-                    raise argument_error(self.names[i], "bytes", type_name(value))
-                try:
-                    PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
-                except (BufferError, ValueError) as error:
-                    raise argument_error(
-                        self.names[i], "contiguous bytes", str(error)) from None
-                try:
-                    put_bytes(m, view.buf, <size_t>view.len)
-                finally:
-                    PyBuffer_Release(&view)
-            elif code == c"A":
-                put_array(m, value, self.wanted[i], self.names[i])
-            elif code == c"D":
-                put_described(m, value, self.details[i], self.names[i])
-            elif code == c"b":
-                if value is not True and value is not False:
-                    raise argument_error(self.names[i], "bool", type_name(value))
-                at = room(m, 1)
-                at[0] = 1 if value is True else 0
-            elif code == c"n":
-                if value is not None:
-                    raise argument_error(self.names[i], "None", type_name(value))
-            else:
-                try:
-                    packed = (<tuple>self.details[i])[0](value)
-                except _errors.ArgumentError:
-                    raise
-                except OverflowError:
-                    raise argument_error(
-                        self.names[i],
-                        "ints from -2**63 to 2**64-1, and times of the years 1 to 9999 in UTC",
-                        "one beyond", "Send larger numbers as bytes or str.") from None
-                except Exception as error:
-                    raise argument_error(self.names[i], "a value that crosses", error) from None
-                if pye_msgpack_check(<const uint8_t *><char *>packed, <size_t>len(packed),
-                                     MAX_DEPTH) != PYE_OK:
-                    raise argument_error(
-                        self.names[i],
-                        f"at most {MAX_DEPTH} levels of nesting and {MAX_ITEMS} values", "more",
-                        "Send many numbers as a NumPy array.")
-                put_bytes(m, <char *>packed, <size_t>len(packed))
+            self.put_value(m, i, value)
         if self.optional:
             memcpy(m.data + where, &present, 4)
         if self.arrays:
@@ -722,6 +743,83 @@ cdef class Plan:
                     "the arguments", "less than 4 GiB beside the arrays", m.length)
             head = <uint32_t>m.length
             memcpy(m.data, &head, 4)
+        return 0
+
+    cdef int put_plain(self, Message *m, PyObject *const *values) except -1:
+        """As `put`, of a plain plan: as many values as it has."""
+        cdef int i
+        for i in range(self.num):
+            if values[i] == <PyObject *>missing_mark:
+                raise TypeError(f"{self.names[i]} is missing")
+            self.put_value(m, i, <object>values[i])
+        self.finish(m)
+        return 0
+
+    cdef int put_value(self, Message *m, int i, object value) except -1:
+        cdef char code = self.codes[i]
+        cdef Py_ssize_t size
+        cdef const char *text
+        cdef Py_buffer view
+        cdef uint8_t *at
+        if put_exact(m, code, value):
+            return 0
+        if code == c"i":
+            put_int(m, value, self.names[i])
+        elif code == c"f":
+            put_float(m, value, self.names[i])
+        elif code == c"s":
+            if not isinstance(value, str):
+                raise argument_error(self.names[i], "str", type_name(value))
+            try:
+                text = PyUnicode_AsUTF8AndSize(value, &size)
+            except UnicodeEncodeError:
+                raise argument_error(
+                    self.names[i], "text", "a lone surrogate",
+                    "Send what is not text as bytes.") from None
+            put_bytes(m, text, <size_t>size)
+        elif code == c"y":
+            if not PyObject_CheckBuffer(value):
+                raise argument_error(self.names[i], "bytes", type_name(value))
+            try:
+                PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+            except (BufferError, ValueError) as error:
+                raise argument_error(
+                    self.names[i], "contiguous bytes", str(error)) from None
+            try:
+                put_bytes(m, view.buf, <size_t>view.len)
+            finally:
+                PyBuffer_Release(&view)
+        elif code == c"A":
+            put_array(m, value, self.wanted[i], self.names[i])
+        elif code == c"D":
+            put_described(m, value, self.details[i], self.names[i])
+        elif code == c"b":
+            if value is not True and value is not False:
+                raise argument_error(self.names[i], "bool", type_name(value))
+            at = room(m, 1)
+            at[0] = 1 if value is True else 0
+        elif code == c"n":
+            if value is not None:
+                raise argument_error(self.names[i], "None", type_name(value))
+        else:
+            try:
+                packed = (<tuple>self.details[i])[0](value)
+            except _errors.ArgumentError:
+                raise
+            except OverflowError:
+                raise argument_error(
+                    self.names[i],
+                    "ints from -2**63 to 2**64-1, and times of the years 1 to 9999 in UTC",
+                    "one beyond", "Send larger numbers as bytes or str.") from None
+            except Exception as error:
+                raise argument_error(self.names[i], "a value that crosses", error) from None
+            if pye_msgpack_check(<const uint8_t *><char *>packed, <size_t>len(packed),
+                                 MAX_DEPTH) != PYE_OK:
+                raise argument_error(
+                    self.names[i],
+                    f"at most {MAX_DEPTH} levels of nesting and {MAX_ITEMS} values", "more",
+                    "Send many numbers as a NumPy array.")
+            put_bytes(m, <char *>packed, <size_t>len(packed))
         return 0
 
     cdef void finish(self, Message *m) noexcept:
@@ -756,14 +854,12 @@ cdef class Plan:
         cdef uint32_t present = 0xffffffff
         cdef uint32_t head
         cdef size_t size
-        cdef double number
         cdef const uint8_t *at
+        cdef PyObject *value
         cdef pye_status status
-        r.data = data
-        r.length = length
-        r.total = length
-        r.at = 0
-        r.tail = length
+        if self.plain and (shared == NULL or not shared.placed):
+            return self.get_tuple(data, length)
+        reader_init(&r, data, length)
         r.shared = shared
         r.scratch = <PyObject *>scratch
         if self.arrays:
@@ -786,34 +882,19 @@ cdef class Plan:
         values = []
         for i in range(self.num):
             if not (present >> (i & 31)) & 1 and self.optional:
-                values.append(MISSING)
+                values.append(missing_mark)
                 continue
             code = self.codes[i]
-            if code == c"i":
-                values.append(get_int(&r))
-            elif code == c"f":
-                memcpy(&number, take(&r, 8), 8)
-                values.append(number)
-            elif code == c"s":
-                at = take_bytes(&r, &size)
-                try:
-                    values.append(PyUnicode_DecodeUTF8(<char *>at, <Py_ssize_t>size, NULL))
-                except UnicodeDecodeError:
-                    raise bad_frame("a str is not UTF-8") from None
-            elif code == c"y":
-                at = take_bytes(&r, &size)
-                values.append(PyBytes_FromStringAndSize(<char *>at, <Py_ssize_t>size))
-            elif code == c"A":
+            if code == c"A":
                 values.append(get_array(&r, self.wanted[i], owner))
             elif code == c"D":
                 values.append(get_described(&r, self.details[i], owner))
-            elif code == c"b":
-                at = take(&r, 1)
-                if at[0] > 1:
-                    raise bad_frame("a bool is neither 0 nor 1")
-                values.append(at[0] == 1)
-            elif code == c"n":
-                values.append(None)
+            elif code != c"M":
+                value = get_plain(&r, code)
+                try:
+                    values.append(<object>value)
+                finally:
+                    Py_DECREF(value)
             else:
                 at = take_bytes(&r, &size)
                 status = pye_msgpack_check(at, size, MAX_DEPTH)
@@ -835,6 +916,33 @@ cdef class Plan:
         if r.at != r.length or (r.tail != r.total if self.arrays else False):
             raise bad_frame("bytes are left over")
         return tuple(values)
+
+    cdef tuple get_tuple(self, const uint8_t *data, size_t length):
+        """As `get`, for a plain plan: nobody's code runs while the tuple is being filled."""
+        cdef Reader r
+        cdef int i
+        reader_init(&r, data, length)
+        values = new_tuple(self.num)
+        for i in range(self.num):
+            give_item(values, i, get_plain(&r, self.codes[i]))
+        if r.at != r.length:
+            raise bad_frame("bytes are left over")
+        return <tuple>values
+
+    cdef object get_one(self, const uint8_t *data, size_t length, object owner):
+        """Decode a frame of one value."""
+        cdef Reader r
+        cdef PyObject *value
+        if not self.plain or self.num != 1:
+            return (<tuple>self.get(data, length, owner))[0]
+        reader_init(&r, data, length)
+        value = get_plain(&r, self.codes[0])
+        if r.at != r.length:
+            Py_DECREF(value)
+            raise bad_frame("bytes are left over")
+        result = <object>value
+        Py_DECREF(value)
+        return result
 
     def encode(self, tuple values) -> bytes:
         """Return the frame of `values` in one piece (tests, and what is not hot)."""

@@ -102,12 +102,37 @@ cdef enum:
     FREE = 0                # states of a lane of the host
     BUSY = 1
     LATE = 2                # its caller gave up; the call still runs
+    GLANCE = 5000           # ticks for which the GIL is kept, where nobody else can want it
 
 cdef pye_wait_ops WAIT_OPS
 WAIT_OPS.wait = pye_wait_futex
 WAIT_OPS.wake = pye_wake_futex
 WAIT_OPS.yield_ = pye_wait_yield
 WAIT_OPS.cpu = sched_getcpu
+
+
+# How many threads Python started; a thread of C that takes the GIL waits for a glance at most.
+import _thread
+cdef object num_threads = getattr(_thread, "_count", None)
+del _thread
+
+
+cdef bint glance(pye_lane *lane) except -1:
+    """
+    Look for the other side's next frame without giving up the GIL: True, it is there.
+
+    Giving it up and taking it again costs a third of what crossing does. Only the one thread of a
+    process does so, and not for long.
+    """
+    cdef uint64_t ticks = GLANCE
+    if num_threads is None or num_threads() != 0:
+        return False
+    return pye_lane_look(lane, &ticks) != 0
+
+
+cdef bint is_short(const pye_segment *segments, size_t num) noexcept:
+    """Whether a message is so short that writing it takes less than giving up the GIL for it."""
+    return num == 1 and segments[0].len <= SMALL
 
 
 def ring_size(uint32_t lanes, uint32_t slot_size) -> int:

@@ -1,5 +1,12 @@
 # Trusted functions as callables of the host.
 
+cdef extern from "host_call.h":
+    ctypedef object (*host_call_function)(object call, PyObject *const *args, Py_ssize_t nargs,
+                                          PyObject *kwnames)
+    object host_call_type(host_call_function function)
+    object host_call_new(object type, object call)
+
+
 @cython.final
 cdef class HostCall:
     """
@@ -22,6 +29,7 @@ cdef class HostCall:
     cdef str note
     cdef bint has_out
     cdef bint placed        # its calls say where in shared memory the result goes
+    cdef bint plain         # scalars, text and bytes go and come
     cdef readonly bint streams
     cdef readonly str __name__
     cdef readonly str __doc__
@@ -48,12 +56,17 @@ cdef class HostCall:
         self.placed = lanes.shared_size and not native and has_place(result, streams)
         if native and arguments.num != 1:
             raise ValueError("a native function takes one argument")
+        self.plain = not native and not streams and arguments.plain and result.plain
 
     def __reduce__(self):
         raise TypeError("a trusted function's handle cannot be pickled or copied")
 
     def __repr__(self):
         return f"<trusted function {self.__doc__}>"
+
+    def quick(self):
+        """The same function as an object that is called without a tuple of its arguments."""
+        return host_call_new(quick_type, self)
 
     def __call__(self, *args, **kwargs):
         cdef double deadline = -1
@@ -81,39 +94,58 @@ cdef class HostCall:
 
     cdef object call_python(self, tuple args, double deadline, object out):
         cdef Message m
-        cdef int number
         cdef bint fits = False
         message_init(&m)
         try:
             # All of the caller's code (buffers, __index__) runs here, before a lane is taken.
             self.prepare(&m, args, out)
             fits = True
-            if PYE_GET(&self.lanes.handlers):
-                number = self.lanes.nested(deadline)
-                if number >= 0:
-                    if self.streams:
-                        return self.open_stream(number, True, &m, deadline)
-                    pin = self.lanes.pin(number, &m, out)
-                    value = self.lanes.exchange(
-                        number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments, m.num_segments,
-                        deadline, 1, self.result, out, &m.shared)
-                    self.lanes.unpin(number, pin)
-                    return value
-            number = self.lanes.acquire(deadline)
-            if self.note is not None:
-                self.lanes.show(number, self.note)
-            if self.streams:
-                return self.open_stream(number, False, &m, deadline)
-            try:
-                self.lanes.pin(number, &m, out)
-                return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments,
-                                           m.num_segments, deadline, 1, self.result, out, &m.shared)
-            finally:
-                self.lanes.release(number, self.kill_after)
+            return self.cross(&m, deadline, out)
         finally:
             message_clear(&m)
             if not fits:
                 pye_stats_event(self.lanes.counts, PYE_STATS_ARGUMENT)
+
+    cdef object call_plain(self, PyObject *const *args, double deadline):
+        """As call_python, without a tuple of the arguments."""
+        cdef Message m
+        cdef bint fits = False
+        message_init(&m)
+        try:
+            self.arguments.put_plain(&m, args)
+            fits = True
+            return self.cross(&m, deadline, None)
+        finally:
+            message_clear(&m)
+            if not fits:
+                pye_stats_event(self.lanes.counts, PYE_STATS_ARGUMENT)
+
+    cdef object cross(self, Message *m, double deadline, object out):
+        """Send a call that is encoded, and return its answer or its stream."""
+        cdef int number
+        if PYE_GET(&self.lanes.handlers):
+            number = self.lanes.nested(deadline)
+            if number >= 0:
+                if self.streams:
+                    return self.open_stream(number, True, m, deadline)
+                pin = self.lanes.pin(number, m, out)
+                value = self.lanes.exchange(
+                    number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments, m.num_segments,
+                    deadline, 1, self.result, out, &m.shared)
+                self.lanes.unpin(number, pin)
+                return value
+        number = self.lanes.acquire(deadline)
+        if self.note is not None:
+            self.lanes.show(number, self.note)
+        if self.streams:
+            return self.open_stream(number, False, m, deadline)
+        try:
+            if not self.plain:
+                self.lanes.pin(number, m, out)
+            return self.lanes.exchange(number, <uint16_t>PYE_FRAME_CALL, self.index, m.segments,
+                                       m.num_segments, deadline, 1, self.result, out, &m.shared)
+        finally:
+            self.lanes.release(number, self.kill_after)
 
     cdef int prepare(self, Message *m, tuple args, object out) except -1:
         """Encode a call. What lies in shared memory is named only, `out` too."""
@@ -214,3 +246,26 @@ cdef object fill_out(object out, object value):
             "out", f"{value.dtype} of shape {value.shape}", f"{out.dtype} of shape {out.shape}")
     out[...] = value
     return out
+
+
+cdef object call_quickly(object of, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames):
+    """What the type of `HostCall.quick` calls: `nargs` arguments by place, the others by name."""
+    cdef HostCall call = <HostCall>of
+    cdef double deadline = -1
+    if kwnames != NULL or nargs != call.arguments.num or call.element is not None or not (
+            call.plain or call.native):
+        positional = tuple([<object>args[i] for i in range(nargs)])
+        if kwnames == NULL:
+            return call(*positional)
+        names = <tuple>kwnames
+        return call(*positional, **{
+            name: <object>args[nargs + i] for i, name in enumerate(names)})
+    if call.timeout >= 0:
+        deadline = <double>_monotonic() + call.timeout
+    call.lanes.check()
+    if call.native:
+        return call.call_native(<object>args[0], deadline)
+    return call.call_plain(args, deadline)
+
+
+cdef object quick_type = host_call_type(call_quickly)

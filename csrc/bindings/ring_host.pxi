@@ -290,9 +290,9 @@ cdef class HostLanes:
         PYE_SET(&self.handling[lane].more, 0)
         self.handling[lane].owner = 0
         if pye_lane_idle(this):
-            if self.notes[lane] is not None:
+            if PyList_GetItem(self.notes, lane) != <PyObject *>None:
                 self.show(lane, None)
-            if self.pins[lane] is not None:
+            if PyList_GetItem(self.pins, lane) != <PyObject *>None:
                 self.pins[lane] = None
             PYE_SET(&self.states[lane], FREE)
         else:
@@ -458,6 +458,15 @@ cdef class HostLanes:
             error.__cause__ = cause
         return error
 
+    cdef pye_status write(self, int number, uint16_t kind, uint16_t index, pye_segment *segments,
+                          size_t num, uint32_t wait_ms) noexcept nogil:
+        """Begin to send a message, and count a call."""
+        cdef pye_status status = pye_lane_write(
+            self.lanes[number], kind, index, segments, num, wait_ms)
+        if kind == PYE_FRAME_CALL:
+            pye_stats_begin(self.counts, <uint32_t>number, index, segments, num)
+        return status
+
     cdef uint32_t post(self, int number, uint16_t kind, uint16_t index, pye_segment *segments,
                        size_t num, pye_lane_header *header,
                        double deadline) except? 0xffffffff:
@@ -475,14 +484,24 @@ cdef class HostLanes:
         cdef bint first = kind <= PYE_FRAME_ATTEST or kind == PYE_FRAME_BATCH
         if kind == PYE_FRAME_CALL:
             pye_stats_time(self.counts, <uint32_t>number, index)
-        with nogil:
-            status = pye_lane_write(lane, kind, index, segments, num, wait_ms)
-            if kind == PYE_FRAME_CALL:
-                pye_stats_begin(self.counts, <uint32_t>number, index, segments, num)
-            if status == PYE_OK:
-                sent = True
+        if is_short(segments, num) and not pye_lane_peer_asleep(lane):
+            # One copy: the GIL is given up while the message crosses, and not before.
+            status = self.write(number, kind, index, segments, num, 0)
+            sent = status == PYE_OK
+            if sent:
                 sequence = pye_lane_sequence(lane)
-                status = pye_lane_wait(lane, header, wait_ms)
+                if glance(lane):
+                    status = pye_lane_wait(lane, header, wait_ms)
+                else:
+                    with nogil:
+                        status = pye_lane_wait(lane, header, wait_ms)
+        else:
+            with nogil:
+                status = self.write(number, kind, index, segments, num, wait_ms)
+                sent = status == PYE_OK
+                if sent:
+                    sequence = pye_lane_sequence(lane)
+                    status = pye_lane_wait(lane, header, wait_ms)
         while status == PYE_E_TIMEOUT:
             try:
                 self.look(deadline, sent or not first)
@@ -530,7 +549,7 @@ cdef class HostLanes:
 
     cdef object decode(self, Plan plan, const uint8_t *data, size_t total, object owner):
         try:
-            return (<tuple>plan.get(data, total, owner))[0]
+            return plan.get_one(data, total, owner)
         except _errors.ArgumentError as error:
             raise _errors.CallError(
                 f"the enclave's answer does not fit the signature: {error.message}") from None

@@ -21,6 +21,18 @@ cdef class NativeLibrary:
         return <size_t>dlsym(self.handle, f"pye_ecall_{name}".encode())
 
 
+# A Python function that anybody may call, whose parameters are positional and all given, and that
+# gives one value: scalars, text and bytes only. References are the entries'; NULL: another kind.
+cdef struct PlainFunction:
+    PyObject *function
+    PyObject *arguments
+    PyObject *result
+
+
+cdef bint plain_plan(object plan) except -1:
+    return isinstance(plan, Plan) and (<Plan>plan).plain
+
+
 @cython.final
 cdef class FunctionTable:
     """
@@ -31,6 +43,7 @@ cdef class FunctionTable:
     """
 
     cdef readonly tuple entries
+    cdef PlainFunction *plains
     cdef bytes flags_object
     cdef const uint8_t *flags
     cdef void **natives
@@ -48,11 +61,20 @@ cdef class FunctionTable:
         self.natives = <void **>calloc(len(entries) + 1, sizeof(void *))
         if self.natives == NULL:
             raise MemoryError()
+        self.plains = <PlainFunction *>calloc(len(entries) + 1, sizeof(PlainFunction))
+        if self.plains == NULL:
+            raise MemoryError()
         for i, entry in enumerate(entries):
             self.natives[i] = <void *><size_t>entry[0]
+            if entry[0] == 0 and not self.flags[i] and not entry[5] and plain_plan(entry[2]) \
+                    and plain_plan(entry[3]) and (<Plan>entry[3]).num == 1:
+                self.plains[i].function = <PyObject *>entry[1]
+                self.plains[i].arguments = <PyObject *>entry[2]
+                self.plains[i].result = <PyObject *>entry[3]
 
     def __dealloc__(self):
         free(self.natives)
+        free(self.plains)
 
     def __len__(self):
         return <Py_ssize_t>self.num
@@ -69,6 +91,7 @@ cdef enum:
     QUIET_LOOKS = 20        # slices without a call before they grow
 
 cdef enum:
+    EVENT_NONE = 0
     EVENT_LOOK = 1          # a slice of waiting is over
     EVENT_MESSAGE = 2       # a message for Python code, header in `header`
     EVENT_STATUS = 3        # a native function answered `native_status`
@@ -328,16 +351,19 @@ cdef class WorkerLane:
             if natives[i] != NULL:
                 self.make_room()
                 break
+        event = EVENT_NONE
         while True:
-            with nogil:
-                event = self.run(natives, num)
+            event = self.early() if event == EVENT_MESSAGE else EVENT_NONE
+            if event == EVENT_NONE:
+                with nogil:
+                    event = self.run(natives, num)
             if event == EVENT_LOOK:
                 self.scratch.rest()
                 PyErr_CheckSignals()
                 if not idle():
                     return
             elif event == EVENT_MESSAGE:
-                if not self.answer(None):
+                if not (self.answer_plain() if self.is_plain() else self.answer(None)):
                     return
             elif event == EVENT_STATUS:
                 if not self.send_bytes(<uint16_t>PYE_FRAME_ERROR, self.header.index,
@@ -390,6 +416,84 @@ cdef class WorkerLane:
             if not self.idle():
                 self.ending = True
                 return NULL
+
+    cdef int early(self) except -1:
+        """The event of a frame that comes while the GIL is still kept, or EVENT_NONE."""
+        cdef pye_status status
+        if not glance(self.lane):
+            return EVENT_NONE
+        status = pye_lane_wait(self.lane, &self.header, 0)
+        self.quiet = 0
+        if status == PYE_E_LIMIT:
+            return EVENT_LIMIT
+        if status != PYE_OK:
+            return EVENT_BROKEN
+        if not self.is_plain():
+            return EVENT_NONE  # `run` gets the same header, and reads
+        status = pye_lane_read(self.lane, self.in_data, <size_t>self.header.total, 0)
+        return EVENT_MESSAGE if status == PYE_OK else EVENT_BROKEN
+
+    cdef bint send_answer(self, uint16_t number, Message *m) except -1:
+        """
+        Send a result; False if `idle` wants to end.
+
+        A short one is one copy: the GIL is kept for it, unless the host sleeps and has to be woken.
+        """
+        cdef pye_status status
+        if is_short(m.segments, m.num_segments) and not pye_lane_peer_asleep(self.lane):
+            status = pye_lane_write(
+                self.lane, <uint16_t>PYE_FRAME_RESULT, number, m.segments, m.num_segments, 0)
+            if status == PYE_OK or status == PYE_E_CLOSED:
+                return True
+            if status != PYE_E_TIMEOUT:
+                self.poison()
+        return self.send(<uint16_t>PYE_FRAME_RESULT, number, m.segments, m.num_segments)
+
+    cdef bint refused(self, object error, uint16_t number, str stage) except -1:
+        """Answer a call by what it raised; False if `idle` wants to end."""
+        self.running = False
+        if self.ending:
+            return False
+        if isinstance(error, KeyboardInterrupt) and stage == "request":
+            raise error
+        return self.send_bytes(<uint16_t>PYE_FRAME_ERROR, number, self.describe(error, stage))
+
+    cdef bint is_plain(self) noexcept:
+        """Whether the message that `header` announces is a short call of a plain function."""
+        cdef uint32_t number = self.header.index
+        return (self.header.kind == PYE_FRAME_CALL and number < self.table.num
+                and self.header.total <= self.in_size
+                and self.table.plains[pye_index_mask(number, self.table.num)].function != NULL)
+
+    cdef bint answer_plain(self) except -1:
+        """What `answer` does, where `is_plain` says so; the message is in `in_data` already."""
+        cdef Message m
+        cdef FunctionTable table = self.table
+        cdef uint16_t number = self.header.index
+        cdef bint called = False
+        message_init(&m)
+        try:
+            try:
+                self.call_plain(&m, &table.plains[pye_index_mask(number, table.num)], &called)
+            except _errors.EnclavePoisonedError:
+                raise
+            except BaseException as error:
+                message_clear(&m)
+                return self.refused(error, number, "function" if called else "request")
+            return False if self.ending else self.send_answer(number, &m)
+        finally:
+            message_clear(&m)
+            self.forget()
+
+    cdef int call_plain(self, Message *m, PlainFunction *plain, bint *called) except -1:
+        values = (<Plan>plain.arguments).get_tuple(self.in_data, <size_t>self.header.total)
+        called[0] = True
+        self.running = True
+        value = (<object>plain.function)(*values)
+        values = None
+        self.pack(m, <Plan>plain.result, value, "the result")
+        self.running = False
+        return 0
 
     cdef bint answer(self, object allowed) except -1:
         """
@@ -479,17 +583,9 @@ cdef class WorkerLane:
             except _errors.EnclavePoisonedError:
                 raise
             except BaseException as error:
-                self.running = False
                 message_clear(&m)
-                if self.ending:
-                    return False
-                if isinstance(error, KeyboardInterrupt) and stage == "request":
-                    raise
-                return self.send_bytes(
-                    <uint16_t>PYE_FRAME_ERROR, number, self.describe(error, stage))
-            if self.ending:
-                return False
-            return self.send(<uint16_t>PYE_FRAME_RESULT, number, m.segments, m.num_segments)
+                return self.refused(error, number, stage)
+            return False if self.ending else self.send_answer(number, &m)
         finally:
             message_clear(&m)
             self.forget()
@@ -515,10 +611,11 @@ cdef class WorkerLane:
 
     cdef int pack(self, Message *m, Plan plan, object value, str what) except -1:
         """Encode a result or an item. A value that does not fit is the function's TypeError."""
-        try:
-            plan.put(m, (value,))
-        except _errors.ArgumentError as error:
-            raise TypeError(str(error)) from None
+        if not plan.plain or plan.num != 1 or not put_exact(m, plan.codes[0], value):
+            try:
+                plan.put(m, (value,))
+            except _errors.ArgumentError as error:
+                raise TypeError(str(error)) from None
         plan.finish(m)
         if m.total > self.limit:
             raise _errors.ArgumentError(
@@ -645,7 +742,7 @@ cdef class WorkerLane:
                 owner = PyByteArray_FromStringAndSize(<char *>data, <Py_ssize_t>total)
                 data = <const uint8_t *>PyByteArray_AsString(owner)
             try:
-                return (<tuple>plan.get(data, total, owner))[0]
+                return plan.get_one(data, total, owner)
             except _errors.ArgumentError as error:
                 raise ocall_error(
                     f"what the host function {name} returned does not fit its signature: "

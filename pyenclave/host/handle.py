@@ -155,7 +155,7 @@ class Functions:
 
     def _make(self, function: str | Callable[..., Any]) -> Callable[..., Any]:
         call, _ = self._host_call(function)
-        return call if self._wrap is None else self._wrap(call)
+        return call.quick() if self._wrap is None else self._wrap(call)
 
     def _host_call(self, function: str | Callable[..., Any]) -> tuple[HostCall, Signature]:
         name: Any = function

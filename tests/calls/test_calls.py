@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import mmap
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -107,8 +109,16 @@ def total(rows: list[Row]) -> Row:
     return Row("sum", sum(row.value for row in rows))
 
 
+def mix(number: int, part: float, yes: bool, text: str, data: bytes) -> str:
+    return repr((number, part, yes, text, data))
+
+
+def negative(yes: bool) -> bool:
+    return not yes
+
+
 BASIC = (add, greet, twice, nothing, echo, fail, fail_publicly, leave, wrong_result, wrong_scalar,
-         sleep, big, total)  # fmt: skip
+         sleep, big, total, mix, negative)  # fmt: skip
 
 
 # ---- results ---------------------------------------------------------------------------------
@@ -126,6 +136,104 @@ def test_values_cross_and_defaults_are_the_function_s_own(pair):
     assert one.total([{"name": "a", "value": 1.5}, Row("b", 2.0)]) == {"name": "sum", "value": 3.5}
     assert one.functions.typed(total)([Row("a", 1.0)]) == Row("sum", 1.0)
     assert repr(one.add) == "<trusted function add(a: int, b: int = …) -> int>"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1, 2.5, True, "text", b"data"),
+        (0, float("inf"), False, "", b""),
+        (-(2**63), -0.0, True, "ü" * 300, bytes(600)),
+        (2**64 - 1, 3, False, "\0", bytearray(b"other")),
+        (np.int64(-7), np.float32(0.5), True, "x", memoryview(b"view")),
+    ],
+)
+def test_scalars_text_and_bytes_cross_as_they_are(pair, values):
+    one = pair(*BASIC)
+    number, part, yes, text, data = values
+    assert one.mix(*values) == repr((int(number), float(part), yes, text, bytes(data)))
+    assert one.negative(yes) is not yes
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"), [(0, 1.0), (0, True), (0, 2**64), (1, "1"), (1, True), (2, 1), (3, b""),
+                         (3, "\ud800"), (4, "text"), (4, None)]
+)  # fmt: skip
+def test_what_is_no_such_scalar_is_refused_before_it_is_sent(pair, place, wrong):
+    one = pair(*BASIC)
+    values = [1, 2.5, True, "text", b"data"]
+    values[place] = wrong
+    with pytest.raises(ArgumentError, match=("number", "part", "yes", "text", "data")[place]):
+        one.mix(*values)
+    assert one.negative(True) is False
+
+
+def test_a_function_is_called_like_any_other(pair):
+    one = pair(*BASIC)
+    function = one.mix
+    assert function.__name__ == "mix"
+    assert repr(function) == (
+        "<trusted function mix(number: int, part: float, yes: bool, text: str, data: bytes) -> str>"
+    )
+    expected = "(1, 2.0, True, 'd', b'e')"
+    assert function(1, 2.0, True, "d", b"e") == expected
+    assert function(1, 2.0, True, data=b"e", text="d") == expected
+    rest = {"yes": True, "text": "d", "data": b"e"}
+    assert function(*(1, 2.0), **rest) == expected
+    assert type(function).__call__(function, 1, 2.0, True, "d", data=b"e") == expected
+    for args, names in (
+        ((), {}),
+        ((1, 2.0, True, "d"), {}),
+        ((1, 2.0, True, "d", b"e", 6), {}),
+        ((1, 2.0, True, "d", b"e"), {"data": b"e"}),
+        ((1, 2.0, True, "d"), {"other": b"e"}),
+    ):
+        with pytest.raises((TypeError, ArgumentError)):
+            function(*args, **names)
+    with pytest.raises(AttributeError):
+        function.other = 1
+    with pytest.raises(TypeError):
+        type(function)()
+    assert function(1, 2.0, True, "d", b"e") == expected
+
+
+def test_the_object_of_a_function_keeps_what_it_needs_and_nothing_longer(pair):
+    one = pair(*BASIC)
+    call, _ = one.functions._host_call("negative")
+    before = sys.getrefcount(call)
+    function = call.quick()
+    assert sys.getrefcount(call) == before + 1
+    assert call in gc.get_referents(function)
+    assert function(True) is False
+    del function
+    assert sys.getrefcount(call) == before
+
+
+def test_messages_of_every_kind_come_right_after_each_other(pair):
+    # A worker of one thread looks for the next message before it gives up the GIL.
+    one = pair(*BASIC, limit=65_536)
+    for number in range(400):
+        assert one.negative(number % 2 == 0) is (number % 2 != 0)
+        way = number % 7
+        if way == 0:
+            assert one.twice(np.full(3, float(number))).tolist() == [2.0 * number] * 3
+        elif way == 1:
+            with pytest.raises(ArgumentError, match="too long"):
+                one.echo(bytes(70_000))
+        elif way == 2:
+            assert one.lanes.raw_call(PING, 0, b"abc") == b"abc"
+        elif way == 3:
+            assert one.echo(bytes(40_000)) == bytes(40_000)
+        elif way == 4:
+            with pytest.raises(EcallError, match="LookupError"):
+                one.fail("x")
+        elif way == 5:
+            with pytest.raises(UnknownFunctionError):
+                one.lanes.raw_call(CALL, 999, b"")
+        else:
+            with pytest.raises(EcallError, match="TypeError"):
+                one.wrong_scalar(1)
+    assert one.alive
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 511, 512, 513, 4096, 4097, ring.DEFAULT_SLOT - 8,
@@ -304,6 +412,11 @@ def test_malformed_payloads_are_typed_errors(pair):
                 one.lanes.raw_call(CALL, index, rng.bytes(size))
             except CallError:
                 continue
+    negative_of = next(i for i, item in enumerate(one.signatures) if item.name == "negative")
+    assert one.lanes.raw_call(CALL, negative_of, b"\x01") == b"\x00"
+    for wrong in (b"", b"\x02", b"\x01\x00", b"\xff" * 9):
+        with pytest.raises(ArgumentError, match="malformed frame"):
+            one.lanes.raw_call(CALL, negative_of, wrong)
     for nonce in (bytes(1025), bytes(300_000)):
         with pytest.raises(ArgumentError, match="nonce"):
             one.lanes.raw_call(ATTEST, 0, nonce)

@@ -99,7 +99,7 @@ class Side:
         functions = self.functions
         if options:
             functions = functions.with_options(Options(**options), None)
-        return _core.AsyncFunction(self.lanes, functions.named(name))
+        return _core.AsyncFunction(self.lanes, functions._host_call(name)[0])
 
     def close(self) -> None:
         self.lanes.close()

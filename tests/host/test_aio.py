@@ -412,14 +412,16 @@ def test_functions_that_are_slow_are_not_looked_for(make):
     async def main():
         async with make() as enclave:
             engine, signature = enclave._engine, enclave._run.functions
-            function = AsyncFunction(engine.lanes, signature.named("sleep"))
+            function = AsyncFunction(engine.lanes, signature._host_call("sleep")[0])
             assert function.patient
             for _ in range(10):
                 answer = function.begin((0.001,), {})
                 assert await engine.wait(answer, NO_OPTIONS) == 0.001
             assert not function.patient
         async with make(inline=False) as enclave:
-            function = AsyncFunction(enclave._engine.lanes, enclave._run.functions.named("double"))
+            function = AsyncFunction(
+                enclave._engine.lanes, enclave._run.functions._host_call("double")[0]
+            )
             assert not function.patient
             assert await enclave.double(4) == 8
 
