@@ -477,19 +477,22 @@ def test_no_lane_is_held_while_the_caller_s_code_runs(pair):
 
 
 def test_results_of_a_slow_function_stream(pair):
-    begun = mmap.mmap(-1, 8)  # shared with the worker
+    """The last item ends only after results of those before it have come."""
+    gate = mmap.mmap(-1, 1)  # shared with the worker
 
     def sleep(seconds: float) -> float:
-        begun[:] = (int.from_bytes(begun[:], "little") + 1).to_bytes(8, "little")
-        time.sleep(seconds)
-        return seconds
+        end = time.monotonic() + 60
+        while seconds > 1 and gate[0] == 0 and time.monotonic() < end:
+            time.sleep(0.005)
+        time.sleep(min(seconds, 0.05))
+        return seconds if seconds <= 1 or gate[0] else -1.0
 
     one = pair(sleep)
-    results = mapped(one, "sleep", itertools.chain([0.0] * 3000, [0.05] * 20))
+    results = mapped(one, "sleep", itertools.chain([0.0] * 3000, [0.05] * 19, [2.0]))
     for _ in range(3001):
         next(results)
-    assert int.from_bytes(begun[:], "little") < 3020  # not all at once
-    assert list(results) == [0.05] * 19
+    gate[0] = 1
+    assert list(results) == [0.05] * 18 + [2.0]
 
 
 def test_several_lanes_run_at_the_same_time(pair):
