@@ -29,6 +29,8 @@ _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,3}")
 _WINDOW: Final = ("value", "not_before", "not_after")
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _MAX_DEPTH: Final = 16
+# Lists of what is accepted: without a word they would accept everything, which nobody means.
+_NO_EMPTY: Final = frozenset({"issuers", "product_lines"})
 # TOML: strings (four forms) and comments, so that only brackets of structure are counted. A string
 # that does not end is malformed, and taken as far as it goes: looking for its end again from every
 # later quote would take time with their square.
@@ -65,6 +67,8 @@ def values_of(text: str, *, form: str) -> dict[str, Any]:
         elif name in REGISTERS:
             values[name] = _table(name, value, REGISTERS[name][0])
         elif name in WORDS and isinstance(value, list):
+            if not value and name in _NO_EMPTY:
+                raise ValueError(f"policy: {name} is empty and would demand nothing; leave it out")
             values[name] = tuple(value)
         elif value is None:
             raise ValueError(f"policy: {name} has no value; leave it out instead")

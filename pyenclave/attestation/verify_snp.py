@@ -377,13 +377,19 @@ def _chip_id(case: Case) -> Verdict:
     """The chip is one that the policy names."""
     if not case.policy.reference("chip_id"):
         return _NAME["chip_id"]
+    if case.vek.hwid is None:
+        return failed(
+            expected="a VCEK, which is of one chip",
+            found="a VLEK, whose holder may name any chip",
+            advice="Have the host sign with VCEKs, or name no chips.",
+        )
     chip = case.report.chip_id
     advice = "Another machine made the report."
     if case.report.chip_id_masked:
         advice = "The host masks its chip: let it clear MASK_CHIP_ID."
     verdict = judge_reference(case, "chip_id", chip, advice=advice)
     # From Turin on, eight bytes name a chip and zeros follow them.
-    if verdict is PASSED or any(chip[_SHORT_CHIP:]):
+    if verdict is PASSED or case.vek.line != "turin" or any(chip[_SHORT_CHIP:]):
         return verdict
     return judge_reference(case, "chip_id", chip[:_SHORT_CHIP], advice=advice)
 

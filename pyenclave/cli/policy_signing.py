@@ -60,11 +60,21 @@ def _key(path: str) -> jose.PrivateKey:
     return key
 
 
+def _text(path: str) -> str:
+    """Return a file's text as it is: reading as text would change the ends of its lines."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(
+            "a policy is text", expected="UTF-8", found=f"{path}: a wrong byte at {error.start}"
+        ) from None
+
+
 def _sign(args: argparse.Namespace) -> int:
     from pyenclave.image.build import write_image
 
-    of_signers = args.add_signer or args.remove_signer
-    if bool(of_signers) == (args.type is not None):
+    of_signers = args.add_signer is not None or args.remove_signer is not None
+    if of_signers == (args.type is not None):
         raise ArgumentError(
             "--type TYPE names whose policy it is", expected="with FILE or --reset, not else"
         )
@@ -88,7 +98,7 @@ def _policy(args: argparse.Namespace, certificate: bytes) -> tuple[str, str]:
         raise ArgumentError("--type", expected=", ".join(ATTESTATION_TYPES), found=args.type)
     text = None
     if args.policy is not None:
-        text = Path(args.policy).read_text(encoding="utf-8")
+        text = _text(args.policy)
         read_policy(text)  # what the service would refuse is not signed
     token = sign_policy(
         text,

@@ -192,6 +192,8 @@ def _rotate_secrets(args: argparse.Namespace) -> int:
         return code
     how = "the rotation that was stopped is ended" if done.resumed else "made"
     output.say(f"key {done.key} of the secrets: {how}; {done.moved:,} rows moved to it")
+    if done.resumed:
+        output.say("no new key was made: run it once more for one")
     for key in done.destroyed:
         output.say(f"destroyed {key}")
     for key in done.kept:

@@ -254,3 +254,12 @@ def test_att_36_chips_and_lines_can_be_named(product: Literal["milan", "genoa", 
     assert refused_by(chip_id=[other, chip.chip_id[:8]]) == short
     lines = tuple({"milan", "genoa", "turin"} - {product})
     assert refused_by(product_lines=lines) == ("platform.line",)
+    # A key that is of no chip says of any chip that it is its own.
+    chip = AmdChip(product, signer="vlek")
+    assert refused_by() == ()
+    assert refused_by(chip_id=chip.chip_id) == ("platform.chip_id",)
+    # Eight bytes name a chip of Turin only.
+    if product != "turin":
+        chip = AmdChip(product, chip_id=bytes(range(1, 9)).ljust(64, b"\0"))
+        assert refused_by(chip_id=chip.chip_id) == ()
+        assert refused_by(chip_id=chip.chip_id[:8]) == ("platform.chip_id",)

@@ -255,6 +255,14 @@ def test_att_24_strings_without_an_end_take_no_more_time_than_their_length(start
     assert time.process_time() - before < 5
 
 
+@pytest.mark.parametrize("name", ["issuers", "product_lines"])
+def test_att_31_a_list_of_nothing_does_not_accept_everything(name):
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        AppraisalPolicy.from_text(f"accept_any_code = true\n{name} = []\n", form="toml")
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        AppraisalPolicy.from_text(f'{{"accept_any_code":true,"{name}":[]}}', form="json")
+
+
 def test_a_text_beyond_the_limit_is_refused():
     for form in ("toml", "json"):
         with pytest.raises(ValueError, match="more than"):

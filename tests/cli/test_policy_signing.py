@@ -88,10 +88,31 @@ def test_a_change_of_signers(
     assert found.signer.der == (folder / "ec.der").read_bytes()
 
 
+def test_a_signer_of_another_kind_of_key_can_be_removed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be there from before such keys were refused."""
+    changed = folder / "ed.crt"
+    assert main(["policy", "sign", "--remove-signer", str(changed), *_by(folder)]) == 0
+    assert read_upload(capsys.readouterr().out.encode()).use == "certificates/remove"
+
+
+def test_a_policy_is_signed_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TEXT.replace("\n", "\r\n") + "\r\n"
+    (folder / "crlf.txt").write_bytes(text.encode())
+    sign = ["policy", "sign", *_by(folder), "--type", "TdxVm"]
+    assert main([*sign, str(folder / "crlf.txt")]) == 0
+    assert policy_of(read_upload(capsys.readouterr().out.encode())) == text
+    (folder / "crlf.txt").write_bytes(b"version\xff")
+    assert main([*sign, str(folder / "crlf.txt")]) != 0
+    assert "a wrong byte at 7" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
         (["FOLDER/policy.txt"], "--type TYPE"),
+        (["--add-signer", "", "--type", "TdxVm"], "--type TYPE"),
         (["--add-signer", "FOLDER/rsa.crt", "--type", "TdxVm"], "--type TYPE"),
         (["FOLDER/policy.txt", "--type", "Tdx"], "SgxEnclave"),
         (["FOLDER/wrong.txt", "--type", "TdxVm"], "premit"),

@@ -10,6 +10,7 @@ holds the certified key can open it, so evidence that somebody overheard gets hi
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import uuid
@@ -42,7 +43,7 @@ _MAX_TPM: Final = 8 << 10
 _MAX_PCRS: Final = 24
 # The firmware's word on secure boot (TCG PC Client Platform Firmware Profile 1.06, 3.3.4.8).
 _BOOT_POLICY: Final = 7
-_SEPARATOR: Final = 0x00000004
+_SEPARATORS: Final = frozenset(hashlib.sha256(d).digest() for d in (bytes(4), b"\xff" * 4))
 _VARIABLE: Final = 0x80000001  # EV_EFI_VARIABLE_DRIVER_CONFIG
 _GLOBAL: Final = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c").bytes_le
 _AAD: Final = b"Transport Key"
@@ -288,18 +289,19 @@ def _secure_boot(verified: Verified) -> bool | None:
         return None
     said = set()
     for event in EventLog.from_bytes(log).events:
-        if event.index != _BOOT_POLICY:
+        if event.index != _BOOT_POLICY or not event.extends:
             continue
-        if event.type == _SEPARATOR:
+        digest = event.digests.get("sha256")
+        if digest in _SEPARATORS:  # the type of an event is not measured: anybody may write it
             break
-        decoded = eventlog_data.decode(event)
-        if event.type != _VARIABLE or decoded.fields.get("variable") != "SecureBoot":
-            continue
-        if event.data[:16] != _GLOBAL:
-            continue
-        measured = event.digests.get("sha256") == eventlog_data.bank_hash("sha256", event.data)
-        value = decoded.fields.get("value") if measured else None
-        said.add(value if isinstance(value, int) else None)
+        if event.type != _VARIABLE or digest != eventlog_data.bank_hash("sha256", event.data):
+            return None
+        fields = eventlog_data.decode(event).fields
+        if event.data[:16] == _GLOBAL and fields.get("variable") == "SecureBoot":
+            value = fields.get("value")
+            said.add(value if isinstance(value, int) else None)
+    else:
+        return None
     return None if not said or None in said else said == {1}
 
 

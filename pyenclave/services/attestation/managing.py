@@ -30,6 +30,7 @@ from pyenclave.services.attestation.uploads import (
     USE,
     Upload,
     certificate_of,
+    demand_signing_key,
     jwk_of,
     policy_of,
     read_upload,
@@ -338,6 +339,10 @@ class Managing:
     async def add_certificate(self, call: Call) -> Answer:
         """Answer ``POST /certificates:add``."""
         upload, certificate = self._certificate(call, "policyCertificateToAdd")
+        try:
+            demand_signing_key(certificate)
+        except EvidenceFormatError as error:
+            raise told_of(error) from None
 
         def change(tx: Transaction, view: View) -> Register:
             del view

@@ -19,7 +19,7 @@ from typing import Final
 
 from sqlalchemy import insert, select
 
-from pyenclave.errors import ConfigurationError, ServiceError
+from pyenclave.errors import ConfigurationError, EvidenceFormatError, ServiceError
 from pyenclave.formats.x509 import Certificate
 from pyenclave.services.attestation import tables
 from pyenclave.services.attestation.decisions import StoredPolicy
@@ -36,7 +36,7 @@ from pyenclave.services.attestation.keys import (
 from pyenclave.services.attestation.options import Options
 from pyenclave.services.attestation.register import Register, Registry
 from pyenclave.services.attestation.tokens import Algorithm, SigningKey
-from pyenclave.services.attestation.uploads import jwk_of
+from pyenclave.services.attestation.uploads import demand_signing_key, jwk_of
 from pyenclave.services.audit.event import Event
 from pyenclave.services.storage.database import Database
 from pyenclave.services.storage.transaction import Transaction
@@ -209,6 +209,14 @@ class Shared:
             return
         for pem in self._options.signers:
             certificate = Certificate.from_pem_chain(pem, limit=1)[0]
+            try:
+                demand_signing_key(certificate)
+            except EvidenceFormatError as error:
+                raise ConfigurationError(
+                    f"configuration: policy_signers: {certificate.sha256.hex()} can sign nothing",
+                    expected=error.expected,
+                    found=error.found,
+                ) from None
             register = self.add_signer(tx, certificate)
             tx.audit(
                 Event(

@@ -29,6 +29,7 @@ __all__ = [
     "USE",
     "Upload",
     "certificate_of",
+    "demand_signing_key",
     "jwk_of",
     "policy_of",
     "read_upload",
@@ -189,7 +190,17 @@ def certificate_of(upload: Upload) -> Certificate:
         raise _wrong("payload", "policyCertificate and nothing else", ", ".join(found)[:80])
     jwk = found["policyCertificate"]
     raw = jose.x5c_of(jwk.get("x5c"), "policyCertificate: x5c", limit=1)
-    certificate = Certificate.from_der(raw[0])
+    return Certificate.from_der(raw[0])
+
+
+def demand_signing_key(certificate: Certificate) -> Certificate:
+    """
+    Return a certificate that becomes a policy signer's.
+
+    Raises:
+        EvidenceFormatError: Nothing that its key signs would be taken.
+
+    """
     if not jose.algorithms_of(certificate.public_key()) & _SIGNED:
         raise _wrong("policyCertificate", "an RSA or EC key that may sign", "another key")
     return certificate
@@ -272,7 +283,9 @@ def sign_certificate(
     payload = json.dumps({"policyCertificate": jwk_of(changed)}).encode()
     use = f"certificates/{'add' if removed is None else 'remove'}"
     token = _signed(payload, use, key, certificate, algorithm)
-    certificate_of(read_upload(token.encode("ascii")))  # what the service would refuse
+    if removed is None:
+        demand_signing_key(changed)  # what the service would refuse
+    certificate_of(read_upload(token.encode("ascii")))
     return token
 
 

@@ -189,6 +189,12 @@ ON, OFF = b"\1", b"\0"
         ([(*secure_boot(ON), ON), SEPARATOR], None),
         ([(0, *secure_boot(ON)[1:]), SEPARATOR], None),
         ([(7, 0x80000002, variable(ON)), SEPARATOR], None),
+        # Types are not measured: digests of the variable and of the separator under other ones.
+        ([(7, 5, b"x", variable(OFF)), (7, 5, b"x", bytes(4)), secure_boot(ON)], None),
+        ([(7, 5, b"x", variable(OFF)), (7, 5, b"x", bytes(4)), secure_boot(ON), SEPARATOR], None),
+        ([secure_boot(OFF), (7, 5, b"x", bytes(4)), secure_boot(ON), SEPARATOR], False),
+        ([secure_boot(OFF), (7, 5, b"x", b"\xff" * 4), secure_boot(ON), SEPARATOR], False),
+        ([secure_boot(ON)], None),
     ],
 )
 def test_secure_boot_is_what_the_firmware_measured(

@@ -38,14 +38,16 @@ def unsigned(payload: str | None = None, header: str = NONE) -> bytes:
 
 @lru_cache
 def _pair(name: str) -> tuple[Any, bytes]:
-    """Return a key (EC, or RSA where the name says so) and its certificate, DER."""
+    """Return a key (EC, or what the name says) and its certificate, DER."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.x509.oid import NameOID
 
     key: Any
-    if name.startswith("rsa"):
+    if name == "ed":
+        key = ed25519.Ed25519PrivateKey.generate()
+    elif name.startswith("rsa"):
         key = rsa.generate_private_key(65537, 1024 if name == "rsa-weak" else 2048)
     else:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -59,7 +61,7 @@ def _pair(name: str) -> tuple[Any, bytes]:
         .serial_number(1)
         .not_valid_before(now)
         .not_valid_after(now + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
+        .sign(key, None if name == "ed" else hashes.SHA256())
     )
     return key, certificate.public_bytes(serialization.Encoding.DER)
 
@@ -459,6 +461,32 @@ def test_a_signer_signs_the_change_of_signers(make_site: Any) -> None:
         sign_certificate(second, key=other, certificate=certificate)
     with pytest.raises(EvidenceFormatError):
         sign_certificate(b"no certificate", **by)
+
+
+def test_a_signer_whose_key_signs_nothing_is_no_start_and_can_be_removed(
+    make_site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one is there from before such keys were refused."""
+    from pyenclave.errors import ConfigurationError
+    from pyenclave.formats.x509 import encode_pem
+    from pyenclave.services.attestation import state
+    from pyenclave.services.attestation.uploads import sign_certificate
+
+    key, certificate = _pair("ec")
+    _, useless = _pair("ed")
+    signers = (encode_pem(certificate), encode_pem(useless))
+    with pytest.raises(ConfigurationError, match="can sign nothing"):
+        make_site(signers=signers)
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "demand_signing_key", lambda found: found)
+        site = make_site(signers=signers)
+    answer = site.client.post(
+        "/certificates:remove",
+        content=sign_certificate(removed=useless, key=key, certificate=certificate),
+        params={"api-version": "2022-08-01"},
+        headers=ADMIN,
+    )
+    assert answer.status_code == 200, answer.text
 
 
 def sign_policy_of(key: Any, certificate: bytes) -> bytes:

@@ -224,7 +224,7 @@ def in_process(place: Operated, what: str) -> Any:
     here = Path(__file__).parent
     script = (
         "import sys, json\n"
-        f"sys.path[:0] = [{str(here)!r}, {str(here.parents[2])!r}]\n"
+        f"sys.path.insert(0, {str(here)!r})\n"
         "from pathlib import Path\n"
         "from test_vault_command import Operated, said, keks\n"
         f"place = Operated(Path({place.url.removeprefix('sqlite:///')!r}).parent,"
