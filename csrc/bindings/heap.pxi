@@ -270,7 +270,14 @@ cdef class Pages:
 
     def hire(self):
         """Say that a thread comes for help(): of many pages that are brought it opens half."""
-        self.check(pye_heap_hire(self.heap), "hire")
+        cdef pye_status rc = pye_heap_hire(self.heap)
+        try:
+            self.check(rc, "hire")
+        except BaseException:
+            if rc == PYE_OK:  # nobody would come, nor dismiss
+                self.dismiss()
+                self.help()
+            raise
 
     def help(self):
         """Be the thread of hire(), until dismiss()."""

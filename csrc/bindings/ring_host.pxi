@@ -491,7 +491,8 @@ cdef class HostLanes:
             if sent:
                 sequence = pye_lane_sequence(lane)
                 if glance(lane):
-                    status = pye_lane_wait(lane, header, wait_ms)
+                    # It is there. A worker that takes it back holds up nobody who wants the GIL.
+                    status = pye_lane_wait(lane, header, 0)
                 else:
                     with nogil:
                         status = pye_lane_wait(lane, header, wait_ms)

@@ -56,9 +56,11 @@ def _modules() -> "dict[str, tuple[str, str]]":
         if origin.endswith(tuple(EXTENSION_SUFFIXES)):
             kind = "extension"
         else:
-            # By its file: a module may call itself a package afterwards, as six does.
+            # By its file: a module may call itself a package afterwards, as six does. What is
+            # imported as `package.__init__` is a module of the same file.
             stem = origin.rpartition("/")[2].partition(".")[0]
-            kind = "package" if stem == "__init__" else "module"
+            last = name.rpartition(".")[2]
+            kind = "package" if stem == "__init__" != last else "module"
         found[name] = (kind, origin)
     return found
 

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pyenclave import _core
 from pyenclave.errors import (
     EnclaveClosedError,
+    EnclaveError,
     EnclaveStateError,
     SealingError,
     SealLimitError,
@@ -357,8 +358,15 @@ class SealedHeap:
 
         """
         self._check()
-        self._pages.hire()
         thread = threading.Thread(target=self._pages.help, name="sealed-heap-helper", daemon=True)
+        try:
+            self._pages.hire()
+        except EnclaveError:
+            raise  # it has one already, which is not ours to dismiss
+        except BaseException:  # an interrupt came as it was hired
+            self._pages.dismiss()
+            self._pages.help()
+            raise
         try:
             thread.start()
         except BaseException:

@@ -117,6 +117,15 @@ def test_a_module_that_calls_itself_a_package_is_locked_as_the_file_that_it_is(s
     assert Lock.from_bytes(lock.to_bytes()) == lock
 
 
+def test_the_file_of_a_package_may_be_a_module_too(site: Path) -> None:
+    """As ``from package.__init__ import x`` makes it one."""
+    (site / "pkg_of_itself").mkdir()
+    (site / "pkg_of_itself/__init__.py").write_text("X = 1\n")
+    modules = named(taken(site, "from pkg_of_itself.__init__ import X\n"))
+    assert modules["pkg_of_itself"].kind == "package"
+    assert modules["pkg_of_itself.__init__"].kind == "module"
+
+
 def test_a_module_that_replaces_itself_is_locked_all_the_same(site: Path) -> None:
     (site / "pkg_of_test").mkdir()
     (site / "pkg_of_test/__init__.py").write_text("")

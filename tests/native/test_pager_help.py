@@ -198,3 +198,19 @@ def test_a_forked_child_has_no_helper() -> None:
                     os._exit(status)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
             assert pages.prefetch(0, RESIDENT * PAGE) == RESIDENT
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_pages_of_two_old_epochs_are_brought_in_one_go(mechanism: str) -> None:
+    """Their keys lie at one place, one after the other."""
+    half = 32
+    with made(mechanism) as pages:
+        array = np.frombuffer(pages, dtype=np.uint64)
+        for epoch, first in ((1, 0), (2, half)):
+            array[first * WORDS : (first + half) * WORDS] = epoch
+            pages.evict(first * PAGE, half * PAGE)
+            pages._skip((epoch << 40) + 1)
+        with helped(pages):
+            assert pages.prefetch(0, 2 * half * PAGE) == 2 * half
+            assert array[: half * WORDS].tolist() == [1] * (half * WORDS)
+            assert array[half * WORDS : 2 * half * WORDS].tolist() == [2] * (half * WORDS)

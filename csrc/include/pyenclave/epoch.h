@@ -17,6 +17,7 @@
 
 #define PYE_EPOCH_SECRET_SIZE 32
 #define PYE_EPOCH_LAST 16777215
+#define PYE_EPOCH_SHIFT 40
 
 typedef struct pye_epoch_key pye_epoch_key;
 

@@ -63,21 +63,19 @@ static pye_status show(pye_heap *heap, uint32_t page, uint32_t num, int cold, in
     }
 }
 
-/* one_key returns the key that opens all of the pages, or NULL if there are several. */
+/* one_key returns the key that opens all of the pages, or NULL if there are several. Epochs are
+ * compared, since two old ones get their keys at one address, one after the other. */
 static pye_page_key *one_key(pye_heap *heap, uint32_t page, uint32_t num)
 {
-    pye_page_key *found = NULL;
+    const uint64_t version = heap_meta_version(&heap->meta, page);
+    pye_page_key *key;
 
-    for (uint32_t i = 0; i < num; i++) {
-        pye_page_key *key;
-        const uint64_t version = heap_meta_version(&heap->meta, page + i);
-
-        if (pye_epoch_to_open(heap->key, &key, version) != PYE_OK || (i != 0 && key != found)) {
+    for (uint32_t i = 1; i < num; i++) {
+        if ((heap_meta_version(&heap->meta, page + i) ^ version) >> PYE_EPOCH_SHIFT != 0) {
             return NULL;
         }
-        found = key;
     }
-    return found;
+    return pye_epoch_to_open(heap->key, &key, version) == PYE_OK ? key : NULL;
 }
 
 /* open_part opens and shows pages under one key; in any thread. */

@@ -13,6 +13,7 @@
 #include "linux/pager.h"
 #include "linux/pager_lock.h"
 
+#include <limits.h>
 #include <time.h>
 
 /* NOBODY → IDLE when it is hired; a helper that has nothing to do goes to sleep, and leaves from
@@ -33,9 +34,10 @@ static void sleep_on(_Atomic uint32_t *state, uint32_t seen, const struct timesp
     (void)syscall(SYS_futex, state, FUTEX_WAIT_PRIVATE, seen, most, NULL, 0);
 }
 
+/* wake wakes all: who hired may be in pye_heap_help beside the thread that he hired for it. */
 static void wake(_Atomic uint32_t *state)
 {
-    (void)syscall(SYS_futex, state, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+    (void)syscall(SYS_futex, state, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
 static inline void pause_a_little(void)

@@ -6,12 +6,11 @@
 
 #include <string.h>
 
-#define EPOCH_SHIFT 40
-#define COUNTER_MASK ((UINT64_C(1) << EPOCH_SHIFT) - 1)
+#define COUNTER_MASK ((UINT64_C(1) << PYE_EPOCH_SHIFT) - 1)
 #define NO_EPOCH UINT64_MAX
 
 _Static_assert(PYE_PAGE_MAX_PAGES < COUNTER_MASK, "a counter does not reach the epoch");
-_Static_assert(PYE_EPOCH_LAST == UINT64_MAX >> EPOCH_SHIFT, "as many epochs as there are bits");
+_Static_assert(PYE_EPOCH_LAST == UINT64_MAX >> PYE_EPOCH_SHIFT, "as many epochs as there are bits");
 
 /* Memory wiped in a forked child is zero, and no state of a key. */
 enum { LIVE = 1, ENDED = 2 };
@@ -55,7 +54,7 @@ static pye_status make(const pye_epoch_key *key, pye_page_key *out, uint64_t epo
     if (rc == PYE_OK) {
         rc = pye_page_key_init(out, secret, sizeof(secret), key->enclave, key->allowed);
     }
-    page_key_set_base(out, epoch << EPOCH_SHIFT);
+    page_key_set_base(out, epoch << PYE_EPOCH_SHIFT);
     pye_wipe(secret, sizeof(secret));
     return rc;
 }
@@ -130,7 +129,7 @@ pye_status pye_epoch_to_seal(pye_epoch_key *key, pye_page_key **out, uint64_t nu
 
 pye_status pye_epoch_to_open(pye_epoch_key *key, pye_page_key **out, uint64_t version)
 {
-    const uint64_t epoch = version >> EPOCH_SHIFT;
+    const uint64_t epoch = version >> PYE_EPOCH_SHIFT;
 
     PYE_REFUSE_IF(out == NULL, PYE_E_ARGUMENT);
     *out = NULL;
@@ -160,7 +159,7 @@ pye_status pye_epoch_jobs_open(pye_epoch_key *key, const pye_page_job *jobs, siz
     for (size_t i = 0, n; i < num_jobs && rc == PYE_OK; i += n) {
         n = 1;
         while (i + n < num_jobs &&
-               jobs[i + n].version >> EPOCH_SHIFT == jobs[i].version >> EPOCH_SHIFT) {
+               jobs[i + n].version >> PYE_EPOCH_SHIFT == jobs[i].version >> PYE_EPOCH_SHIFT) {
             n++;
         }
         rc = pye_epoch_to_open(key, &of, jobs[i].version);
@@ -191,7 +190,8 @@ pye_status pye_epoch_pages_open(pye_epoch_key *key, uint8_t *out, const uint8_t 
 
         info.address += (uint64_t)i * PYE_PAGE_SIZE;
         n = 1;
-        while (i + n < num_pages && versions[i + n] >> EPOCH_SHIFT == versions[i] >> EPOCH_SHIFT) {
+        while (i + n < num_pages &&
+               versions[i + n] >> PYE_EPOCH_SHIFT == versions[i] >> PYE_EPOCH_SHIFT) {
             n++;
         }
         rc = pye_epoch_to_open(key, &of, versions[i]);
@@ -213,7 +213,7 @@ uint64_t pye_epoch_number(const pye_epoch_key *key)
 
 pye_status pye_epoch_skip(pye_epoch_key *key, uint64_t next)
 {
-    const uint64_t epoch = next >> EPOCH_SHIFT;
+    const uint64_t epoch = next >> PYE_EPOCH_SHIFT;
     const uint64_t counter = next & COUNTER_MASK;
 
     PYE_TRY(check_state(key));
