@@ -54,7 +54,8 @@ def put(at: int, value: bytes) -> bytes:
         (put(OPAQUE + 2, b"\6\0"), "each field once"),
         (put(OPAQUE + 4, b"\xff\0"), "does not fit"),
         (REPORT[:-1], "signature"),
-        (REPORT + b"\0", "bytes follow"),
+        (REPORT + b"\1", "bytes follow"),
+        (REPORT + b"\0\1", "bytes follow"),
         (bytes(spdm.MAX_SIZE + 1), "at most"),
     ],
 )
@@ -62,6 +63,10 @@ def test_a_report_with_one_thing_wrong_is_refused(data: bytes, says: str) -> Non
     with pytest.raises(EvidenceFormatError, match="SPDM") as caught:
         GpuReport.from_bytes(data)
     assert says in f"{caught.value.message} {caught.value.expected}"
+
+
+def test_the_nul_at_the_end_of_a_file_is_no_matter() -> None:
+    assert GpuReport.from_bytes(REPORT + b"\0") == GpuReport.from_bytes(REPORT)
 
 
 def test_a_report_cut_off_anywhere_is_refused() -> None:

@@ -468,7 +468,8 @@ def read_cca_realm(data: bytes) -> object:
 
 def read_gpu_report(data: bytes) -> object:
     found = spdm.GpuReport.from_bytes(data)
-    if found.signed + found.signature != data:
+    whole = found.signed + found.signature
+    if data[: len(whole)] != whole or any(data[len(whole) :]):  # a file may end in NULs
         raise UnstableError("bytes that are neither signed nor the signature")
     return found.named_fields()
 
