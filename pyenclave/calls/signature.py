@@ -21,6 +21,7 @@ from typing import Any
 
 from pyenclave import _core
 from pyenclave.calls import types as _types
+from pyenclave.calls.aliases import expand
 from pyenclave.errors import ArgumentError
 
 __all__ = [
@@ -423,10 +424,10 @@ def compile_annotations(code: types.CodeType) -> None:
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """
-    Return what ``typing.get_type_hints(function, include_extras=True)`` returns, in less time.
+    Return what ``typing.get_type_hints(function, include_extras=True)`` returns, without aliases.
 
     Most annotations are classes, or arrays and lists of them: for these evaluating the text is all
-    that there is to do. One that is anything else sends all of them the long way.
+    that there is to do, in less time. One that is anything else sends all of them the long way.
     """
     hints: dict[str, Any] = {}
     if type(function) is types.FunctionType and not function.__dict__.keys() & _ELSEWHERE:
@@ -437,6 +438,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
                     found = eval(_compiled(hint), function.__globals__)  # noqa: S307 - as typing does
                 if found is None:
                     found = type(None)
+                found = expand(found, f"{function.__qualname__}({name})")
                 if not _is_plain(found):
                     break
                 hints[name] = found
@@ -444,7 +446,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
                 return hints
         except (NameError, TypeError, AttributeError, SyntaxError):
             pass  # typing says what is wrong with it
-    return typing.get_type_hints(function, include_extras=True)
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {name: expand(hint, f"{function.__qualname__}({name})") for name, hint in hints.items()}
 
 
 def _is_plain(hint: object) -> bool:

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from pyenclave.calls import arrays, arrow
+from pyenclave.calls.aliases import expand
 from pyenclave.calls.arrays import ELEMENTS, is_masked
 from pyenclave.errors import ArgumentError
 
@@ -249,6 +250,7 @@ def _fields(cls: type, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
 
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
+        hints = {name: expand(hint, f"field {cls.__name__}.{name}") for name, hint in hints.items()}
         shared = (typing.get_origin(hint) or hint for hint in hints.values())
         return {
             name: resolve(
@@ -480,6 +482,7 @@ def _encode_hook(value: Any) -> Any:
 
 def _decode_hook(kind: type, value: Any) -> Any:
     """Make an array of what :func:`_encode_hook` made, after checking every size."""
+    kind = expand(kind)
     if (typing.get_origin(kind) or kind) is not np.ndarray:
         raise TypeError("unknown type")
     wanted = _array_wire(kind, "array")[1]
