@@ -33,35 +33,33 @@ def _modules() -> "dict[str, tuple[str, str]]":
 
     found: dict[str, tuple[str, str]] = {}
     for key, module in list(sys.modules.items()):
-        spec: Any = getattr(module, "__spec__", None)
-        if spec is None and key != "__main__":
-            # Some packages put an object of their own in a module's place (cryptography does, to
-            # warn of deprecated names): the file is that under which it was imported. Without a
-            # package around it, a dotted name (typing.io) is no file, and its last part another.
+        own: Any = getattr(module, "__spec__", None)
+        # What has no spec of its own was made by another module, which is in the list itself.
+        specs = [] if own is None else [own]
+        if key != "__main__" and getattr(own, "name", None) != key:
+            # Some put an object of their own, or another module, in a module's place (cryptography
+            # does, to warn of deprecated names; collections.abc does from Python 3.13 on): the
+            # file is that under which it was imported. Without a package around it, a dotted name
+            # (typing.io) is no file, and its last part another.
             parent, _, _ = key.rpartition(".")
             path = getattr(sys.modules.get(parent), "__path__", None)
             if path is not None or not parent:
-                spec = PathFinder.find_spec(key, path)
-        name = getattr(spec, "name", None)
-        # What still has no spec was made by another module, which is in the list itself.
-        if not isinstance(name, str):
-            continue
-        origin = spec.origin
-        if origin in ("built-in", "frozen"):
-            continue
-        if not getattr(spec, "has_location", False):
-            if "Namespace" in type(spec.loader).__name__:
-                found[name] = ("namespace", "")
-            continue
-        if origin.endswith(tuple(EXTENSION_SUFFIXES)):
-            kind = "extension"
-        else:
-            # By its file: a module may call itself a package afterwards, as six does. What is
-            # imported as `package.__init__` is a module of the same file.
-            stem = origin.rpartition("/")[2].partition(".")[0]
-            last = name.rpartition(".")[2]
-            kind = "package" if stem == "__init__" != last else "module"
-        found[name] = (kind, origin)
+                specs.append(PathFinder.find_spec(key, path))
+        for spec in specs:
+            name = getattr(spec, "name", None)
+            if not isinstance(name, str) or spec.origin in ("built-in", "frozen"):
+                continue
+            if not getattr(spec, "has_location", False):
+                if "Namespace" in type(spec.loader).__name__:
+                    found[name] = ("namespace", "")
+            elif spec.origin.endswith(tuple(EXTENSION_SUFFIXES)):
+                found[name] = ("extension", spec.origin)
+            else:
+                # By its file: a module may call itself a package afterwards, as six does. What is
+                # imported as `package.__init__` is a module of the same file.
+                stem = spec.origin.rpartition("/")[2].partition(".")[0]
+                last = name.rpartition(".")[2]
+                found[name] = ("package" if stem == "__init__" != last else "module", spec.origin)
     return found
 
 

@@ -137,6 +137,26 @@ def test_a_module_that_replaces_itself_is_locked_all_the_same(site: Path) -> Non
     assert modules["replaced_top"].path == "site:replaced_top.py"
 
 
+def test_a_module_that_puts_another_in_its_place_is_locked_by_both_names(site: Path) -> None:
+    """As collections.abc does from Python 3.13 on, with a frozen one."""
+    (site / "pkg_with_other").mkdir()
+    (site / "pkg_with_other/__init__.py").write_text("")
+    (site / "other_place.py").write_text("X = 1\n")
+    (site / "pkg_with_other/stands_in.py").write_text(
+        "import sys, other_place\nsys.modules[__name__] = other_place\n"
+    )
+    (site / "pkg_with_other/frozen_in.py").write_text(
+        "import sys, _collections_abc\nsys.modules[__name__] = _collections_abc\n"
+    )
+    text = "import pkg_with_other.stands_in, pkg_with_other.frozen_in, collections.abc, os.path\n"
+    modules = named(taken(site, text))
+    assert modules["pkg_with_other.stands_in"].path == "site:pkg_with_other/stands_in.py"
+    assert modules["pkg_with_other.frozen_in"].path == "site:pkg_with_other/frozen_in.py"
+    assert modules["other_place"].path == "site:other_place.py"
+    assert modules["collections.abc"].path == "stdlib:collections/abc.py"
+    assert "os.path" not in modules
+
+
 def test_a_module_is_only_locked_with_its_own_file(site: Path) -> None:
     """``typing.io`` is an object of typing; a file io.py is something else."""
     for module in taken(site, "import typing.io\n" if _has_typing_io() else "").modules:
