@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from pyenclave import _core
 from pyenclave._ffi import ffi, lib
-from pyenclave.errors import EnclaveLostError, EnclaveStateError
+from pyenclave.errors import ArgumentError, EnclaveLostError, EnclaveStateError
 
 __all__ = [
     "NAMESPACES",
@@ -27,6 +27,7 @@ __all__ = [
     "cpu_features",
     "drop_capabilities",
     "harden_early",
+    "mapped_bytes",
     "mapping_lines",
     "mapping_text",
     "mappings",
@@ -506,6 +507,22 @@ def mappings(fd: int | None = None) -> list[Mapping]:
 
     """
     return [parse_mapping(line) for line in mapping_lines(fd)]
+
+
+def mapped_bytes(mapping: Mapping) -> bytes:
+    """
+    Copy the bytes of a mapping of this process.
+
+    Args:
+        mapping: One of :func:`mapping_lines` that is still there; another ends the process.
+
+    Raises:
+        ArgumentError: It cannot be read.
+
+    """
+    if "r" not in mapping.permissions:
+        raise ArgumentError("a mapping cannot be read", found=mapping.permissions)
+    return bytes(ffi.buffer(ffi.cast("char *", mapping.start), mapping.end - mapping.start))
 
 
 def mapping_text(fd: int | None = None) -> bytes:

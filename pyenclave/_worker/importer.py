@@ -37,7 +37,15 @@ if TYPE_CHECKING:
 
     from pyenclave.formats.lock import Lock
 
-__all__ = ["Entry", "Locked", "LockedFinder", "Mismatch", "UnlistedImportError", "state"]
+__all__ = [
+    "Entry",
+    "Locked",
+    "LockedFinder",
+    "Mismatch",
+    "UnlistedImportError",
+    "read_locked",
+    "state",
+]
 
 _FIRST_FD = 128  # numbers of memfds count up from here: glibc must never see one path twice
 _SEALS = 0x0F  # F_SEAL_SEAL | SHRINK | GROW | WRITE
@@ -379,6 +387,12 @@ class Locked:
         """Return the verified source of a module, or a data file's bytes."""
         offset, size = entry.place
         return _pread(self.sources, size, offset)
+
+
+def read_locked(entry: Entry) -> bytes:
+    """Read a file of the lock once more; empty if it is not what was locked."""
+    data, _ = _read(entry.path)
+    return data if data is not None and _check(entry, data, []) else b""
 
 
 def _read(path: str) -> tuple[bytes | None, tuple[int, int]]:

@@ -45,6 +45,7 @@ from pyenclave._worker.importer import failure
 from pyenclave._worker.mappings import check_mappings, check_modules
 from pyenclave._worker.rehearsal import rehearsal_image
 from pyenclave._worker.standby import stand_by
+from pyenclave._worker.trampolines import accept_trampolines
 from pyenclave.calls.channel import close_all
 from pyenclave.errors import EnclaveError, LaunchError, RuntimeLockError
 from pyenclave.formats.lock import Lock
@@ -110,6 +111,7 @@ class Zygote:
         os.umask(0o077)
         keep = [0, 1, 2, self.socket.fileno(), self.parent, self.locked.sources]
         _native.close_fds((*keep, self.wanted) if self.wanted >= 0 else tuple(keep))
+        accept_trampolines(self.locked)
 
     def check(self) -> None:
         """
