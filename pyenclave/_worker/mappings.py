@@ -96,6 +96,11 @@ def _reason(
         if device == identity[0] and inode != mapping.inode:
             return "not the file whose hash was checked"
         return ""
+    # In a mount namespace of its own, a process that was in a chroot is shown the paths of what it
+    # had mapped before from the root outside. The file itself must be the one that was hashed.
+    inside = locked.files.get(identity)
+    if inside is not None and path.endswith(inside):
+        return ""
     return "not in the lock"
 
 

@@ -34,6 +34,8 @@ def line(rights: str, device: str, inode: int, path: str = "") -> bytes:
         line("rw-p", "fe:00", 500, "/usr/lib/libc.so.6"),
         # An overlay may show another device than stat does; then the path decides.
         line("r-xp", "00:2a", 9, "/usr/lib/libc.so.6"),
+        # A chroot's paths as they are seen from outside; then the file decides.
+        line("r-xp", "fe:00", 500, "/srv/jail/usr/lib/libc.so.6"),
         line("r-xp", "00:01", 77, "/memfd:pyenclave-object (deleted)"),
         line("rw-s", "00:01", 78, "/memfd:pyenclave-ring (deleted)"),
         line("rw-p", "00:00", 0),
@@ -57,6 +59,10 @@ def test_what_is_locked_or_sealed_or_plain_memory_is_accepted(mapping: bytes) ->
         (line("r--p", "fe:00", 502, "/home/user/data.bin"), "not in the lock"),
         (line("r-xp", "fe:00", 501, "/usr/lib/libc.so.6"), "not the file"),
         (line("r-xp", "fe:00", 500, "/usr/lib/libc.so.6 (deleted)"), "not in the lock"),
+        (line("r-xp", "fe:00", 501, "/srv/jail/usr/lib/libc.so.6"), "not in the lock"),
+        (line("r-xp", "00:2a", 500, "/srv/jail/usr/lib/libc.so.6"), "not in the lock"),
+        (line("r-xp", "fe:00", 500, "/srv/jail/libc.so.6"), "not in the lock"),
+        (line("r-xp", "fe:00", 500, "/srv/jail/usr/lib/libc.so.6 (deleted)"), "not in the lock"),
         (line("r-xp", "00:01", 79, "/memfd:pyenclave-object (deleted)"), "not in the lock"),
         (line("r-xs", "00:01", 78, "/memfd:pyenclave-ring (deleted)"), "executable data"),
         (line("r-xs", "00:01", 90, "/secretmem (deleted)"), "executable data"),
