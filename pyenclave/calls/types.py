@@ -206,12 +206,7 @@ def to_wire(annotation: Any, where: str, depth: int = 0) -> Wire:
 def _class_wire(annotation: Any, cls: type, where: str) -> Wire:
     if issubclass(cls, enum.Enum):
         kind = "enum"
-    elif (
-        issubclass(cls, msgspec.Struct)
-        or dataclasses.is_dataclass(cls)
-        or typing.is_typeddict(cls)
-        or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
-    ):
+    elif _has_fields(cls):
         kind = "struct"
         # A field of a type that does not cross is found now, not at the first call. A class
         # that refers to itself ends here: its fields are looked at once.
@@ -234,6 +229,16 @@ def _class_wire(annotation: Any, cls: type, where: str) -> Wire:
     if kind == "struct" and issubclass(cls, msgspec.Struct) and cls.__struct_config__.array_like:
         kind = "row"
     return [kind, cls.__qualname__]
+
+
+def _has_fields(cls: type) -> bool:
+    """Whether *cls* is a class of fields, of its own or inherited."""
+    return (
+        issubclass(cls, msgspec.Struct)
+        or dataclasses.is_dataclass(cls)
+        or typing.is_typeddict(cls)
+        or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+    )
 
 
 def _fields(cls: type, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
@@ -424,7 +429,7 @@ def _reaches(annotation: Any, wanted: type, seen: set[int]) -> bool:
     seen.add(id(annotation))
     inside = [*typing.get_args(annotation)]
     cls = typing.get_origin(annotation) or annotation
-    if isinstance(cls, type) and getattr(cls, "__annotations__", None):
+    if isinstance(cls, type) and _has_fields(cls):
         inside += _fields(cls, typing.get_args(annotation)).values()
     if isinstance(annotation, typing.NewType):
         inside.append(annotation.__supertype__)

@@ -138,6 +138,28 @@ class Money(msgspec.Struct):
     parts: list[Decimal] = []
 
 
+class Refund(Money):
+    """Has no field but what it inherits."""
+
+
+@dataclasses.dataclass
+class Price:
+    amount: Decimal
+
+
+@dataclasses.dataclass
+class Offer(Price):
+    pass
+
+
+class Sum(NamedTuple):
+    amount: Decimal
+
+
+class Total(Sum):
+    pass
+
+
 Name = NewType("Name", str)
 UTC = dt.UTC
 HALF = dt.timezone(dt.timedelta(hours=5, minutes=30))
@@ -290,6 +312,10 @@ def test_SER_02_decimals_have_limits_in_digits_and_exponent():
             lambda value: inward(dict[str, list[Decimal]], {"x": [value]}),
             lambda value: inward(Money, {"amount": value}),
             lambda value: inward(Money, {"amount": Decimal(1), "parts": [value]}),
+            lambda value: inward(Refund, {"amount": value}),
+            lambda value: inward(Offer, {"amount": value}),
+            lambda value: inward(list[Offer], [{"amount": value}]),
+            lambda value: inward(list[Total], [(value,)]),
             lambda value: inward(Box[Decimal], {"inside": value}),
             lambda value: inward(list[Money | None], [None, {"amount": value}]),
         ):
