@@ -69,7 +69,8 @@ _BOOTSTRAP: Final = (
 )
 # Isolated like a zygote, but nobody measures the platform: cached bytecode is as good as the
 # sources beside it, and compiling those would be most of its start.
-_FLAGS: Final = ("-I", "-S", "-X", "utf8")
+# Nobody has it run a script by writing into it either (PEP 768).
+_FLAGS: Final = ("-I", "-S", "-X", "utf8", "-X", "disable-remote-debug")
 _ENVIRONMENT: Final = (
     "HOME",
     "LANG",

@@ -41,9 +41,18 @@ MAX_PATH = 1024
 # only for this start. Below /dev/null there is no cached bytecode, so sources are what runs; the C
 # locale maps no locale files; threads of a BLAS would forbid namespaces; and OpenSSL reads no
 # settings of the machine, which nobody measured: they name modules to load and roots to trust.
-START_FLAGS = ("-I", "-S", "-B", "-X", "utf8", "-X", "pycache_prefix=/dev/null")
+# Nobody makes these processes run a script by writing into them (PEP 768, from Python 3.14 on), and
+# CPython makes no machine code, which some builds of 3.13 and later do unless told not to. It is
+# told by a variable, so this is -I without -E; there are no variables but these.
+START_FLAGS = (
+    *("-P", "-s", "-S", "-B"),
+    *("-X", "utf8"),
+    *("-X", "pycache_prefix=/dev/null"),
+    *("-X", "disable-remote-debug"),
+)
 START_ENVIRONMENT = {
     "LC_ALL": "C",
+    "PYTHON_JIT": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "OPENSSL_CONF": "",

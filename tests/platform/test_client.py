@@ -62,6 +62,20 @@ def test_two_connections_share_one_platform(client: PlatformClient, state_path: 
     assert client.hello.pid != os.getpid()
 
 
+def test_the_platform_runs_no_scripts_of_others() -> None:
+    """PEP 768: a process of the same user writes the name of a script into this one's memory."""
+    if not hasattr(sys, "is_remote_debug_enabled"):
+        pytest.skip("this Python runs no scripts of other processes")
+
+    def runs_them(*flags: str) -> bool:
+        code = "import sys; sys.exit(sys.is_remote_debug_enabled())"
+        done = subprocess.run([sys.executable, *flags, "-c", code], check=False)
+        return done.returncode == 1
+
+    assert runs_them()
+    assert not runs_them(*client_module._FLAGS)
+
+
 def test_the_platform_ends_soon_after_its_last_host(state_path: Path, fake_bootstrap: str) -> None:
     first = PlatformClient.connect(state_path)
     second = PlatformClient.connect(state_path)

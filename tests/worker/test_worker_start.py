@@ -182,6 +182,19 @@ def test_nothing_of_the_hosts_environment_or_folder_gets_in(told) -> None:
     assert found[4] == ["-c"]
 
 
+@pytest.mark.parametrize("debug", [True, False])
+def test_no_process_has_a_script_run_inside_and_nothing_is_compiled(told, debug) -> None:
+    """CPython's remote debugging (PEP 768) and its JIT are off, whatever it was built with."""
+    found = told(
+        "import json, sys\n"
+        "scripts = getattr(sys, 'is_remote_debug_enabled', bool)()\n"
+        "jit = getattr(sys, '_jit', None)\n"
+        "found = [scripts, jit is not None and jit.is_enabled()]\n",
+        debug=debug,
+    )
+    assert found == [False, False]
+
+
 def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
     """Null, null, null, sources, channel, ring, image, own mappings: and nothing else."""
     found = told(

@@ -254,7 +254,7 @@ def test_what_others_planted_is_not_imported(launching, base, tmp_path, monkeypa
         (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\n")
     (tmp_path / "x.pth").write_text(f"import os; open({str(mark)!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
-    for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE"):
+    for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHON_JIT"):
         monkeypatch.setenv(name, str(tmp_path))
     for name in ("LD_LIBRARY_PATH", "LD_AUDIT", "GCONV_PATH", "OPENSSL_CONF", "HOME", "SECRET"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
@@ -278,6 +278,34 @@ def test_what_others_planted_is_not_imported(launching, base, tmp_path, monkeypa
     assert not mark.exists()
 
 
+def started(code: str, **environment: str) -> str:
+    """Run code in an interpreter that is started as a zygote's is; what it prints."""
+    done = subprocess.run(
+        [sys.executable, *START_FLAGS, "-c", code],
+        env=START_ENVIRONMENT | environment | sanitizer_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_an_interpreter_is_started_that_runs_no_scripts_of_others() -> None:
+    """PEP 768: another process writes the name of a script into this one's memory."""
+    if not hasattr(sys, "is_remote_debug_enabled"):
+        pytest.skip("this Python runs no scripts of other processes")
+    assert started("import sys; print(sys.is_remote_debug_enabled())") == "False"
+
+
+def test_an_interpreter_is_started_that_makes_no_machine_code() -> None:
+    """Where CPython's JIT is on unless told otherwise, nothing could start that has no [jit]."""
+    code = "import sys; print(sys._jit.is_enabled())"
+    if not hasattr(sys, "_jit") or not sys._jit.is_available():
+        pytest.skip("this Python has no JIT")
+    assert started(code) == "False"
+    assert started(code, PYTHON_JIT="1") == "True"  # the variable is what decides
+
+
 def test_openssl_reads_no_settings_of_the_machine() -> None:
     """They are in no lock, and name modules to load, roots to trust and the weakest protocol."""
     code = (
@@ -288,14 +316,7 @@ def test_openssl_reads_no_settings_of_the_machine() -> None:
     )
     if not hasattr(ctypes.CDLL(_ssl.__file__), "CONF_get1_default_config_file"):
         pytest.skip("this Python's OpenSSL shows none of its functions")
-    done = subprocess.run(
-        [sys.executable, *START_FLAGS, "-c", code],
-        env=START_ENVIRONMENT | sanitizer_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "b''\n"
+    assert started(code) == "b''"
 
 
 def test_bytecode_on_disk_is_ignored(launching, base, tmp_path) -> None:
