@@ -45,7 +45,7 @@ def test_one_flipped_bit_of_every_byte_is_refused(issuer, evidence):
     assert survivors == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_other_seven_bits_of_every_byte_are_refused(issuer, evidence):
     survivors = []

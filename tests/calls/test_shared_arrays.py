@@ -384,6 +384,7 @@ def test_SER_04_bools_never_come_to_a_place_that_the_enclave_can_change(liar):
         call(np.zeros(3), out=out)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the dtype:DeprecationWarning")  # NumPy 2.5
 def test_BND_22_out_that_changes_its_form_during_the_call_is_refused(liar):
     call = liar.functions.named("echo")
     out = liar.shared.zeros(4)

@@ -28,7 +28,7 @@ from pyenclave.errors import EnclaveError, EnclaveLostError, LaunchError
 from pyenclave.host import Enclave
 
 # The gate has fewer; .ci/long has fifty of each.
-MOMENTS = int(os.environ.get("PYENCLAVE_KILLS", "12"))
+MOMENTS = int(os.environ.get("PYENCLAVE_KILLS", "8"))
 LANES = 2  # hosts with a platform each, so that both cores work
 PAYLOAD = bytes(range(256)) * 1024  # longer than a slot of the ring
 
