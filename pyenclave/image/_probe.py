@@ -119,6 +119,32 @@ class _Hidden:
         exec(code, module.__dict__)  # noqa: S102 - the purpose
 
 
+def _lazy() -> "dict[tuple[str, str], Any]":
+    """Return every lazy import (PEP 810) that was not done yet, by module and name."""
+    import types
+
+    kind = getattr(types, "LazyImportType", None)
+    # Looked at in the dictionaries only: who reads such a name elsewhere has it imported.
+    return {
+        (key, name): value
+        for key, module in list(sys.modules.items())
+        if kind is not None and isinstance(module, types.ModuleType)
+        for name, value in list(vars(module).items())
+        if type(value) is kind
+    }
+
+
+def _follow_lazy(known: "set[tuple[str, str]]") -> None:
+    """Do every lazy import that is not among the *known* ones, and those that follow from it."""
+    while found := {place: value for place, value in _lazy().items() if place not in known}:
+        for place, value in found.items():
+            known.add(place)
+            try:  # noqa: SIM105 - contextlib might not be inside
+                value.resolve()
+            except Exception:  # noqa: S110 - it fails inside as well, where it is used
+                pass
+
+
 def _failure(error: BaseException, step: str, shown: str) -> "dict[str, Any]":
     """Describe an exception by its type, its text and its line in the entry."""
     line = 0
@@ -222,6 +248,8 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
             __import__(name)
         del sys.modules["readline"]
         _use_lazily()
+        # Those of the standard library's own modules were imports inside functions before.
+        known = {place for place in _lazy() if place[0].split(".")[0] in sys.stdlib_module_names}
         reads.on = True
         step = "extra"
         for name in request["extra"]:
@@ -248,6 +276,7 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
             for name, found in hidden.modules.items():
                 step, shown = f"hidden {found['shown']}", found["shown"]
                 __import__(name)
+        _follow_lazy(known)
     except BaseException as error:
         return {"error": _failure(error, step, shown), "message": getattr(error, "message", "")}
     if entry:

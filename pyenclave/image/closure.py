@@ -56,6 +56,8 @@ LAZY = (
     "encodings.utf_32",
     "linecache",
     "traceback",
+    # Which traceback and dataclasses import lazily from 3.15 on (PEP 810), and did at their top.
+    *(("_colorize", "copy") if sys.version_info >= (3, 15) else ()),
 )
 # What stops at breakpoint() in a debug enclave: on the lock lists of images that allow debug only.
 DEBUG = ("pdb", "pyenclave._worker.debugger")

@@ -7,6 +7,7 @@ import os
 import py_compile
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -190,3 +191,40 @@ def test_the_base_set_needs_no_entry() -> None:
     lock = closure.take(None).lock
     assert "pyenclave._worker.main" in named(lock)
     assert set(lock.preload) <= set(named(lock))
+
+
+needs_lazy_imports = pytest.mark.skipif(
+    sys.version_info < (3, 15), reason="this Python has no lazy imports"
+)
+
+
+@needs_lazy_imports
+def test_what_is_imported_lazily_is_locked(site: Path) -> None:
+    """PEP 810: the entry's lazy imports, those of what it imports, and what these lead to."""
+    (site / "eager_mod.py").write_text("lazy import second_mod\n")
+    (site / "second_mod.py").write_text("lazy from pkg_lazy.part import X\n")
+    (site / "pkg_lazy").mkdir()
+    (site / "pkg_lazy/__init__.py").write_text(
+        "__lazy_modules__ = ['third_mod']\nimport third_mod\n"
+    )
+    (site / "pkg_lazy/part.py").write_text("X = 1\n")
+    (site / "third_mod.py").write_text("")
+    (site / "own_mod.py").write_text("")
+    modules = named(taken(site, "import eager_mod\nlazy import own_mod, colorsys\n"))
+    wanted = {"second_mod", "pkg_lazy", "pkg_lazy.part", "third_mod", "own_mod", "colorsys"}
+    assert wanted <= set(modules)
+
+
+@needs_lazy_imports
+def test_what_is_imported_lazily_and_not_there_is_no_error(site: Path) -> None:
+    (site / "broken_mod.py").write_text("raise ValueError('not today')\n")
+    lock = taken(site, "lazy import not_there_at_all\nlazy import broken_mod\n")
+    assert "not_there_at_all" not in named(lock)
+
+
+@needs_lazy_imports
+def test_the_worker_has_what_its_modules_import_lazily_and_need() -> None:
+    """But not shutil, of which pathlib needs what moves files."""
+    modules = named(closure.take(None).lock)
+    assert {"_colorize", "copy"} <= set(modules)
+    assert "shutil" not in modules
