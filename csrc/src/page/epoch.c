@@ -41,13 +41,14 @@ static pye_page_key *key_at(pye_epoch_key *key, size_t which)
 /* make puts the key of `epoch` at `out`. */
 static pye_status make(const pye_epoch_key *key, pye_page_key *out, uint64_t epoch)
 {
-    static const char label[20] = "pyenclave page epoch";
-    uint8_t info[sizeof(label) + 8]; /* not secret, not wiped */
+    static const char label[] = "pyenclave page epoch";
+    enum { LABEL_SIZE = sizeof(label) - 1 }; /* without the NUL */
+    uint8_t info[LABEL_SIZE + 8];            /* not secret, not wiped */
     uint8_t secret[PYE_EPOCH_SECRET_SIZE];
 
-    memcpy(info, label, sizeof(label));
+    memcpy(info, label, LABEL_SIZE);
     for (size_t i = 0; i < 8; i++) {
-        info[sizeof(label) + i] = (uint8_t)(epoch >> (8 * i));
+        info[LABEL_SIZE + i] = (uint8_t)(epoch >> (8 * i));
     }
     pye_status rc = pye_hkdf_sha256_expand(secret, sizeof(secret), key->secret,
                                            sizeof(key->secret), info, sizeof(info));
