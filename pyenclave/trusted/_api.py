@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from pyenclave.errors import RollbackError
 from pyenclave.sealed.policy import SealPolicy
 from pyenclave.trusted import _life
+from pyenclave.trusted._lookup import annotated_names
 from pyenclave.trusted._state import EnclaveIdentity, current
 
 if TYPE_CHECKING:
@@ -75,13 +76,12 @@ class PublicError(Exception):
         self.__dict__.update(fields)
 
     @classmethod
-    def _declared(cls) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _declared(cls) -> list[str]:
+        found: dict[str, None] = {}
         for base in reversed(cls.__mro__):
             if issubclass(base, PublicError):
-                own = inspect.get_annotations(base)
-                found.update({name: kind for name, kind in own.items() if name[0] != "_"})
-        return found
+                found.update(dict.fromkeys(annotated_names(base)))
+        return [name for name in found if name[0] != "_"]
 
     def public_fields(self) -> dict[str, Any]:
         """Return the declared fields and their values, which cross with the text."""

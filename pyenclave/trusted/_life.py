@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar, overload
 
+from pyenclave.trusted._lookup import signature_of
+
 __all__ = ["MAX_STOP_SECONDS", "hooks", "on_start", "on_stop", "stop_seconds"]
 
 DEFAULT_STOP_SECONDS = 1.0
@@ -27,7 +29,7 @@ def _mark(function: F, mark: str, value: object) -> F:
         raise TypeError(f"{name}: {function.__qualname__} must be a plain function")
     if any(
         item.default is item.empty and item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
-        for item in inspect.signature(function).parameters.values()
+        for item in signature_of(function).parameters.values()
     ):
         raise TypeError(f"{name}: {function.__qualname__} is called without arguments")
     if ECALL in function.__dict__:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 
 from pyenclave.errors import NotInEnclaveError
 from pyenclave.trusted import _state
+from pyenclave.trusted._lookup import signature_of
 
 __all__ = ["call_host", "ocall"]
 
@@ -83,7 +84,7 @@ def _stub(function: Any, allow: tuple[str, ...]) -> Any:
         raise TypeError(f"ocall: {function.__qualname__} must be a plain function")
     if "__pyenclave_ecall__" in function.__dict__:
         raise TypeError(f"ocall: {function.__qualname__} is a trusted function; make two of it")
-    signature = inspect.signature(function)
+    signature = signature_of(function)
     count = len(signature.parameters)
     plain = all(item.kind is not item.KEYWORD_ONLY for item in signature.parameters.values())
 
