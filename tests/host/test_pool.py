@@ -31,6 +31,7 @@ from pyenclave.errors import (
     UnknownFunctionError,
 )
 from pyenclave.host import Enclave, EnclavePool
+from pyenclave.host._pooled import _Lock
 
 ENTRY = """
 from __future__ import annotations
@@ -648,6 +649,41 @@ def test_ctrl_c_at_any_moment_leaves_no_place_taken(make, what: str) -> None:
         assert interrupted(work) > 10
     assert wait_for(lambda: pool.stats.running == pool.stats.waiting == pool.stats.fresh == 0)
     assert pool.options(timeout=10).add(2, 2) == 4
+
+
+class _Interrupt(BaseException):
+    """What a signal raises."""
+
+
+def test_a_pools_lock_is_given_back_whenever_a_signal_comes() -> None:
+    """Also on CPython 3.14, which looks for signals before the block of a `with` begins."""
+    lock = _Lock()
+    armed = False
+    interrupts = held = 0
+
+    def raises(*_: object) -> None:
+        if armed:
+            raise _Interrupt
+
+    before = signal.signal(signal.SIGVTALRM, raises)
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0001, 0.0001)
+        while interrupts < 100:
+            try:
+                armed = True
+                while True:
+                    with lock:
+                        pass
+            except _Interrupt:
+                armed = False
+                interrupts += 1
+            if lock._is_owned():
+                held += 1
+                lock.release()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    assert held == 0
 
 
 def test_a_call_that_waited_for_its_enclave_keeps_its_correlation(make) -> None:
