@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 import sys
@@ -303,7 +304,7 @@ def test_the_forms_of_an_async_call(make):
             assert await enclave.ping(b"x" * 1000) == b"x" * 1000
             assert await enclave.options(timeout=5).ping(b"y") == b"y"
             assert enclave.info.mrenclave in await enclave.attest(b"n" * 32)
-            assert asyncio.iscoroutinefunction(enclave.double)
+            assert inspect.iscoroutinefunction(enclave.double)
             assert enclave.double.__name__ == "double"
             assert "double" in dir(enclave)
             assert not hasattr(enclave, "nope")
