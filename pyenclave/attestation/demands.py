@@ -16,7 +16,7 @@ from typing import Final
 
 from pyenclave.attestation.policy import NAMES_CODE, AppraisalPolicy
 
-__all__ = ["ANSWERS", "unanswered"]
+__all__ = ["ANSWERS", "families", "unanswered"]
 
 # Field of the policy → the checks that answer it (behind any prefix of evidence inside evidence),
 # and the families of evidence that it speaks of.
@@ -93,6 +93,14 @@ def _demanded(policy: AppraisalPolicy, field: str) -> bool:
     if field in _NOTHING:
         return bool(value != _NOTHING[field])
     return value is not None and value != ()
+
+
+def families(policy: AppraisalPolicy) -> frozenset[str]:
+    """Return the families of evidence that *policy* speaks of: all, if any code will do."""
+    if policy.accept_any_code:
+        return frozenset[str]().union(*(spoken for _, spoken in ANSWERS.values()))
+    named = (field for field in NAMES_CODE if _demanded(policy, field))
+    return frozenset[str]().union(*(ANSWERS[field][1] for field in named))
 
 
 # Kinds have few sets of checks, so this is worked out a few times in a process.

@@ -1,4 +1,9 @@
-"""An appraisal policy in sentences, for ``pyenclave policy explain``."""
+"""
+An appraisal policy in sentences, for ``pyenclave policy explain``.
+
+What the policy itself says is always told. What holds by default is told for the kinds of evidence
+that its identities speak of: no other kind is accepted.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from pyenclave.attestation.demands import families
 from pyenclave.attestation.references import Reference
 
 if TYPE_CHECKING:
@@ -64,12 +70,13 @@ def _or(words: Iterable[Any]) -> str:
 
 def describe(policy: AppraisalPolicy, *, at: datetime | None = None) -> tuple[str, ...]:
     """Return the sentences; see `AppraisalPolicy.describe`."""
+    spoken = families(policy)
     lines = ["The evidence is genuine: every signature holds up to a pinned root, nothing expired."]
     lines += _code(policy, at)
-    lines += _intel(policy)
+    lines += _intel(policy, spoken)
     lines += _amd(policy)
-    lines += _tokens(policy)
-    lines += _platform(policy)
+    lines += _tokens(policy, spoken)
+    lines += _platform(policy, spoken)
     return tuple(lines)
 
 
@@ -81,6 +88,8 @@ def _code(policy: AppraisalPolicy, at: datetime | None) -> list[str]:
         lines.append(
             "ANY CODE is accepted: the result is never identified. Name a measurement or a signer."
         )
+    else:
+        lines.append("Evidence that tells no code identity named here is refused.")
     for name in REFERENCES:
         values = policy.reference(name)
         if values:
@@ -103,9 +112,12 @@ def _code(policy: AppraisalPolicy, at: datetime | None) -> list[str]:
     return lines
 
 
-def _intel(policy: AppraisalPolicy) -> list[str]:
-    lines = [f"SGX, TDX: the TCB status is {_or(policy.tcb_statuses)}."]
-    if policy.tcb_statuses != ("UpToDate",):
+def _intel(policy: AppraisalPolicy, spoken: frozenset[str]) -> list[str]:
+    lines = []
+    up_to_date = policy.tcb_statuses == ("UpToDate",)
+    if not up_to_date or spoken & {"sgx", "tdx", "token"}:  # tokens tell a TCB's status, too
+        lines.append(f"SGX, TDX: the TCB status is {_or(policy.tcb_statuses)}.")
+    if not up_to_date:
         allowed = policy.accepted_advisories
         if allowed == ("any",):
             lines.append("SGX, TDX: whatever advisories the TCB has are ACCEPTED.")
@@ -116,10 +128,10 @@ def _intel(policy: AppraisalPolicy) -> list[str]:
             )
         else:
             lines.append("SGX, TDX: a TCB that is not up to date may have no advisory.")
-    if policy.require_collateral:
-        lines.append("SGX, TDX: all of Intel's collateral is given.")
-    else:
+    if not policy.require_collateral:
         lines.append("SGX, TDX: collateral that is NOT GIVEN is not missed.")
+    elif spoken & {"sgx", "tdx"}:
+        lines.append("SGX, TDX: all of Intel's collateral is given.")
     if policy.min_tcb_evaluation_number is not None:
         lines.append(
             "SGX, TDX: the collateral's evaluation number is at least "
@@ -163,8 +175,10 @@ def _amd(policy: AppraisalPolicy) -> list[str]:
     return lines
 
 
-def _tokens(policy: AppraisalPolicy) -> list[str]:
-    lines = [f"Attestation results: each appraisal is {_or(policy.ear_tiers)}."]
+def _tokens(policy: AppraisalPolicy, spoken: frozenset[str]) -> list[str]:
+    lines = []
+    if policy.ear_tiers != ("affirming",) or "token" in spoken:
+        lines.append(f"Attestation results: each appraisal is {_or(policy.ear_tiers)}.")
     if policy.issuers:
         lines.append(f"Tokens: the issuer is {_or(policy.issuers)}.")
     if policy.audience:
@@ -176,8 +190,10 @@ def _tokens(policy: AppraisalPolicy) -> list[str]:
     return lines
 
 
-def _platform(policy: AppraisalPolicy) -> list[str]:
-    lines = [f"pyenclave: the level is at least {policy.min_level}."]
+def _platform(policy: AppraisalPolicy, spoken: frozenset[str]) -> list[str]:
+    lines = []
+    if policy.min_level != "embedded" or "own" in spoken:
+        lines.append(f"pyenclave: the level is at least {policy.min_level}.")
     if policy.required_bits:
         lines.append(f"pyenclave: these protections held: {', '.join(policy.required_bits)}.")
     if policy.min_platform_svn:
@@ -189,6 +205,6 @@ def _platform(policy: AppraisalPolicy) -> list[str]:
             "pyenclave: A SOFTWARE PLATFORM IS ACCEPTED: whoever controls that machine can forge "
             "its evidence."
         )
-    else:
+    elif "own" in spoken:
         lines.append("pyenclave: a platform without TEE hardware is refused.")
     return lines

@@ -375,6 +375,48 @@ def test_the_explanation_names_every_field_that_is_set():
         assert policy.with_options(**changes).describe() != before, name
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"launch_digest": bytes.fromhex(D48)}, ()),
+        ({"rim": bytes.fromhex(D32)}, ()),
+        ({"mrtd": bytes.fromhex(D48)}, ("TCB status", "collateral")),
+        ({"claims": {"a": 1}}, ("TCB status", "Attestation results")),
+        (
+            {"mrenclave": bytes.fromhex(D32)},
+            ("TCB status", "collateral", "the level", "without TEE hardware"),
+        ),
+        # What a policy says itself is told, whatever it names.
+        (
+            {
+                "launch_digest": bytes.fromhex(D48),
+                "tcb_statuses": ("OutOfDate",),
+                "require_collateral": False,
+                "ear_tiers": ("warning",),
+                "min_level": "service",
+                "dangerous_allow_software": True,
+            },
+            ("TCB status", "collateral", "Attestation results", "the level", "SOFTWARE PLATFORM"),
+        ),
+        (
+            {"accept_any_code": True},
+            (
+                *("TCB status", "collateral", "Attestation results"),
+                *("the level", "without TEE hardware"),
+            ),
+        ),
+    ],
+)
+def test_the_explanation_speaks_of_the_kinds_that_the_policy_names(fields, told):
+    words = {
+        *("TCB status", "collateral", "Attestation results"),
+        *("the level", "without TEE hardware", "SOFTWARE PLATFORM"),
+    }
+    text = " ".join(AppraisalPolicy(**fields).describe())
+    assert {word for word in words if word in text} == set(told)
+    assert ("tells no code identity" in text) is ("accept_any_code" not in fields)
+
+
 def test_the_explanation_says_what_weakens_and_what_has_ended():
     text = " ".join(AppraisalPolicy.permissive().describe())
     for word in ("ANY CODE", "DEBUG IS ACCEPTED", "SOFTWARE PLATFORM", "NOT GIVEN"):
