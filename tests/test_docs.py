@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from pyenclave import errors
 from pyenclave.calls import signature
-from pyenclave.cli import _COMMANDS
+from pyenclave.cli import _COMMANDS, _parser
 from pyenclave.formats.record import ProtectionRecord
 from pyenclave.image import manifest
 
@@ -164,6 +165,16 @@ def test_every_command_is_mentioned_in_the_readme() -> None:
     assert commands
     words = set(re.findall(r"[a-z]+", commands[1]))
     assert set(_COMMANDS) <= words
+
+
+def test_every_action_of_a_command_is_mentioned_in_the_readme() -> None:
+    listed = dict(re.findall(r"`(\w+) ([\w|-]+)`", text_of(ROOT / "README.md")))
+    (commands,) = (a for a in _parser(None)._actions if isinstance(a.choices, dict))
+    for name, parser in commands.choices.items():
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                assert set(listed.pop(name).split("|")) == set(action.choices), name
+    assert not [name for name, words in listed.items() if name in _COMMANDS and "|" in words]
 
 
 def test_every_key_of_the_manifest_is_described_with_its_default() -> None:
