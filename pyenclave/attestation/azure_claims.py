@@ -9,9 +9,8 @@ from typing import Any, Final
 
 from pyenclave.attestation import verify_snp, verify_tdx
 from pyenclave.attestation.azure_case import Case
-from pyenclave.attestation.checks import NotReachedError
+from pyenclave.attestation.case import gathered, judged_at
 from pyenclave.attestation.vtpm import ak_claims, quote_claims
-from pyenclave.errors import EnclaveError
 from pyenclave.formats import hcl
 from pyenclave.formats.snp import SnpReport
 
@@ -31,13 +30,9 @@ def quote_differs(case: Case) -> tuple[str, bytes, bytes] | None:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the evidence says, as far as it can be read; binary values as hex."""
-    found: dict[str, Any] = {"verify_at": case.at.isoformat()}
-    for part in (_hcl_claims, _runtime_claims, _hardware_claims, _vtpm_claims, ak_claims):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError):  # the checks say what is wrong with it
-            continue
-    return found
+    return gathered(
+        case, judged_at, _hcl_claims, _runtime_claims, _hardware_claims, _vtpm_claims, ak_claims
+    )
 
 
 def _hcl_claims(case: Case) -> dict[str, Any]:

@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pyenclave.attestation.checks import (
-    BREAKS,
-    PASSED,
-    NotReachedError,
-    Verdict,
-    failed,
-    not_asked,
-)
+from pyenclave.attestation.checks import BREAKS, PASSED, NotReachedError, Verdict, failed, not_asked
 from pyenclave.attestation.endorsements import EMPTY, Endorsements
 from pyenclave.errors import EnclaveError, EvidenceFormatError
 
@@ -25,10 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaseBase",
+    "gathered",
     "judge_nonce",
     "judge_reference",
     "judge_registers",
     "judge_report_data",
+    "judged_at",
 ]
 
 T = TypeVar("T")
@@ -232,3 +227,19 @@ def judge_registers(
         found=f"{first}: {'absent' if value is None else value.hex()}",
         advice=f"Registers that differ: {', '.join(str(index) for index in wrong)}. {advice}",
     )
+
+
+def gathered(case: Any, *parts: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the claims that *parts* give; one that cannot be read gives none: checks say why."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        try:
+            found |= part(case)
+        except (EnclaveError, NotReachedError, *BREAKS):
+            continue
+    return found
+
+
+def judged_at(case: CaseBase) -> dict[str, Any]:
+    """Return the time of judging as a claim, for `gathered`."""
+    return {"verify_at": case.at.isoformat()}

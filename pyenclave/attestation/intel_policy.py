@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
 from pyenclave.attestation import tcb
 from pyenclave.attestation.case import judge_nonce, judge_reference, judge_report_data
-from pyenclave.attestation.checks import (
-    BREAKS,
-    PASSED,
-    NotReachedError,
-    Registry,
-    Verdict,
-    failed,
-    not_asked,
-)
-from pyenclave.attestation.intel import (
-    IntelCase,
-    qe_signature_holds,
-    quote_signature_holds,
-)
+from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed, not_asked
+from pyenclave.attestation.intel import IntelCase, qe_signature_holds, quote_signature_holds
 from pyenclave.attestation.intel_collateral import (
     NAMES,
     evaluations,
@@ -33,10 +20,9 @@ from pyenclave.attestation.intel_collateral import (
     window,
 )
 from pyenclave.attestation.pki import check_not_revoked, check_signatures
-from pyenclave.errors import EnclaveError
 from pyenclave.formats.x509 import Crl
 
-__all__ = ["NAME", "POLICY", "base_claims", "gathered", "judge_code_kind", "tcb_claims"]
+__all__ = ["NAME", "POLICY", "base_claims", "judge_code_kind", "tcb_claims"]
 
 POLICY: Final[Registry[IntelCase]] = Registry()
 
@@ -198,17 +184,6 @@ def judge_code_kind(case: IntelCase, *fields: str) -> Verdict:
 
 
 # ---- what it says -------------------------------------------------------------------------------
-
-
-def gathered(case: Any, *parts: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the claims that *parts* give; a part that cannot be read gives none."""
-    found: dict[str, Any] = {"verify_at": case.at.isoformat()}
-    for part in parts:
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):
-            continue
-    return found
 
 
 def base_claims(case: IntelCase) -> dict[str, Any]:

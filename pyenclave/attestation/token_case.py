@@ -17,19 +17,10 @@ from typing import Any, ClassVar, Final, Literal
 
 from pyenclave.attestation import pki
 from pyenclave.attestation.cache import known
-from pyenclave.attestation.case import CaseBase
-from pyenclave.attestation.checks import (
-    BREAKS,
-    PASSED,
-    NotReachedError,
-    Registry,
-    Verdict,
-    absent,
-    failed,
-    not_asked,
-)
+from pyenclave.attestation.case import CaseBase, gathered
+from pyenclave.attestation.checks import PASSED, Registry, Verdict, absent, failed, not_asked
 from pyenclave.attestation.detect import unpadded
-from pyenclave.errors import EnclaveError, EvidenceFormatError
+from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats import jose
 from pyenclave.formats.jose import Jws
 from pyenclave.formats.jwk import Jwk, Jwks
@@ -335,13 +326,7 @@ def _judge_times(case: Case, demanded: tuple[str, ...]) -> Verdict:
 
 def token_claims(case: Case) -> dict[str, Any]:
     """Return header and payload, and how the signature comes out by the key that is there."""
-    found: dict[str, Any] = {}
-    for part in (_read_claims, _signature_claims, _chain_claims):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
+    return gathered(case, _read_claims, _signature_claims, _chain_claims)
 
 
 def _read_claims(case: Case) -> dict[str, Any]:

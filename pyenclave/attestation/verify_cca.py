@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from pyenclave.attestation.case import (
     CaseBase,
+    gathered,
     judge_nonce,
     judge_reference,
     judge_registers,
@@ -318,13 +319,7 @@ def _rpv(case: Case) -> Verdict:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the token says, as far as it can be read; binary values as hex."""
-    found: dict[str, Any] = {}
-    for part in (_platform_claims, _realm_claims, _token_claims, _signature_claims):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
+    return gathered(case, _platform_claims, _realm_claims, _token_claims, _signature_claims)
 
 
 def _token_claims(case: Case) -> dict[str, Any]:

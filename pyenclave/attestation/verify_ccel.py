@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyenclave.attestation import verify_tdx
-from pyenclave.attestation.case import judge_nonce, judge_report_data
+from pyenclave.attestation.case import gathered, judge_nonce, judge_report_data, judged_at
 from pyenclave.attestation.checks import (
-    BREAKS,
     PASSED,
     NotReachedError,
     Registry,
@@ -25,7 +24,6 @@ from pyenclave.attestation.checks import (
     not_asked,
 )
 from pyenclave.attestation.verify_eventlog import LogCase, judge_replay, log_claims
-from pyenclave.errors import EnclaveError
 from pyenclave.measurement.replay import Replay, replay
 
 __all__ = ["CHECKS", "Case", "claims"]
@@ -170,13 +168,7 @@ def _user_data(case: Case) -> Verdict:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what log and quote say, as far as they can be read."""
-    found: dict[str, Any] = {"verify_at": case.at.isoformat()}
-    for part in (_log, _quote):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
+    return gathered(case, judged_at, _log, _quote)
 
 
 def _log(case: Case) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyenclave.attestation.cache import Known, known
-from pyenclave.attestation.case import CaseBase
+from pyenclave.attestation.case import CaseBase, gathered, judged_at
 from pyenclave.attestation.checks import PASSED, Registry, Verdict, absent, failed, not_asked
 from pyenclave.attestation.intel import Chain, read_chain
 from pyenclave.attestation.intel_collateral import (
@@ -15,7 +15,6 @@ from pyenclave.attestation.intel_collateral import (
     check_signer_chain,
     check_window,
 )
-from pyenclave.attestation.intel_policy import gathered
 from pyenclave.attestation.pki import check_root
 from pyenclave.errors import CollateralError
 from pyenclave.formats import jsonstrict
@@ -163,4 +162,4 @@ def _signature_claims(case: Case) -> dict[str, Any]:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the document says, as far as it can be read."""
-    return gathered(case, _document_claims, _signature_claims)
+    return gathered(case, judged_at, _document_claims, _signature_claims)

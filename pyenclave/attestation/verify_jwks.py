@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyenclave.attestation import pki, verify_sgx
-from pyenclave.attestation.case import CaseBase, judge_report_data
+from pyenclave.attestation.case import CaseBase, gathered, judge_report_data
 from pyenclave.attestation.checks import (
-    BREAKS,
     PASSED,
     NotReachedError,
     Registry,
@@ -26,7 +25,7 @@ from pyenclave.attestation.checks import (
     not_asked,
 )
 from pyenclave.attestation.verify_ratls import legacy_binding, self_signature
-from pyenclave.errors import EnclaveError, EvidenceFormatError
+from pyenclave.errors import EvidenceFormatError
 from pyenclave.formats import jose, jsonstrict, ratls
 from pyenclave.formats.jwk import MAX_KEYS
 from pyenclave.formats.x509 import Certificate
@@ -220,13 +219,7 @@ def _user_data(case: Case) -> Verdict:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return the keys, and what the first attested one's quote says."""
-    found: dict[str, Any] = {}
-    for part in (_key_claims, _first_claims):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
+    return gathered(case, _key_claims, _first_claims)
 
 
 def _key_claims(case: Case) -> dict[str, Any]:

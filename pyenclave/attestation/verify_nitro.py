@@ -16,17 +16,8 @@ from typing import Any, Final
 
 from pyenclave.attestation import pki
 from pyenclave.attestation.cache import known
-from pyenclave.attestation.case import CaseBase, judge_registers
-from pyenclave.attestation.checks import (
-    BREAKS,
-    PASSED,
-    NotReachedError,
-    Registry,
-    Verdict,
-    failed,
-    not_asked,
-)
-from pyenclave.errors import EnclaveError
+from pyenclave.attestation.case import CaseBase, gathered, judge_registers
+from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed, not_asked
 from pyenclave.formats.nitro import NitroDocument, NitroPayload
 from pyenclave.formats.x509 import Certificate
 
@@ -303,13 +294,7 @@ def _code_kind(case: Case) -> Verdict:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the document says, as far as it can be read; binary values as hex."""
-    found: dict[str, Any] = {}
-    for part in (_document_claims, _chain_claims, _signature_claims):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
+    return gathered(case, _document_claims, _chain_claims, _signature_claims)
 
 
 def _hex(value: bytes | None) -> str | None:

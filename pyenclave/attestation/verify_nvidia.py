@@ -17,17 +17,9 @@ from typing import Any, Final
 
 from pyenclave.attestation import pki
 from pyenclave.attestation.cache import known
-from pyenclave.attestation.case import CaseBase, judge_registers
-from pyenclave.attestation.checks import (
-    BREAKS,
-    PASSED,
-    NotReachedError,
-    Registry,
-    Verdict,
-    failed,
-    not_asked,
-)
-from pyenclave.errors import CollateralError, EnclaveError
+from pyenclave.attestation.case import CaseBase, gathered, judge_registers
+from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed, not_asked
+from pyenclave.errors import CollateralError
 from pyenclave.formats import spdm
 from pyenclave.formats.spdm import GpuReport
 from pyenclave.formats.x509 import Certificate, Crl
@@ -256,13 +248,7 @@ def _measurements(case: Case) -> Verdict:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the report says, as far as it can be read; binary values as hex."""
-    found: dict[str, Any] = {}
-    for part in (_report_claims, _chain_claims, _device_claims, _signature_claims):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
+    return gathered(case, _report_claims, _chain_claims, _device_claims, _signature_claims)
 
 
 def _report_claims(case: Case) -> dict[str, Any]:

@@ -2,174 +2,30 @@
 The checks of our own kind of evidence (``pyenclave``), in their order.
 
 Signatures first (part ``evidence``), then what the relying party wants (part ``policy``). Layouts:
-``docs/formats/evidence.md``; quote: the project's notes on SGX structures, 2.7. The certificates
-of a platform come with each of its quotes: what follows from their bytes is worked out once.
+``docs/formats/evidence.md``; quote: the project's notes on SGX structures, 2.7.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-from pyenclave.attestation import ecdsa, kinds, pki
-from pyenclave.attestation.cache import Known, known
-from pyenclave.attestation.case import CaseBase, judge_reference
-from pyenclave.attestation.checks import (
-    BREAKS,
-    PASSED,
-    NotReachedError,
-    Registry,
-    Verdict,
-    failed,
-    not_asked,
-)
+from pyenclave.attestation import pki
+from pyenclave.attestation.case import judge_reference
+from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed, not_asked
 from pyenclave.attestation.policy import LEVELS
-from pyenclave.attestation.result import Check
-from pyenclave.errors import EnclaveError, EvidenceFormatError
-from pyenclave.formats import dcap, sgx
-from pyenclave.formats.evidence import Evidence, bound_report_data
-from pyenclave.formats.machine import machine_report_data
-from pyenclave.formats.record import QE_MRENCLAVE, QE_MRSIGNER, QE_VENDOR_ID, ProtectionRecord
-from pyenclave.formats.x509 import Certificate, encode_pem
+from pyenclave.attestation.pyenclave_case import PROFILE, Case, machine_checks
+from pyenclave.attestation.pyenclave_claims import claims, runtime_binding
+from pyenclave.errors import EvidenceFormatError
+from pyenclave.formats import sgx
+from pyenclave.formats.evidence import bound_report_data
+from pyenclave.formats.record import QE_MRENCLAVE, QE_MRSIGNER, QE_VENDOR_ID
 
 __all__ = ["CHECKS", "Case", "claims", "machine_checks", "runtime_binding"]
 
 _KNOWN_FLAGS: Final = sgx.FLAG_INITTED | sgx.FLAG_DEBUG | sgx.FLAG_MODE64BIT | sgx.FLAG_KSS
 _NEEDED_FLAGS: Final = sgx.FLAG_INITTED | sgx.FLAG_MODE64BIT
-
-
-@dataclass(slots=True, kw_only=True)
-class Case(CaseBase):
-    """Evidence of our own kind."""
-
-    def read_container(self) -> Evidence:
-        """Read the container."""
-        return self._part("container", lambda: Evidence.from_bytes(self.data))
-
-    def read_quote(self) -> dcap.Quote:
-        """Read the quote; it must be in its one canonical form."""
-        raw = self.container.quote
-
-        def read() -> dcap.Quote:
-            quote = dcap.Quote.from_bytes(raw, versions=(3,))
-            if quote.to_bytes() != raw:
-                raise EvidenceFormatError("the quote is not in its canonical form")
-            if quote.certification_type != dcap.CERTIFICATION_PCK_CHAIN:
-                raise EvidenceFormatError(
-                    "certification data type",
-                    expected=dcap.CERTIFICATION_PCK_CHAIN,
-                    found=quote.certification_type,
-                )
-            return quote
-
-        return self._part("quote", read)
-
-    def read_chain(self) -> Known[tuple[Certificate, ...]]:
-        """Read the certificates; they must be in the one canonical PEM form."""
-        pem = self.quote.certification_data
-        return self._part("chain", lambda: known("own chain", pem, _read_chain))
-
-    def read_record(self) -> ProtectionRecord:
-        """Read the protection record."""
-        raw = self.container.record
-        return self._part("record", lambda: ProtectionRecord.from_bytes(raw))
-
-    @property
-    def container(self) -> Evidence:
-        """The container, for other checks."""
-        found = self._read.get("container")
-        if isinstance(found, Evidence):
-            return found
-        return self.need("evidence.format", self.read_container)
-
-    @property
-    def quote(self) -> dcap.Quote:
-        """The quote, for other checks."""
-        found = self._read.get("quote")
-        if isinstance(found, dcap.Quote):
-            return found
-        return self.need("quote.format", self.read_quote)
-
-    @property
-    def body(self) -> sgx.ReportBody:
-        """The quoted report body."""
-        return self.quote.report_body
-
-    @property
-    def chain_entry(self) -> Known[tuple[Certificate, ...]]:
-        """The certificates with their facts, for other checks."""
-        found = self._read.get("chain")
-        if isinstance(found, Known):
-            return found
-        return self.need("chain.format", self.read_chain)
-
-    @property
-    def chain(self) -> tuple[Certificate, ...]:
-        """The certificates, for other checks."""
-        return self.chain_entry.value
-
-    @property
-    def record(self) -> ProtectionRecord:
-        """The protection record, for other checks."""
-        found = self._read.get("record")
-        if isinstance(found, ProtectionRecord):
-            return found
-        return self.need("record.format", self.read_record)
-
-    @property
-    def machine(self) -> Any:
-        """The case of the evidence of the machine below, which there is."""
-
-        def make() -> Any:
-            # A software platform needs none of the vendors' modules.
-            from pyenclave.attestation import verify_machine
-
-            expected = machine_report_data(
-                root=self.chain[-1].der, attestation_key=self.quote.attestation_key
-            )
-            return self.derive(
-                verify_machine.Case,
-                self.container.machine or b"",
-                tee=self.record.tee,
-                expected=expected,
-                nonce=None,
-                user_data=None,
-                report_data=None,
-            )
-
-        return self._part("machine case", make)
-
-    def judge_machine(self) -> tuple[Check, ...]:
-        """Run the checks of the machine's evidence, once; their names begin with ``machine``."""
-
-        def judge() -> tuple[Check, ...]:
-            from pyenclave.attestation import verify_machine
-
-            found = verify_machine.CHECKS.run(self.machine)
-            return tuple([replace(check, name=f"machine.{check.name}") for check in found])
-
-        return self._part("machine checks", judge)
-
-    @property
-    def proved(self) -> frozenset[str]:
-        """
-        The signatures that the native core verified, all at once: "qe", "quote", "record".
-
-        What is not among them may hold all the same, and is for the library to judge.
-        """
-        found = self._read.get("proved")
-        if not isinstance(found, frozenset):
-            found = self._read["proved"] = _prove(self)
-        return found
-
-
-PROFILE: Final = pki.Profile(
-    keys=frozenset({"secp256r1"}), algorithms=frozenset({"ecdsa-sha256"}), shortest=3, longest=3
-)
 CHECKS: Final[Registry[Case]] = Registry()
 
 # What a policy has to name of a machine before that machine's word replaces an enrolled root. The
@@ -180,34 +36,6 @@ _WHOLE_MACHINES: Final = (
     frozenset({"machine.azure-snp.snp.code.launch_digest", "machine.azure-snp.code.pcrs"}),
     frozenset({"machine.azure-tdx.tdx.code.mrtd", "machine.azure-tdx.code.pcrs"}),
 )
-
-
-def _read_chain(pem: bytes) -> tuple[Certificate, ...]:
-    chain = Certificate.from_pem_chain(pem)
-    if len(chain) != PROFILE.longest:
-        raise EvidenceFormatError(
-            "certificate chain", expected="leaf, intermediate and root", found=len(chain)
-        )
-    if b"".join(encode_pem(item.der) for item in chain) != pem:
-        raise EvidenceFormatError("certificate chain is not in the canonical PEM form")
-    return chain
-
-
-def _prove(case: Case) -> frozenset[str]:
-    quote = case.quote
-    claims: dict[str, ecdsa.Claim] = {
-        "quote": (quote.attestation_key, quote.signature, quote.signed_bytes)
-    }
-    # What cannot be read is for the checks that read it; the quote's comes before the record's.
-    with contextlib.suppress(EnclaveError, NotReachedError):
-        record = case.read_record()
-        claims["record"] = quote.attestation_key, record.signature, record.signed_bytes()
-    with contextlib.suppress(EnclaveError, NotReachedError):
-        point = case.chain[0].p256_point
-        if point is not None:
-            claims["qe"] = point, quote.qe_report_signature, quote.qe_report_bytes
-    verdicts = ecdsa.verified(tuple(claims.values()))
-    return frozenset(name for name, holds in zip(claims, verdicts, strict=True) if holds)
 
 
 def _equal(expected: bytes, found: bytes, advice: str | None = None) -> Verdict:
@@ -443,23 +271,6 @@ def _binding(case: Case) -> Verdict:
     return _equal(digest, case.body.report_data)
 
 
-def machine_checks(case: Case) -> tuple[Check, ...]:
-    """
-    Judge what the machine below the platform says of itself and of the platform.
-
-    Returns:
-        The checks as ``machine.…``; none if no machine's evidence is there. They are run once.
-
-    """
-    try:
-        if case.container.machine is None:
-            return ()
-        return case.judge_machine()
-    except NotReachedError as error:  # what names the platform's keys cannot be read
-        advice = f"not reached: {error.name} failed"
-        return (Check(name="machine.format", outcome="skipped", advice=advice),)
-
-
 def _machine_is_named(case: Case) -> bool:
     """Whether a machine vouches for the platform, and the policy names all that runs on it."""
     if case.container.machine is None:
@@ -624,98 +435,3 @@ def _security_version(case: Case) -> Verdict:
             expected=f"at least {wanted}", found=case.body.isv_svn, advice="Run a newer image."
         )
     return PASSED
-
-
-# ---- what it says -----------------------------------------------------------------------------
-
-
-def claims(case: Case) -> Mapping[str, Any]:
-    """Return what the evidence says, as far as it can be read; binary values as hex."""
-    found: dict[str, Any] = {"verify_at": case.at.isoformat()}
-    parts = (_quote_claims, _record_claims, _container_claims, _chain_claims, _machine_claims)
-    for part in parts:
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
-
-
-def runtime_binding(case: Case) -> tuple[bytes | None, bytes | None]:
-    """Return runtime key and report body, for `AttestationResult.encrypt`."""
-    try:
-        return case.container.runtime_key, case.body.to_bytes()
-    except NotReachedError:  # the checks say what could not be read
-        return None, None
-
-
-def _quote_claims(case: Case) -> dict[str, Any]:
-    quote, body = case.quote, case.body
-    return {
-        "quote_version": 3,
-        "att_key_type": 2,
-        "cert_data_type": quote.certification_type,
-        "mrenclave": body.mrenclave.hex(),
-        "mrsigner": body.mrsigner.hex(),
-        "isv_prod_id": body.isv_prod_id,
-        "isv_svn": body.isv_svn,
-        "debug": body.attributes.debug,
-        "attributes": body.attributes.to_bytes().hex(),
-        "misc_select": body.misc_select,
-        "cpu_svn": body.cpu_svn.hex(),
-        "config_id": body.config_id.hex(),
-        "config_svn": body.config_svn,
-        "isv_ext_prod_id": body.isv_ext_prod_id.hex(),
-        "isv_family_id": body.isv_family_id.hex(),
-        "report_data": body.report_data.hex(),
-    }
-
-
-def _record_claims(case: Case) -> dict[str, Any]:
-    record = case.record
-    return {
-        "level": record.level,
-        "tee": _proven_tee(case),
-        "platform_svn": record.platform_svn,
-        "ephemeral": record.ephemeral,
-        "jit": record.jit,
-        "enclave_id": record.enclave_id,
-        "bits": {
-            name: {"value": bit.value, "by": bit.by} for name, bit in sorted(record.bits.items())
-        },
-    }
-
-
-def _proven_tee(case: Case) -> str:
-    """Return the TEE that the machine's evidence proves; without proof there is none."""
-    checks = machine_checks(case)
-    proven = [check for check in checks if check.part == "evidence"]
-    return case.record.tee if proven and all(check.holds for check in proven) else "none"
-
-
-def _machine_claims(case: Case) -> dict[str, Any]:
-    if case.container.machine is None:
-        return {}
-    inner = case.machine
-    kind = kinds.load(inner.read_kind())
-    return {"machine": {"kind": kind.name, **kind.claims(inner.inner(kind.case, kind.name))}}
-
-
-def _container_claims(case: Case) -> dict[str, Any]:
-    parts = case.container
-    found: dict[str, Any] = {"raw": parts.raw}
-    if parts.runtime_key is not None and parts.user_data is not None and parts.nonce is not None:
-        found |= {
-            "nonce": parts.nonce.hex(),
-            "user_data": parts.user_data.hex(),
-            "runtime_key_sha256": hashlib.sha256(parts.runtime_key).hexdigest(),
-        }
-    return found
-
-
-def _chain_claims(case: Case) -> dict[str, Any]:
-    root = case.chain[-1]
-    return {
-        "root_sha256": root.sha256.hex(),
-        "root_name": root.subject_text,
-    }

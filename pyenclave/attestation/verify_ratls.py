@@ -15,18 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyenclave.attestation import pki, verify_sgx, verify_tdx
-from pyenclave.attestation.case import CaseBase, judge_report_data
-from pyenclave.attestation.checks import (
-    BREAKS,
-    PASSED,
-    NotReachedError,
-    Registry,
-    Verdict,
-    failed,
-    not_asked,
-)
+from pyenclave.attestation.case import CaseBase, gathered, judge_report_data
+from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed, not_asked
 from pyenclave.attestation.endorsements import Endorsements
-from pyenclave.errors import EnclaveError
 from pyenclave.formats import dcap, ratls
 from pyenclave.formats.ratls import RaTlsCertificate
 from pyenclave.formats.x509 import OID_BASIC_CONSTRAINTS, OID_KEY_USAGE, Certificate
@@ -273,13 +264,7 @@ def _form(case: Case) -> Verdict:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what certificate and quote say, as far as they can be read."""
-    found: dict[str, Any] = {}
-    for part in (_quote_claims, _certificate_claims):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
+    return gathered(case, _quote_claims, _certificate_claims)
 
 
 def _certificate_claims(case: Case) -> dict[str, Any]:

@@ -14,17 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pyenclave.attestation.case import CaseBase
-from pyenclave.attestation.checks import (
-    BREAKS,
-    PASSED,
-    NotReachedError,
-    Registry,
-    Verdict,
-    not_asked,
-)
+from pyenclave.attestation.case import CaseBase, gathered
+from pyenclave.attestation.checks import PASSED, Registry, Verdict, not_asked
 from pyenclave.attestation.unsigned import register_unsigned
-from pyenclave.errors import AttestationError, EnclaveError, EvidenceFormatError
+from pyenclave.errors import AttestationError, EvidenceFormatError
 from pyenclave.formats import jsonstrict
 from pyenclave.formats.decoded_token import DecodedToken
 from pyenclave.formats.release_policy import MAX_SIZE, Decision, ReleasePolicy
@@ -166,13 +159,7 @@ def _decision(policy: ReleasePolicy, authority: str, token: DecodedToken) -> Dec
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the policy demands and how it decides, as far as it can be read."""
-    found: dict[str, Any] = {}
-    for part in (_demand_claims, _decision_claims):
-        try:
-            found |= part(case)
-        except (EnclaveError, NotReachedError, *BREAKS):  # the checks say what is wrong
-            continue
-    return found
+    return gathered(case, _demand_claims, _decision_claims)
 
 
 def _demand_claims(case: Case) -> dict[str, Any]:

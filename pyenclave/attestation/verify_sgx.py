@@ -11,17 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from pyenclave.attestation.case import judge_reference
+from pyenclave.attestation.case import gathered, judge_reference, judged_at
 from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed
 from pyenclave.attestation.intel import CHAIN_BLOCK, EVIDENCE, IntelCase, adopt
 from pyenclave.attestation.intel_collateral import COLLATERAL, collateral_block
-from pyenclave.attestation.intel_policy import (
-    NAME,
-    POLICY,
-    SHARED_CLAIMS,
-    gathered,
-    judge_code_kind,
-)
+from pyenclave.attestation.intel_policy import NAME, POLICY, SHARED_CLAIMS, judge_code_kind
 from pyenclave.formats import dcap, sgx
 
 __all__ = ["CHECKS", "Case", "claims"]
@@ -220,4 +214,4 @@ def _body_claims(case: Case) -> dict[str, Any]:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the evidence says, as far as it can be read; binary values as hex."""
-    return gathered(case, _body_claims, *SHARED_CLAIMS)
+    return gathered(case, judged_at, _body_claims, *SHARED_CLAIMS)

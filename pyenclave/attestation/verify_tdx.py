@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from pyenclave.attestation import tcb
-from pyenclave.attestation.case import judge_reference, judge_registers
+from pyenclave.attestation.case import gathered, judge_reference, judge_registers, judged_at
 from pyenclave.attestation.checks import PASSED, Registry, Verdict, failed
 from pyenclave.attestation.intel import CHAIN_BLOCK, EVIDENCE, IntelCase, adopt
 from pyenclave.attestation.intel_collateral import (
@@ -21,13 +21,7 @@ from pyenclave.attestation.intel_collateral import (
     evaluations,
     tcb_info,
 )
-from pyenclave.attestation.intel_policy import (
-    NAME,
-    POLICY,
-    SHARED_CLAIMS,
-    gathered,
-    judge_code_kind,
-)
+from pyenclave.attestation.intel_policy import NAME, POLICY, SHARED_CLAIMS, judge_code_kind
 from pyenclave.formats import dcap, tdx
 
 __all__ = ["CHECKS", "Case", "claims"]
@@ -293,4 +287,4 @@ def _module_claims(case: Case) -> dict[str, Any]:
 
 def claims(case: Case) -> Mapping[str, Any]:
     """Return what the evidence says, as far as it can be read; binary values as hex."""
-    return gathered(case, _body_claims, _module_claims, *SHARED_CLAIMS)
+    return gathered(case, judged_at, _body_claims, _module_claims, *SHARED_CLAIMS)
