@@ -267,7 +267,7 @@ class TdxMeasurement:
 def snp_page_digests(data: Buffer) -> bytes: ...
 def snp_variant() -> str: ...
 
-# ---- frame.pxi -------------------------------------------------------------------------------
+# ---- frame*.pxi ------------------------------------------------------------------------------
 
 ARRAY_TYPES: tuple[str, ...]
 FRAME_MAX_ARRAYS: int
