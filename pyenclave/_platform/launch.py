@@ -14,48 +14,43 @@ import mmap
 import os
 import secrets
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar
+from dataclasses import replace
+from typing import Final
 
 import msgspec
 
 from pyenclave import _native
 from pyenclave._platform.ahead import Ahead
+from pyenclave._platform.candidate import (
+    Candidate,
+    NotBegunError,
+    SpawnedWorker,
+    WorkerGoneError,
+    ZygoteFactory,
+    await_closed,
+    await_ready,
+    await_shut,
+    complete,
+    enclave_of,
+    open_status,
+)
 from pyenclave._platform.debugging import Debuggee, breakpoint_wait
 from pyenclave._platform.debuglog import DebugLog
-from pyenclave._platform.drafts import (
-    Draft,
-    Drafts,
-    Found,
-    Judged,
-    Package,
-    Wish,
-    hold,
-    merge,
-)
+from pyenclave._platform.drafts import Draft, Drafts, Found, Judged, Wish, hold, merge
 from pyenclave._platform.held import HeldImages
 from pyenclave._platform.policy import LaunchPolicy, load_policy
-from pyenclave._platform.probe import (
-    check_memfd,
-    has_ended,
-    probe_again,
-    probe_worker,
-)
+from pyenclave._platform.probe import check_memfd, has_ended, probe_again, probe_worker
 from pyenclave._platform.root import PlatformRoot
-from pyenclave._platform.service import Attendant, Enclave, Facts, kill_and_wait
+from pyenclave._platform.service import Enclave, Facts, kill_and_wait
 from pyenclave._platform.spares import MAX_SPARES
 from pyenclave._platform.state import State
-from pyenclave._platform.wire import raise_failure
 from pyenclave.calls import ring
-from pyenclave.calls.channel import Channel, close_all
+from pyenclave.calls.channel import Channel
 from pyenclave.errors import (
     ArgumentError,
-    EnclaveError,
     EnclaveLostError,
-    EnclavePoisonedError,
     EnclaveStateError,
     LaunchError,
     LaunchRefusedError,
@@ -64,139 +59,13 @@ from pyenclave.formats import messages
 from pyenclave.formats.image import MAX_IMAGE, MAX_SHARED, Image
 from pyenclave.measurement.image import verify_image
 
-__all__ = [
-    "Candidate",
-    "Launcher",
-    "Wish",
-    "WorkerFactory",
-    "WorkerGoneError",
-    "ZygoteFactory",
-    "check_ring",
-]
+__all__ = ["Launcher", "Wish", "check_ring"]
 
 _MAX_RING: Final = (1 << 32) + MAX_SHARED
-_BEGIN_TIMEOUT: Final = 10.0  # seconds: a process just forked, on a machine that is busy
-_CLOSED_TIMEOUT: Final = 30.0  # seconds: imports of the entry count
-_RUNNING_TIMEOUT: Final = 15.0
 _SEND_TIMEOUT: Final = 5.0
-_MAX_GRACE: Final = 5.0  # seconds of on_stop functions: whoever closes waits for them
-_MAX_KEY: Final = 4096  # bytes of a runtime public key
-_SLICE: Final = 0.1
 _CACHED_IMAGES: Final = 16
 # Processes that may have ended, unseen, before they were asked: every spare, and some more.
 _ATTEMPTS: Final = MAX_SPARES + 3
-_Message = TypeVar("_Message", bound=msgspec.Struct)
-
-
-class SpawnedWorker(Protocol):
-    """What a zygote returns: a new worker."""
-
-    @property
-    def pid(self) -> int:
-        """Its number in the platform's pid namespace."""
-
-    @property
-    def pidfd(self) -> int:
-        """Its pidfd, the caller's."""
-
-    def began(self) -> bool:
-        """Whether the worker took what it was given, as far as it said so yet."""
-
-    def forget(self) -> None:
-        """Close what :meth:`began` needs. May be called twice."""
-
-
-class WorkerFactory(Protocol):
-    """A zygote."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether its process runs."""
-
-    def spawn(
-        self, *, image_fd: int, ring_fd: int, channel_fd: int, debug: bool, image: bytes = b""
-    ) -> SpawnedWorker:
-        """Start a worker; the descriptors stay the caller's. *image* is the image's SHA-256."""
-
-
-class ZygoteFactory(Protocol):
-    """The zygotes of a platform."""
-
-    def get(self, lock_bytes: bytes, *, debug: bool) -> WorkerFactory:
-        """Return the zygote of a lock list, starting it if need be."""
-
-    def begin(self, lock_bytes: bytes, *, debug: bool) -> None:
-        """Begin to start the zygote of a lock; returns at once, and never fails."""
-
-    def ready(self, lock_bytes: bytes, *, debug: bool) -> bool:
-        """Whether ``get`` and then ``spawn`` return at once, as far as is known."""
-
-    def rouse(self) -> None:
-        """Have a process that may become a worker wake up; nothing depends on it."""
-
-    def close(self) -> None:
-        """End all zygotes."""
-
-
-class WorkerGoneError(LaunchError):
-    """A warm worker ended before it was an enclave: another one can take its place."""
-
-
-class _SlowError(LaunchError):
-    """It lives, and said nothing in time."""
-
-
-class _NotBegunError(WorkerGoneError):
-    """The process that was to be the worker had ended before it took anything."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Candidate:
-    """
-    A worker that closed itself in and has no identity: on its way to one, or warm.
-
-    Attributes:
-        wish: What it was started for.
-        worker: Its process.
-        channel: The platform's end of its control channel.
-        attendant: The thread that will serve it.
-        draft: Its name, and its record as it is expected to be.
-        outside: What was tried from outside when it had closed itself in.
-        closed: What it tried inside.
-        ready: Its runtime key, once it made one.
-        package: What its identity will be.
-        status: A descriptor of the kernel's account of it, for the second look.
-        log: Of a debug worker, what keeps its output.
-
-    """
-
-    wish: Wish
-    worker: SpawnedWorker
-    channel: Channel
-    attendant: Attendant
-    draft: Draft
-    outside: dict[str, bool]
-    closed: messages.Closed
-    ready: messages.Ready | None = None
-    package: Package | None = None
-    status: int = -1
-    log: DebugLog | None = None
-
-    def end(self) -> None:
-        """End the worker and give everything back; never after it became an enclave."""
-        self.attendant.dismiss()
-        kill_and_wait(self.worker.pidfd)
-        os.close(self.worker.pidfd)
-        self.channel.close()
-        self.forget()
-        if self.log is not None:
-            self.log.join()
-
-    def forget(self) -> None:
-        """Close what only a worker without identity needs."""
-        status, self.status = self.status, -1
-        if status >= 0:
-            os.close(status)
 
 
 class Launcher:
@@ -328,12 +197,12 @@ class Launcher:
             try:
                 facts = self._identify(candidate, candidate.outside)
             except WorkerGoneError:
-                _await_ready(candidate, wanted)  # raises what it said last, if it said something
+                await_ready(candidate, wanted)  # raises what it said last, if it said something
                 raise
             # It makes its key meanwhile, and takes what it is afterwards.
             soon()
-            enclave = _enclave(candidate, facts, host_pid)
-            _complete(enclave, _await_ready(candidate, wanted))
+            enclave = enclave_of(candidate, facts, host_pid)
+            complete(enclave, await_ready(candidate, wanted))
         except BaseException:
             candidate.end()
             raise
@@ -369,7 +238,7 @@ class Launcher:
         """
         candidate = self._start(wish, image_fd, ring_fd, wanted=wanted, slow=slow)
         try:
-            candidate.ready = _await_ready(candidate, wanted)
+            candidate.ready = await_ready(candidate, wanted)
             with contextlib.suppress(EnclaveLostError, TimeoutError):  # whoever takes it sees that
                 candidate.channel.send(messages.Soon(), (bell,), timeout=0)
             policy = self._admit(wish)
@@ -377,7 +246,7 @@ class Launcher:
             bits = hold(wish, outside, closed, policy)
             candidate.draft = self._drafts.draft(wish, bits)
             candidate.package = self._drafts.package(wish, candidate.draft, outside, closed, policy)
-            candidate.status = _open_status(candidate.worker)
+            candidate.status = open_status(candidate.worker)
         except BaseException:
             candidate.end()
             raise
@@ -413,7 +282,7 @@ class Launcher:
         except BaseException:
             candidate.end()
             raise
-        return _complete(_enclave(candidate, facts, host_pid), candidate.ready)
+        return complete(enclave_of(candidate, facts, host_pid), candidate.ready)
 
     def _judge_image(self, image_fd: int, size: int, held: HeldImages) -> tuple[Judged, bytes]:
         # Write-sealed: the bytes hashed here are the bytes that the worker maps. So an image seen
@@ -484,7 +353,7 @@ class Launcher:
         for last in (*(False,) * (_ATTEMPTS - 1), True):
             try:
                 return self._start_one(wish, image_fd, ring_fd, wanted=wanted, slow=slow)
-            except _NotBegunError:
+            except NotBegunError:
                 if last:
                     raise
         raise AssertionError("unreachable")
@@ -520,10 +389,10 @@ class Launcher:
             attendant = self._ahead.attendant()
             failed.callback(attendant.dismiss)
             draft = self._draft_ahead(wish)
-            _await_shut(platform_end, worker, wanted)
+            await_shut(platform_end, worker, wanted)
             # From here on the worker's own filter refuses whatever could undo what is tried now.
             outside = probe_worker(worker.pid, worker.pidfd)
-            closed = _expect(platform_end, worker.pidfd, messages.Closed, _RUNNING_TIMEOUT, wanted)
+            closed = await_closed(platform_end, worker, wanted)
             failed.pop_all()
         return Candidate(
             wish=wish,
@@ -609,67 +478,6 @@ def check_ring(fd: int, wish: Wish) -> None:
         raise ArgumentError("memfd of the ring has another size", expected=expected, found=size)
 
 
-def _await_shut(channel: Channel, worker: SpawnedWorker, wanted: Callable[[], bool]) -> None:
-    """Wait until a worker says that it has closed itself in."""
-    try:
-        try:
-            _expect(channel, worker.pidfd, messages.Shut, _BEGIN_TIMEOUT, wanted)
-        except _SlowError:
-            if not worker.began():
-                raise LaunchError(f"a worker did not begin within {_BEGIN_TIMEOUT:g} s") from None
-            left = _CLOSED_TIMEOUT - _BEGIN_TIMEOUT
-            _expect(channel, worker.pidfd, messages.Shut, left, wanted)
-    except WorkerGoneError:
-        # Nobody waited for its word that it has what it was given, so it is asked for now.
-        if worker.began():
-            raise
-        raise _NotBegunError("the worker ended at once") from None
-    finally:
-        worker.forget()
-
-
-def _await_ready(candidate: Candidate, wanted: Callable[[], bool]) -> messages.Ready:
-    ready = _expect(
-        candidate.channel, candidate.worker.pidfd, messages.Ready, _RUNNING_TIMEOUT, wanted
-    )
-    if not 0 < len(ready.runtime_public_key) <= _MAX_KEY:
-        raise LaunchError("the worker sent no usable runtime key")
-    return ready
-
-
-def _open_status(worker: SpawnedWorker) -> int:
-    try:
-        return _native.open_status(worker.pid)
-    except OSError as error:
-        if has_ended(worker.pidfd):
-            raise LaunchError("a warm worker ended by itself") from None
-        raise LaunchError(f"a warm worker cannot be watched: {error.strerror}") from None
-
-
-def _complete(enclave: Enclave, ready: messages.Ready) -> Enclave:
-    """Note what the worker said last."""
-    enclave.facts = replace(
-        enclave.facts,
-        runtime_public_key=ready.runtime_public_key,
-        starting=ready.starting,
-        grace=min(max(ready.grace, 0.0), _MAX_GRACE),
-    )
-    return enclave
-
-
-def _enclave(candidate: Candidate, facts: Facts, host_pid: int) -> Enclave:
-    """Return an enclave that has all but its runtime key."""
-    candidate.forget()
-    return Enclave(
-        replace(facts, pid=candidate.worker.pid, started=time.time()),
-        pidfd=candidate.worker.pidfd,
-        channel=candidate.channel,
-        host_pid=host_pid,
-        attendant=candidate.attendant,
-        log=candidate.log,
-    )
-
-
 def _choose_debug(wanted: bool | None, judged: Judged) -> bool:
     signed = judged.identity.signed
     debug = not signed if wanted is None else wanted
@@ -686,46 +494,3 @@ def _choose_debug(wanted: bool | None, judged: Judged) -> bool:
             found="debug = false",
         )
     return debug
-
-
-def _expect(
-    channel: Channel,
-    pidfd: int,
-    kind: type[_Message],
-    timeout: float,
-    wanted: Callable[[], bool],
-) -> _Message:
-    deadline = time.monotonic() + timeout
-    while True:
-        ended = has_ended(pidfd)
-        try:
-            message, fds = channel.receive(_SLICE)
-            break
-        except TimeoutError:
-            if ended:
-                raise WorkerGoneError("the worker ended while it started") from None
-            if not wanted():
-                raise LaunchError("the host is gone") from None
-            if time.monotonic() >= deadline:
-                raise _SlowError(
-                    "the worker did not start in time", expected=f"{timeout:g} s"
-                ) from None
-        except EnclaveLostError:
-            raise WorkerGoneError(
-                "the worker ended while it started",
-                advice="Launch it as debug to see what it prints.",
-            ) from None
-        except EnclaveError as error:
-            raise LaunchError(f"the worker broke the control protocol: {error}") from None
-    close_all(fds)
-    if isinstance(message, messages.Ending):
-        raise_failure(message)
-    if isinstance(message, messages.Poisoned):
-        raise EnclavePoisonedError(message.reason[:1000])
-    if fds or not isinstance(message, kind):
-        raise LaunchError(
-            "the worker broke the control protocol",
-            expected=kind.__name__,
-            found=type(message).__name__,
-        )
-    return message

@@ -31,7 +31,7 @@ from pyenclave.errors import EnclaveError
 from pyenclave.formats.lock import Roots
 
 if TYPE_CHECKING:
-    from pyenclave._platform.launch import ZygoteFactory
+    from pyenclave._platform.candidate import ZygoteFactory
 
 __all__ = ["main", "make_zygotes"]
 

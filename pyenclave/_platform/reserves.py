@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyenclave._platform.launch import Candidate, Launcher, Wish, check_ring
+from pyenclave._platform.candidate import Candidate
+from pyenclave._platform.launch import Launcher, Wish, check_ring
 from pyenclave.calls.channel import close_all
 from pyenclave.errors import ArgumentError, BusyError, LaunchError
 from pyenclave.formats import messages

@@ -20,15 +20,11 @@ from typing import Final
 
 import msgspec
 
+from pyenclave._platform.candidate import Candidate, WorkerGoneError
 from pyenclave._platform.diagnostics import log
 from pyenclave._platform.endpoint import peer_pid, peer_uid
 from pyenclave._platform.held import HeldImages
-from pyenclave._platform.launch import (
-    Candidate,
-    Launcher,
-    Wish,
-    WorkerGoneError,
-)
+from pyenclave._platform.launch import Launcher, Wish
 from pyenclave._platform.policy import LaunchPolicy, load_policy
 from pyenclave._platform.reserves import Reserves
 from pyenclave._platform.root import PlatformRoot
