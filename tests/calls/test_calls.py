@@ -1,13 +1,11 @@
-"""Calls between two processes: results, errors, giving up, and ends."""
+"""Calls between two processes: results, errors, hostile frames, and memory."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import mmap
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,22 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import pyenclave
 from pyenclave.calls import errors as call_errors
 from pyenclave.calls import ring
 from pyenclave.errors import (
     ArgumentError,
-    BusyError,
     CallError,
-    CallTimeoutError,
     EcallError,
-    EnclaveClosedError,
     EnclaveLostError,
     EnclavePoisonedError,
     EnclaveStateError,
     UnknownFunctionError,
 )
-from pyenclave.host._options import Options
 
 CALL, PING, ATTEST = 1, 2, 3
 
@@ -89,10 +82,6 @@ def sleep(seconds: float) -> float:
 
 def big(size: int) -> bytes:
     return bytes(size)
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def poison() -> None:
@@ -573,310 +562,3 @@ def test_BND_16_no_address_of_the_worker_reaches_the_ring(pair):
         words = words[words > 2**44]  # below it there is at most a sanitizer's shadow
         for low, high in ranges:
             assert not ((words >= low) & (words < high)).any()
-
-
-# ---- native ----------------------------------------------------------------------------------
-
-SOURCE = r"""
-#include <pyenclave_trusted.h>
-#include <string.h>
-PYE_ECALL(plus)
-{
-    for (size_t i = 0; i < in_len; i++) out[i] = (uint8_t)(in[i] + 1);
-    *out_len = in_len;
-    return PYE_ECALL_OK;
-}
-PYE_ECALL(lies)   /* says more than it wrote */
-{
-    (void)in; (void)in_len;
-    memcpy(out, "12345678", 8);
-    *out_len = 64;
-    return PYE_ECALL_OK;
-}
-PYE_ECALL(beyond)
-{
-    (void)in; (void)in_len; (void)out;
-    *out_len += 1;
-    return PYE_ECALL_OK;
-}
-PYE_ECALL(refuses)
-{
-    (void)in; (void)out; (void)out_len;
-    memset(out, 0x53, 64);
-    return in_len ? 1042 : PYE_ECALL_ARGUMENT;
-}
-PYE_ECALL(half)
-{
-    double x[64];
-    if (in_len > sizeof(x)) return PYE_ECALL_TOO_LONG;
-    memcpy(x, in, in_len);
-    for (size_t i = 0; i < in_len / 8; i++) x[i] /= 2;
-    memcpy(out, x, in_len);
-    *out_len = in_len;
-    return PYE_ECALL_OK;
-}
-"""
-NATIVE = {"plus": "", "lies": "", "beyond": "", "refuses": "", "half": "f8 -> f8"}
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("native")
-    (folder / "lib.c").write_text(SOURCE)
-    warn = ["-Wall", "-Wextra", "-Werror", "-Wpedantic"]
-    include = ["-I", pyenclave.get_include()]
-    files = ["-o", folder / "lib.so", folder / "lib.c"]
-    command = ["gcc", "-std=c11", "-O2", *warn, "-shared", "-fPIC", *include, *files]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no C compiler")
-    return str(folder / "lib.so")
-
-
-def test_native_functions_get_bytes_and_arrays(pair, library):
-    one = pair(library=library, native=NATIVE)
-    assert one.plus(b"abc") == b"bcd"
-    assert one.plus(bytearray(b"")) == b""
-    assert one.plus(np.zeros(3, "u1")) == b"\1\1\1"
-    data = os.urandom(300_000)
-    assert one.plus(data) == bytes((np.frombuffer(data, "u1") + 1).astype("u1"))
-    assert one.half(np.array([2.0, 4.0])).tolist() == [1.0, 2.0]
-    for bad in (np.zeros(2, "f4"), [1.0], b"12345678"):
-        with pytest.raises(ArgumentError):
-            one.half(bad)
-    for bad in ("text", 5, None, np.arange(8)[::2]):
-        with pytest.raises(ArgumentError):
-            one.plus(bad)
-    with pytest.raises(ArgumentError, match="length"):
-        one.half(np.zeros(65))
-
-
-def test_BND_07_a_native_function_that_lies_gives_out_nothing_old(pair, library):
-    one = pair(library=library, native=NATIVE)
-    one.plus(b"\x52" * 4096)  # its answer, all 0x53, was in the buffer before
-    assert one.lies(b"") == b"12345678" + bytes(56)
-    with pytest.raises(EcallError, match="1042"):
-        one.refuses(b"x")  # it wrote 64 bytes before it failed
-    assert one.lies(b"") == b"12345678" + bytes(56)
-    with pytest.raises(ArgumentError, match="refuses its input"):
-        one.refuses(b"")
-    with pytest.raises(ArgumentError, match="length"):
-        one.beyond(b"")
-    assert one.alive
-
-
-@pytest.mark.parametrize("limit", [None, 1 << 22])
-def test_BND_07_what_a_refusing_native_function_wrote_is_in_no_later_answer(pair, library, limit):
-    one = pair(library=library, native=NATIVE, **({"limit": limit} if limit else {}))
-    for data in (b"x", b""):
-        with pytest.raises((EcallError, ArgumentError)):
-            one.refuses(data)  # it filled its buffer with 0x53 first
-        assert one.lies(b"") == b"12345678" + bytes(56)
-
-
-# ---- giving up -------------------------------------------------------------------------------
-
-
-def test_a_deadline_passes_and_the_lane_is_free_when_the_call_returns(pair, gate, until):
-    one = pair(*BASIC, gate.held)
-    quick = one.functions.with_options(Options(timeout=0.1))
-    start = time.monotonic()
-    with pytest.raises(CallTimeoutError):
-        quick.named("held")()
-    assert time.monotonic() - start > 0.09
-    assert one.lanes.busy == 1
-    with pytest.raises(CallTimeoutError, match="before"):
-        quick.named("add")(1)
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(one.add(1)))
-    thread.start()
-    until(lambda: one.lanes.queued == 1)  # it waits for the lane
-    assert found == []
-    gate.open()
-    thread.join()
-    assert found == [11]
-    assert one.lanes.busy == 0
-
-
-def test_a_large_call_given_up_is_aborted_and_the_lane_recovers(pair, until):
-    one = pair(*BASIC, limit=1 << 28)
-    data = bytes(100 << 20)
-    for _ in range(3):
-        with pytest.raises(CallTimeoutError):
-            one.functions.with_options(Options(timeout=0.005)).named("echo")(data)
-        assert one.add(1) == 11
-
-
-def test_an_interrupt_ends_the_wait(pair, gate, until):
-    one = pair(*BASIC, gate.held)
-
-    def interrupt() -> None:
-        until(gate.reached)
-        time.sleep(0.1)  # most often the caller waits in the kernel by now
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        one.held()  # which would not return
-    thread.join()
-    gate.open()
-    assert one.add(1) == 11
-
-
-def test_more_calls_than_may_wait_are_refused(pair, gate, until):
-    one = pair(*BASIC, gate.held, queue=2)
-    results: list[object] = []
-
-    def call() -> None:
-        try:
-            results.append(one.held())
-        except BusyError as error:
-            results.append(type(error).__name__)
-
-    threads = [threading.Thread(target=call) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    until(lambda: len(results) == 3)
-    assert results == ["BusyError"] * 3
-    gate.open()
-    for thread in threads:
-        thread.join()
-    assert results[3:] == [7] * 3
-
-
-def test_lanes_serve_at_the_same_time(pair):
-    here = mmap.mmap(-1, 4)  # shared with the worker
-
-    def meet(place: int) -> bool:
-        """Whether all four calls run."""
-        here[place] = 1
-        end = time.monotonic() + 30
-        while here[:] != b"\1\1\1\1" and time.monotonic() < end:
-            time.sleep(0.002)
-        return here[:] == b"\1\1\1\1"
-
-    one = pair(meet, lanes=4)
-    met: list[bool] = []
-    threads = [
-        threading.Thread(target=lambda place=place: met.append(one.meet(place)))
-        for place in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert met == [True] * 4
-
-
-def test_many_threads_get_their_own_answers(pair):
-    one = pair(*BASIC, lanes=2)
-    wrong: list[object] = []
-
-    def call(seed: int) -> None:
-        for i in range(300):
-            if one.add(seed, i) != seed + i:
-                wrong.append((seed, i))
-
-    threads = [threading.Thread(target=call, args=(seed * 1000,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_BND_22_code_that_runs_while_encoding_may_itself_call(pair):
-    one = pair(*BASIC)
-
-    class Calls:
-        def __index__(self) -> int:
-            return one.add(1)
-
-    assert one.add(Calls()) == 21
-
-
-# ---- ends ------------------------------------------------------------------------------------
-
-
-def test_a_worker_killed_in_a_call_is_lost(pair, gate, until):
-    one = pair(*BASIC, gate.held)
-
-    def kill() -> None:
-        until(gate.reached)
-        one.kill()
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    with pytest.raises(EnclaveLostError) as caught:
-        one.held()  # which would not return
-    thread.join()
-    assert caught.value.started is True
-
-
-def test_a_worker_that_kills_itself_is_lost(pair):
-    one = pair(die, add)
-    with pytest.raises(EnclaveLostError):
-        one.die()
-
-
-def test_closing_ends_waiting_calls(pair, gate, until):
-    one = pair(*BASIC, gate.held)
-    caught: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            one.held()
-        except EnclaveClosedError as error:
-            caught.append(error)
-
-    threads = [threading.Thread(target=call) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    until(lambda: one.lanes.busy == 1 and one.lanes.queued == 2)
-    one.lanes.close()
-    for thread in threads:
-        thread.join()
-    assert len(caught) == 3
-    with pytest.raises(EnclaveClosedError):
-        one.add(1)
-
-
-def test_a_forked_child_refuses_and_the_parent_goes_on(pair):
-    one = pair(*BASIC)
-    assert one.add(1) == 11
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        text = b"?"
-        try:
-            one.add(1)
-        except EnclaveStateError as error:
-            text = str(error).encode()
-        finally:
-            os.write(writer, text)
-            os._exit(0)
-    os.waitpid(pid, 0)
-    assert b"forked child" in os.read(reader, 1000)
-    assert one.add(2) == 12
-    os.close(reader)
-    os.close(writer)
-
-
-def test_SER_10_the_ring_stays_mapped_while_lanes_live(pair):
-    one = pair(*BASIC)
-    with pytest.raises(BufferError):
-        one.memory.close()
-    assert one.add(1) == 11
-
-
-def test_nothing_of_a_call_can_be_pickled(pair):
-    import copy
-    import pickle
-
-    one = pair(*BASIC)
-    for thing in (one.lanes, one.functions.named("add")):
-        for way in (pickle.dumps, copy.copy, copy.deepcopy):
-            with pytest.raises(TypeError):
-                way(thing)
