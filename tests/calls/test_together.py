@@ -162,7 +162,17 @@ def run(test: Callable[..., Any]) -> Callable[..., None]:
             finally:
                 side.close()
 
-        asyncio.run(main())
+        for left in reversed(range(20)):
+            began = time.monotonic() - time.thread_time()
+            try:
+                asyncio.run(main())
+            except Exception:
+                # Whoever does not get the processor for 20 ms has seen a slow function: once more.
+                held_up = time.monotonic() - time.thread_time() - began
+                if held_up < 0.02 or not left:
+                    raise
+            else:
+                return
 
     body.__name__, body.__doc__ = test.__name__, test.__doc__
     return body
