@@ -266,6 +266,20 @@ def example(page: str, name: str) -> str:
     raise AssertionError(f"{page} has no example {name!r}")
 
 
+def output_of(folder: Path) -> str:
+    """Run ``call.py`` of *folder*, with a state directory of its own."""
+    done = subprocess.run(
+        [sys.executable, "call.py"],
+        cwd=folder,
+        env=os.environ | {"PYENCLAVE_STATE": str(folder / "state")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_native_example_compiles_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,16 +312,7 @@ def test_the_examples_of_calls_run(tmp_path: Path, name: str) -> None:
     (tmp_path / "batches.py").write_text(example(page, "map-entry"))
     (tmp_path / "arrays.py").write_text(example(page, "shared-entry"))
     (tmp_path / "call.py").write_text(example(page, f"{name}-python"))
-    done = subprocess.run(
-        [sys.executable, "call.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == example(page, f"{name}-output")
+    assert output_of(tmp_path) == example(page, f"{name}-output")
 
 
 def test_the_examples_of_trusted_code_run(tmp_path: Path) -> None:
@@ -320,16 +325,7 @@ def test_the_examples_of_trusted_code_run(tmp_path: Path) -> None:
         + "with pyenclave.Enclave.from_file('model.py', quiet=True) as"
         " enclave:\n    assert enclave.predict(1.0, 2.0) == 1.75\n"
     )
-    done = subprocess.run(
-        [sys.executable, "call.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == example(page, "error-output")
+    assert output_of(tmp_path) == example(page, "error-output")
 
 
 def test_the_example_of_ocalls_runs(tmp_path: Path) -> None:
@@ -337,16 +333,7 @@ def test_the_example_of_ocalls_runs(tmp_path: Path) -> None:
     page = "docs/ocalls.md"
     (tmp_path / "scores.py").write_text(example(page, "ocall-entry"))
     (tmp_path / "call.py").write_text(example(page, "ocall-python"))
-    done = subprocess.run(
-        [sys.executable, "call.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYENCLAVE_STATE": str(tmp_path / "state")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == example(page, "ocall-output")
+    assert output_of(tmp_path) == example(page, "ocall-output")
 
 
 def test_the_manifest_example_is_one(tmp_path: Path) -> None:
@@ -399,16 +386,7 @@ def test_the_examples_of_watching_run(tmp_path: Path) -> None:
     page = "docs/observability.md"
     (tmp_path / "half.py").write_text(example(page, "watch-entry"))
     (tmp_path / "call.py").write_text(example(page, "watch-python"))
-    done = subprocess.run(
-        [sys.executable, "call.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYENCLAVE_STATE": str(tmp_path / "state")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == example(page, "watch-output")
+    assert output_of(tmp_path) == example(page, "watch-output")
 
 
 def test_every_exported_name_is_described() -> None:

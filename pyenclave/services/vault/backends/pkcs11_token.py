@@ -21,7 +21,7 @@ from pyenclave.formats.key_context import KeyContext
 from pyenclave.services.vault.backends.base import KeyMaterial, KeySpec
 from pyenclave.services.vault.backends.rules import check_released
 
-__all__ = ["LABEL", "MAC_SIZE", "Token", "TokenPlace"]
+__all__ = ["LABEL", "MAC_SIZE", "Token", "TokenPlace", "cannot"]
 
 _MAGIC: Final = b"PYEHSMK\x01"
 LABEL: Final = "pyenclave-vault"
@@ -285,7 +285,7 @@ class Token:
             *(e.TemplateInconsistent, e.AttributeValueInvalid, e.WrappedKeyInvalid),
         ) as error:
             why = f"it does not wrap them again inside ({type(error).__name__})"
-            raise _cannot(f"AES_KEY_WRAP_PAD of {kty} keys", why) from error
+            raise cannot(f"AES_KEY_WRAP_PAD of {kty} keys", why) from error
 
     def check(self, wrapped: bytes, context: bytes) -> tuple[_Kek, dict[str, str], bytes]:
         """Return which key wrapped it, the public half and the wrapped key; authentic."""
@@ -410,7 +410,7 @@ class Token:
         """Return the parameters of OAEP, if the token has the mechanism at all."""
         p = self.p
         if p.Mechanism.RSA_PKCS_OAEP not in self.mechanisms:
-            raise _cannot(what, "it has no RSA-OAEP")
+            raise cannot(what, "it has no RSA-OAEP")
         digests = {"1": "SHA_1", "256": "SHA256", "384": "SHA384"}
         generators = {"1": "SHA1", "256": "SHA256", "384": "SHA384"}
         return getattr(p.Mechanism, digests[bits]), getattr(p.MGF, generators[bits]), None
@@ -422,7 +422,7 @@ class Token:
         try:
             yield
         except (e.MechanismInvalid, e.MechanismParamInvalid, e.ArgumentsBad) as error:
-            raise _cannot(what, why) from error
+            raise cannot(what, why) from error
 
     def release(
         self, wrapped: bytes, context: bytes, modulus: bytes, exponent: int, enc: str
@@ -470,7 +470,8 @@ def _digest_name(bits: str) -> str:
     return f"SHA-{bits}"
 
 
-def _cannot(what: str, why: str) -> ServiceError:
+def cannot(what: str, why: str) -> ServiceError:
+    """Return the refusal of what the token does not do."""
     return ServiceError(f"the token cannot do {what}: {why}", status=400, error_code="NotSupported")
 
 

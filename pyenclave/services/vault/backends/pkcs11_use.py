@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final
 
 from pyenclave.errors import ServiceError
 from pyenclave.formats import jose, jwa
-
-if TYPE_CHECKING:
-    from pyenclave.services.vault.backends.pkcs11_token import Token
+from pyenclave.services.vault.backends.pkcs11_token import Token, cannot
 
 __all__ = ["perform"]
 
@@ -28,12 +28,37 @@ _EC: Final = {
 _TAG: Final = 16
 
 
-def _cannot(what: str, why: str) -> ServiceError:
-    return ServiceError(f"the token cannot do {what}: {why}", status=400, error_code="NotSupported")
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """What is to be done with a key, and the token that is to do it."""
 
+    token: Token
+    operation: str
+    algorithm: str
+    fields: Mapping[str, bytes]
 
-def _unfit(operation: str, algorithm: str) -> jwa.AlgorithmError:
-    return jwa.AlgorithmError(f"{operation} with {algorithm!r:.40} is not possible with this key")
+    def unfit(self) -> jwa.AlgorithmError:
+        """Return what the key, of another kind or length, refuses it with."""
+        return jwa.AlgorithmError(
+            f"{self.operation} with {self.algorithm!r:.40} is not possible with this key"
+        )
+
+    def cannot(self, why: str) -> ServiceError:
+        """Return what the token refuses it with."""
+        return cannot(self.algorithm, why)
+
+    def by_name(self, why: str) -> AbstractContextManager[None]:
+        """Refuse it by its name if the token does not do it."""
+        return self.token.by_name(self.algorithm, why)
+
+    def need(self, name: str, size: int | None = None) -> bytes:
+        """Return a field."""
+        value = self.fields.get(name)
+        if value is None:
+            raise jwa.AlgorithmError(f"the field {name} is missing")
+        if size is not None and len(value) != size:
+            raise jwa.AlgorithmError(f"{name} has {size} bytes", found=f"{len(value)} bytes")
+        return value
 
 
 def perform(
@@ -56,12 +81,12 @@ def perform(
     shown = _public_key(public)
     if shown is not None and operation in ("encrypt", "wrapKey", "verify"):
         return jwa.perform_public(shown, operation, algorithm, fields)
+    use = _Use(token, operation, algorithm, fields)
     if "crv" in public:
-        return _sign_ec(token, wrapped, context, public["crv"], operation, algorithm, fields)
+        return _sign_ec(use, wrapped, context, public["crv"])
     if "n" in public:
-        return _rsa(token, wrapped, context, operation, algorithm, fields)
-    key, bits = token.open(wrapped, context), int(public["size"])
-    return _oct(token, key, bits, operation, algorithm, fields)
+        return _rsa(use, wrapped, context)
+    return _oct(use, token.open(wrapped, context), int(public["size"]))
 
 
 def _public_key(public: Mapping[str, str]) -> Any:
@@ -78,50 +103,27 @@ def _public_key(public: Mapping[str, str]) -> Any:
     return None
 
 
-def _need(fields: Mapping[str, bytes], name: str, size: int | None = None) -> bytes:
-    value = fields.get(name)
-    if value is None:
-        raise jwa.AlgorithmError(f"the field {name} is missing")
-    if size is not None and len(value) != size:
-        raise jwa.AlgorithmError(f"{name} has {size} bytes", found=f"{len(value)} bytes")
-    return value
-
-
 # ---- RSA and EC --------------------------------------------------------------------------------
 
 
-def _sign_ec(
-    token: Token,
-    wrapped: bytes,
-    context: bytes,
-    crv: str,
-    operation: str,
-    algorithm: str,
-    fields: Mapping[str, bytes],
-) -> dict[str, bytes]:
-    curve, size = _EC.get(algorithm, ("", 0))
-    if operation != "sign" or curve != crv:
-        raise _unfit(operation, algorithm)
-    value = _need(fields, "value", size)
-    key = token.open(wrapped, context)
-    with token.by_name(algorithm, "it has no ECDSA"):
-        return {"value": bytes(key.sign(value, mechanism=token.p.Mechanism.ECDSA))}
+def _sign_ec(use: _Use, wrapped: bytes, context: bytes, crv: str) -> dict[str, bytes]:
+    curve, size = _EC.get(use.algorithm, ("", 0))
+    if use.operation != "sign" or curve != crv:
+        raise use.unfit()
+    value = use.need("value", size)
+    key = use.token.open(wrapped, context)
+    with use.by_name("it has no ECDSA"):
+        return {"value": bytes(key.sign(value, mechanism=use.token.p.Mechanism.ECDSA))}
 
 
-def _rsa(
-    token: Token,
-    wrapped: bytes,
-    context: bytes,
-    operation: str,
-    algorithm: str,
-    fields: Mapping[str, bytes],
-) -> dict[str, bytes]:
+def _rsa(use: _Use, wrapped: bytes, context: bytes) -> dict[str, bytes]:
+    token, algorithm = use.token, use.algorithm
     p = token.p
-    if operation == "sign" and algorithm[2:] in _DIGEST_INFO and algorithm[:2] in ("RS", "PS"):
+    if use.operation == "sign" and algorithm[2:] in _DIGEST_INFO and algorithm[:2] in ("RS", "PS"):
         bits = algorithm[2:]
-        value = _need(fields, "value", int(bits) // 8)
+        value = use.need("value", int(bits) // 8)
         key = token.open(wrapped, context)
-        with token.by_name(algorithm, "it has not this kind of signature"):
+        with use.by_name("it has not this kind of signature"):
             if algorithm[0] == "R":
                 data = _DIGEST_INFO[bits] + value
                 return {"value": bytes(key.sign(data, mechanism=p.Mechanism.RSA_PKCS))}
@@ -132,18 +134,18 @@ def _rsa(
             )
             signature = key.sign(value, mechanism=p.Mechanism.RSA_PKCS_PSS, mechanism_param=param)
             return {"value": bytes(signature)}
-    if operation not in ("decrypt", "unwrapKey"):
-        raise _unfit(operation, algorithm)
+    if use.operation not in ("decrypt", "unwrapKey"):
+        raise use.unfit()
     if algorithm == "RSA1_5":
         # Tokens tell a bad padding apart, and who asks often enough decrypts by it.
-        raise _cannot("RSA1_5", "it would tell bad paddings apart")
+        raise use.cannot("it would tell bad paddings apart")
     bits = {"RSA-OAEP": "1", "RSA-OAEP-256": "256"}.get(algorithm, "")
     if not bits:
-        raise _unfit(operation, algorithm)
-    value = _need(fields, "value")
+        raise use.unfit()
+    value = use.need("value")
     oaep = token.oaep(bits, algorithm)
     key = token.open(wrapped, context)
-    with token.by_name(algorithm, f"it has no RSA-OAEP with SHA-{bits}"):
+    with use.by_name(f"it has no RSA-OAEP with SHA-{bits}"):
         return _decrypted(
             token,
             lambda: key.decrypt(value, mechanism=p.Mechanism.RSA_PKCS_OAEP, mechanism_param=oaep),
@@ -172,74 +174,60 @@ def _decrypted(token: Token, work: Callable[[], bytes]) -> dict[str, bytes]:
 # ---- shared keys -------------------------------------------------------------------------------
 
 
-def _oct(
-    token: Token,
-    key: Any,
-    bits: int,
-    operation: str,
-    algorithm: str,
-    fields: Mapping[str, bytes],
-) -> dict[str, bytes]:
+def _oct(use: _Use, key: Any, bits: int) -> dict[str, bytes]:
+    algorithm = use.algorithm
     if algorithm in ("HS256", "HS384", "HS512"):
-        raise _cannot(algorithm, "its AES keys make no HMAC")
-    if operation in ("wrapKey", "unwrapKey"):
-        return _wrap(token, key, bits, operation, algorithm, _need(fields, "value"))
+        raise use.cannot("its AES keys make no HMAC")
+    if use.operation in ("wrapKey", "unwrapKey"):
+        return _wrap(use, key, bits, use.need("value"))
     prefix = f"A{bits}"
     mode = algorithm.removeprefix(prefix)
     if not algorithm.startswith(prefix) or mode not in ("GCM", "CBC", "CBCPAD"):
-        raise _unfit(operation, algorithm)
-    if operation not in ("encrypt", "decrypt"):
-        raise _unfit(operation, algorithm)
-    if mode == "GCM":
-        return _gcm(token, key, operation, algorithm, fields)
-    return _cbc(token, key, operation, algorithm, fields)
+        raise use.unfit()
+    if use.operation not in ("encrypt", "decrypt"):
+        raise use.unfit()
+    return _gcm(use, key) if mode == "GCM" else _cbc(use, key)
 
 
-def _gcm(
-    token: Token, key: Any, operation: str, algorithm: str, fields: Mapping[str, bytes]
-) -> dict[str, bytes]:
-    p, aad = token.p, fields.get("aad", b"")
-    value = _need(fields, "value")
-    with token.by_name(algorithm, "it has no AES-GCM"):
-        if operation == "encrypt":
-            if "iv" in fields:
+def _gcm(use: _Use, key: Any) -> dict[str, bytes]:
+    p, aad = use.token.p, use.fields.get("aad", b"")
+    value = use.need("value")
+    with use.by_name("it has no AES-GCM"):
+        if use.operation == "encrypt":
+            if "iv" in use.fields:
                 raise jwa.AlgorithmError("this algorithm takes no field iv")
             nonce = os.urandom(12)
             param = p.GCMParams(nonce, aad, 128)
             sealed = bytes(key.encrypt(value, mechanism=p.Mechanism.AES_GCM, mechanism_param=param))
             return {"value": sealed[:-_TAG], "iv": nonce, "tag": sealed[-_TAG:], "aad": aad}
-        nonce, tag = _need(fields, "iv", 12), _need(fields, "tag", _TAG)
+        nonce, tag = use.need("iv", 12), use.need("tag", _TAG)
         param = p.GCMParams(nonce, aad, 128)
         return _decrypted(
-            token,
+            use.token,
             lambda: key.decrypt(value + tag, mechanism=p.Mechanism.AES_GCM, mechanism_param=param),
         )
 
 
-def _cbc(
-    token: Token, key: Any, operation: str, algorithm: str, fields: Mapping[str, bytes]
-) -> dict[str, bytes]:
-    p, value = token.p, _need(fields, "value")
-    padded = algorithm.endswith("PAD")
+def _cbc(use: _Use, key: Any) -> dict[str, bytes]:
+    p, value = use.token.p, use.need("value")
+    padded = use.algorithm.endswith("PAD")
     mechanism = p.Mechanism.AES_CBC_PAD if padded else p.Mechanism.AES_CBC
-    if (not padded or operation == "decrypt") and (not value or len(value) % 16):
+    if (not padded or use.operation == "decrypt") and (not value or len(value) % 16):
         raise jwa.AlgorithmError("the value is not whole blocks of 16 bytes")
-    if operation == "encrypt":
-        iv = fields.get("iv") or os.urandom(16)
-        _need({"iv": iv}, "iv", 16)
-        with token.by_name(algorithm, "it has no AES-CBC"):
+    if use.operation == "encrypt":
+        iv = use.need("iv", 16) if use.fields.get("iv") else os.urandom(16)
+        with use.by_name("it has no AES-CBC"):
             sealed = key.encrypt(value, mechanism=mechanism, mechanism_param=iv)
         return {"value": bytes(sealed), "iv": iv}
-    iv = _need(fields, "iv", 16)
-    with token.by_name(algorithm, "it has no AES-CBC"):
+    iv = use.need("iv", 16)
+    with use.by_name("it has no AES-CBC"):
         return _decrypted(
-            token, lambda: key.decrypt(value, mechanism=mechanism, mechanism_param=iv)
+            use.token, lambda: key.decrypt(value, mechanism=mechanism, mechanism_param=iv)
         )
 
 
-def _wrap(
-    token: Token, key: Any, bits: int, operation: str, algorithm: str, value: bytes
-) -> dict[str, bytes]:
+def _wrap(use: _Use, key: Any, bits: int, value: bytes) -> dict[str, bytes]:
+    token, algorithm = use.token, use.algorithm
     p = token.p
     a, plain = p.Attribute, p.KeyType.GENERIC_SECRET
     mechanisms = {
@@ -249,7 +237,7 @@ def _wrap(
     }
     mechanism = mechanisms.get(algorithm)
     if mechanism is None:
-        raise _unfit(operation, algorithm)
+        raise use.unfit()
     if algorithm != "CKM_AES_KEY_WRAP_PAD" and (len(value) % 8 or len(value) < 16):
         raise jwa.AlgorithmError("a key of this length cannot be wrapped so")
     if not value:
@@ -271,8 +259,8 @@ def _wrap(
         finally:
             secret.destroy()
 
-    with token.by_name(algorithm, "it has no such AES key wrap"):
-        if operation == "wrapKey":
+    with use.by_name("it has no such AES key wrap"):
+        if use.operation == "wrapKey":
             secret = token.session.create_object(
                 {
                     a.CLASS: p.ObjectClass.SECRET_KEY,
@@ -288,6 +276,6 @@ def _wrap(
                 secret.destroy()
             if len(value) % 8 and unwrapped(wrapped) != value:
                 # SoftHSM fills up with zeros, and notes the longer length.
-                raise _cannot(algorithm, "it changes the length of keys of such lengths")
+                raise use.cannot("it changes the length of keys of such lengths")
             return {"value": wrapped}
         return _decrypted(token, lambda: unwrapped(value))
