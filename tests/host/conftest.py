@@ -1,16 +1,20 @@
 """
-Enclaves for event loops, as most tests of them want them.
+Enclaves for event loops and for pools, as most tests of them want them.
 
 Modules about something else have fixtures of these names of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from aio_places import ENTRY
+from pool_places import ENTRY as POOL_ENTRY
 
 from pyenclave.host.aio import AsyncEnclave
 from pyenclave.host.enclave import Enclave
+from pyenclave.host.pool import EnclavePool
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,29 @@ def make(image, state):
         return AsyncEnclave(options.pop("image", image), state=state, quiet=True, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pool_image():
+    from pyenclave.image.build import build_script
+
+    return build_script(POOL_ENTRY)
+
+
+@pytest.fixture(scope="module")
+def pool_state(tmp_path_factory, pool_image):
+    """A state directory whose platform and zygote stay warm."""
+    path = tmp_path_factory.mktemp("state")
+    with Enclave(pool_image, state=path, quiet=True):
+        yield path
+
+
+@pytest.fixture
+def make_pool(pool_image, pool_state):
+    with contextlib.ExitStack() as stack:
+
+        def make_pool(**options):
+            pool = EnclavePool(pool_image, state=pool_state, quiet=True, **options)
+            return stack.enter_context(pool)
+
+        yield make_pool

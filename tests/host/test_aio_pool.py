@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pool_places import until
 
 from pyenclave import AsyncEnclavePool
 from pyenclave.calls.stats import Registry
@@ -25,82 +26,22 @@ from pyenclave.errors import (
     ImageError,
     LaunchError,
 )
-from pyenclave.host import Enclave
-
-ENTRY = """
-from __future__ import annotations
-import os
-import time
-import pyenclave
-
-count = 0
-
-@pyenclave.ecall
-def add(x: int, y: int) -> int:
-    return x + y
-
-@pyenclave.ecall
-def counted() -> int:
-    global count
-    count += 1
-    return count
-
-@pyenclave.ecall
-def sleep(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
-
-@pyenclave.ecall
-def fail() -> int:
-    raise ValueError("no")
-
-@pyenclave.ecall
-def leave() -> int:
-    os._exit(9)
-"""
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    from pyenclave.image.build import build_script
-
-    script = tmp_path_factory.mktemp("entry") / "pooled.py"
-    script.write_text(ENTRY)
-    return build_script(str(script))
-
-
-@pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return tmp_path_factory.mktemp("state")
-
-
-@pytest.fixture(scope="module")
-def shared(image, state):
-    with Enclave(image, state=state, quiet=True) as enclave:
-        yield enclave
 
 
 @pytest.fixture
-def run(image, state, shared):
+def run(pool_image, pool_state):
     """Run a coroutine function with a pool of its own."""
 
     def do(test, **options):
         async def body():
-            async with AsyncEnclavePool(image, state=state, quiet=True, **options) as pool:
+            async with AsyncEnclavePool(
+                pool_image, state=pool_state, quiet=True, **options
+            ) as pool:
                 await asyncio.wait_for(test(pool), 25)
 
         asyncio.run(body())
 
     return do
-
-
-async def until(done, seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if done():
-            return True
-        await asyncio.sleep(0.01)
-    return False
 
 
 def pids(pool: AsyncEnclavePool) -> list[int]:
@@ -264,9 +205,9 @@ def test_it_grows_recycles_and_drains(run) -> None:
     run(test, size=1, max_size=2, shrink_after=0.2, max_calls=5)
 
 
-def test_the_platform_is_killed_and_the_pool_goes_on(image, tmp_path) -> None:
+def test_the_platform_is_killed_and_the_pool_goes_on(pool_image, tmp_path) -> None:
     async def body() -> None:
-        async with AsyncEnclavePool(image, state=tmp_path, quiet=True) as pool:
+        async with AsyncEnclavePool(pool_image, state=tmp_path, quiet=True) as pool:
             before = set(pids(pool))
             client = pool._book.members[0].handle._running().client
             os.kill(client.hello.pid, signal.SIGKILL)
@@ -304,9 +245,9 @@ def test_it_gives_up_and_can_be_restarted(run, monkeypatch) -> None:
     run(test, size=1, give_up=2)
 
 
-def test_a_pool_that_cannot_start_leaves_nothing_and_others_are_refused(image, state, shared):
+def test_a_pool_that_cannot_start_leaves_nothing_and_others_are_refused(pool_image, pool_state):
     async def body() -> None:
-        pool = AsyncEnclavePool(b"no image", state=state, quiet=True)
+        pool = AsyncEnclavePool(b"no image", state=pool_state, quiet=True)
         with pytest.raises(EnclaveClosedError, match="not started"):
             await pool.call("add", 1, 1)
         with pytest.raises(ImageError):
@@ -315,7 +256,7 @@ def test_a_pool_that_cannot_start_leaves_nothing_and_others_are_refused(image, s
             await pool.start()
 
     asyncio.run(body())
-    pool = AsyncEnclavePool(image, state=state, quiet=True, size=1)
+    pool = AsyncEnclavePool(pool_image, state=pool_state, quiet=True, size=1)
 
     async def first() -> None:
         await pool.start()
@@ -339,14 +280,15 @@ def test_a_pool_that_cannot_start_leaves_nothing_and_others_are_refused(image, s
         time.sleep(0.01)
 
 
-def test_sigterm_drains_and_then_ends_the_process(image, state, shared, tmp_path) -> None:
+def test_sigterm_drains_and_then_ends_the_process(pool_image, pool_state, tmp_path) -> None:
     path = tmp_path / "image.pye"
-    path.write_bytes(image)
+    path.write_bytes(pool_image)
     script = f"""
 import asyncio
 from pyenclave import AsyncEnclavePool
 async def main():
-    async with AsyncEnclavePool({str(path)!r}, state={str(state)!r}, quiet=True, size=1) as pool:
+    options = dict(state={str(pool_state)!r}, quiet=True, size=1)
+    async with AsyncEnclavePool({str(path)!r}, **options) as pool:
         pool.close_on_sigterm(timeout=20)
         async def call():
             print("got", await pool.sleep(1.5), flush=True)
@@ -368,15 +310,15 @@ asyncio.run(main())
 
 
 def test_sigterm_drains_two_pools_and_runs_the_loops_own_handler(
-    image, state, shared, tmp_path
+    pool_image, pool_state, tmp_path
 ) -> None:
     path = tmp_path / "image.pye"
-    path.write_bytes(image)
+    path.write_bytes(pool_image)
     script = f"""
 import asyncio, signal
 from pyenclave import AsyncEnclavePool
 def make():
-    return AsyncEnclavePool({str(path)!r}, state={str(state)!r}, quiet=True, size=1)
+    return AsyncEnclavePool({str(path)!r}, state={str(pool_state)!r}, quiet=True, size=1)
 async def main():
     told = []
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.append, "told")
@@ -402,9 +344,9 @@ asyncio.run(main())
         assert process.wait(20) == 0  # the loop's handler decides what follows
 
 
-def test_a_close_that_is_cancelled_goes_on(image, state, shared) -> None:
+def test_a_close_that_is_cancelled_goes_on(pool_image, pool_state) -> None:
     async def body() -> None:
-        pool = await AsyncEnclavePool(image, state=state, quiet=True, size=2).start()
+        pool = await AsyncEnclavePool(pool_image, state=pool_state, quiet=True, size=2).start()
         before = pids(pool)
         closing = asyncio.create_task(pool.close())
         await asyncio.sleep(0)

@@ -8,12 +8,12 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pool_places import wait_for
 
 from pyenclave.calls.stats import registry
 from pyenclave.errors import (
@@ -63,15 +63,6 @@ def script(folder: Path, text: str) -> bytes:
     path = folder / "ahead.py"
     path.write_text(text)
     return build_script(str(path))
-
-
-def wait_for(done: Callable[[], bool], seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if done():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.fixture(scope="module")

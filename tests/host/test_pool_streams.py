@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import gc
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from pool_places import until, wait_for
 
 from pyenclave import AsyncEnclavePool
 from pyenclave.errors import (
@@ -70,24 +70,6 @@ def run(image, state, shared):
         asyncio.run(body())
 
     return do
-
-
-def wait_for(done, seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if done():
-            return True
-        time.sleep(0.01)
-    return False
-
-
-async def until(done, seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if done():
-            return True
-        await asyncio.sleep(0.01)
-    return False
 
 
 def refused(pool: EnclavePool) -> bool:
