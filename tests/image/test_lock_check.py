@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from pyenclave.errors import RuntimeLockError
+from pyenclave.formats import elf
 from pyenclave.formats.image import Image
 from pyenclave.formats.lock import Lock, LockedFile, Roots
 from pyenclave.image import lock as locks
@@ -120,7 +121,10 @@ def test_the_lock_holds_the_base_and_what_the_entry_imports(lock: Lock) -> None:
 
 def test_every_need_is_met_by_the_lock(lock: Lock) -> None:
     met = {library.soname for library in lock.libraries}
-    met |= {Path(file.path.partition(":")[2]).name for file in lock.bootstrap}
+    for file in lock.bootstrap:
+        data = Path(Roots.of_this_process().resolve(file.path)).read_bytes()
+        if elf.is_elf(data):
+            met.add(elf.parse(data, file.path).soname)
     for item in (*lock.modules, *lock.libraries):
         assert set(item.needs) <= met, item
     boot = [file.path for file in lock.bootstrap]
