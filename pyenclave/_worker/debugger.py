@@ -139,6 +139,8 @@ class Debugger(pdb.Pdb):
             stdin = _Input(self, stdout)
         # What a terminal or a home would be needed for is off.
         options = {name: value for name, value in options.items() if name == "mode"}
+        if sys.version_info >= (3, 14):
+            options["backend"] = "settrace"  # what set_trace below does, whatever the default is
         super().__init__(
             completekey, stdin, stdout, skip=skip, nosigint=True, readrc=False, **options
         )
@@ -174,6 +176,8 @@ class Debugger(pdb.Pdb):
         """Run the commands of a breakpoint of the debugger's."""
         if getattr(self, "currentbp", 0) not in self.commands:
             return 1
+        if sys.version_info >= (3, 14):
+            return super().bp_commands(frame)  # which has them run by the interaction that follows
         with self._talk(frame) as there:
             return super().bp_commands(frame) if there else None
 
@@ -245,6 +249,7 @@ class Debugger(pdb.Pdb):
         super().set_continue()
 
     def _let_go(self) -> None:
+        self.cmdqueue.clear()  # commands of a breakpoint at which nobody is there
         self.clear_all_breaks()
         self.set_continue()
 

@@ -356,6 +356,23 @@ def test_a_breakpoint_set_by_hand_holds_for_later_calls_until_it_is_cleared(
         assert call.result() == 11
 
 
+def test_commands_of_a_breakpoint_are_run_where_it_stops(image: bytes, state: Path) -> None:
+    with Enclave(image, debug=True) as enclave, attached(enclave) as screen:
+        call = Call(enclave.options(timeout=60).half, 1)
+        screen.wait_for(PROMPT)
+        screen.enter("b halting:20")
+        for line in ("commands 1", "silent", "p 'seen', x"):
+            screen.enter(line, until="(com) ")
+        screen.enter("end")
+        shown = screen.enter("c")
+        assert "('seen', 1)" in shown
+        assert "-> y = y + 1" not in shown
+        assert shown.count("next breakpoint]") == 1
+        assert screen.enter("p y").startswith("p y\n10\n")
+        screen.enter("c", until="next breakpoint]")
+        assert call.result() == 11
+
+
 def test_an_exception_is_shown_where_it_is_raised_and_crosses_as_ever(enclave: Enclave) -> None:
     with attached(enclave) as screen:
         call = Call(enclave.fails, 1)
