@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from pyenclave import errors
 from pyenclave.calls.errors import cut
 from pyenclave.formats import messages
@@ -16,7 +19,7 @@ _MAX_LINES = 100
 
 
 def failure_of(error: BaseException) -> messages.Failure:
-    """Return the message that carries *error*. What is not ours crosses by class name only."""
+    """Return the message that carries *error*. Of what is not ours class and number cross."""
     if isinstance(error, errors.EnclaveError):
         files = error.files if isinstance(error, errors.RuntimeLockError) else ()
         text = errors.EnclaveError.__str__(error)
@@ -25,9 +28,13 @@ def failure_of(error: BaseException) -> messages.Failure:
             message=cut(text, _MAX_TEXT),
             files=tuple(cut(line, _MAX_LINE) for line in files[:_MAX_LINES]),
         )
-    return messages.Failure(
-        code="launch", message=f"the platform failed inside: {type(error).__name__}"
-    )
+    text = f"the platform failed inside: {type(error).__name__}"
+    if isinstance(error, OSError) and error.errno:
+        # The system's own words for the number: they tell nothing but the cause.
+        text = f"{text}: {os.strerror(error.errno)}"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            text = f"{text}. Raise the limit of open files (ulimit -Hn) where it is started."
+    return messages.Failure(code="launch", message=text)
 
 
 def raise_failure(failure: messages.Failure | messages.Ending) -> None:

@@ -9,6 +9,7 @@ that started a process, not the process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -487,7 +488,9 @@ def _start(
                 )
         except OSError as error:
             ours.close()
-            raise LaunchError(f"cannot start a zygote: {error}") from None
+            few = error.errno in (errno.EMFILE, errno.ENFILE)
+            advice = "Raise the limit of open files (ulimit -Hn)." if few else None
+            raise LaunchError(f"cannot start a zygote: {error}", advice=advice) from None
     try:
         zygote = Zygote(ours, process, debug=debug)
     except BaseException:
@@ -495,6 +498,7 @@ def _start(
         process.wait()
         ours.close()
         raise
+    limit = _FILES
     try:
         hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
         files = max(_FILES, 2 * max(kit.fds))
@@ -509,6 +513,13 @@ def _start(
             # Compiled code that no zygote starts with must not refuse every launch to come.
             codes.forget(lock_bytes, debug=debug)
         zygote.close()
+        if isinstance(error, LaunchError) and limit < _FILES:
+            # What fails for want of a number says so in other words: EBADF of dup2, for one.
+            raise LaunchError(
+                "no worker starts where so few files may be open",
+                expected=f"a limit of {_FILES} open files (ulimit -Hn)",
+                found=f"{limit} ({error})",
+            ) from None
         raise
     began(None)
     return zygote

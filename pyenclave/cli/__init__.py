@@ -8,6 +8,7 @@ With ``--json`` exactly one JSON object goes to stdout and diagnostics go to std
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -71,6 +72,17 @@ def _no_answer(error: errors.EnclaveError) -> bool:
     return isinstance(error, errors.RemoteServiceError) and not error.status
 
 
+def _unreadable(error: OSError, *, as_json: bool) -> int:
+    if isinstance(error, BrokenPipeError):
+        output.give_up_stdout()  # its reader left; nothing more can be said to it
+        return 1
+    name = error.filename
+    where = f": {os.fsdecode(name)}" if isinstance(name, str | bytes) and name else ""
+    return output.report_error(
+        "unreadable", f"{error.strerror or error}{where}", as_json=as_json, exit_code=2
+    )
+
+
 class _UsageError(Exception):
     """What the command line has wrong, and the parser that found it."""
 
@@ -110,6 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not output.ready():
         return 2
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # while a command's modules are imported, too
+        as_json = "--json" in arguments
+        return output.report_error("interrupted", "interrupted", as_json=as_json, exit_code=2)
+
+
+def _main(arguments: list[str]) -> int:
     only = next((word for word in arguments if not word.startswith("-")), None)
     try:
         args = _parser(only).parse_args(arguments)
@@ -117,6 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.parser.print_usage(sys.stderr)
         as_json = "--json" in arguments
         return output.report_error("usage", str(error), as_json=as_json, exit_code=2)
+    except SystemExit:  # --help and --version have printed; whether anybody took it shows here
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            return _unreadable(error, as_json=False)
+        raise
     try:
         code: int = args.function(args)
         sys.stdout.flush()
@@ -127,16 +153,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             as_json=args.json,
             exit_code=2 if isinstance(error, _UNREADABLE) or _no_answer(error) else 1,
         )
-    except BrokenPipeError:
-        output.give_up_stdout()  # its reader left; nothing more can be said to it
-        return 1
-    except KeyboardInterrupt:
-        return output.report_error("interrupted", "interrupted", as_json=args.json, exit_code=2)
-    except (FileNotFoundError, IsADirectoryError, PermissionError, OSError) as error:
-        where = f": {error.filename}" if getattr(error, "filename", None) else ""
-        return output.report_error(
-            "unreadable", f"{error.strerror or error}{where}", as_json=args.json, exit_code=2
-        )
+    except OSError as error:
+        return _unreadable(error, as_json=args.json)
+    except MemoryError as error:
+        text = str(error) or "there is too little memory; look at its limit (ulimit -v)"
+        return output.report_error("memory", text, as_json=args.json, exit_code=2)
     except (ValueError, TypeError) as error:
         return output.report_error("usage", str(error), as_json=args.json, exit_code=2)
     except ModuleNotFoundError as error:

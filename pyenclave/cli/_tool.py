@@ -256,8 +256,8 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, force: bool) -> Non
     if not force and os.path.lexists(target):
         raise FileExistsError(17, "the file exists (--force replaces it)", str(target))
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
@@ -267,7 +267,9 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, force: bool) -> Non
         else:
             os.link(aside, target)  # fails if somebody made it meanwhile
             os.unlink(aside)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(aside)
+        if isinstance(error, OSError):  # the caller named this file, not the one beside it
+            raise OSError(error.errno, error.strerror, str(target)) from None
         raise

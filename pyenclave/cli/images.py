@@ -133,19 +133,16 @@ def _data_key(path: str) -> bytes:
     """Return the data key of a file, which is made if it is not there."""
     import stat
 
+    from pyenclave.image import keys
     from pyenclave.sealed._held import KEY_SIZE, read_key_file
 
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        keys.write_new(path, os.urandom(KEY_SIZE))
     except FileExistsError:
         key = read_key_file(path)
         if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             print(f"pyenclave: others may read the key file {path} (chmod 600)", file=sys.stderr)
         return key
-    with os.fdopen(fd, "wb") as file:
-        file.write(os.urandom(KEY_SIZE))
-        file.flush()
-        os.fsync(file.fileno())
     return read_key_file(path)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 __all__ = [
     "Progress",
     "give_up_stdout",
     "hex_of",
+    "json_text",
     "line",
     "paint",
     "print_json",
@@ -81,9 +83,7 @@ def _plain(value: Any) -> Any:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print *value* as one JSON object on stdout; bytes become hex."""
-    text = json.dumps(_plain(value), ensure_ascii=False, default=str)
-    # A file's name may be no text: what no encoding has is written as JSON's own escape.
-    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    print(json_text(_plain(value)))
 
 
 def ready() -> bool:
@@ -93,7 +93,21 @@ def ready() -> bool:
     if sys.stdout is None:
         print("pyenclave: error [unreadable]: standard output is closed", file=sys.stderr)
         return False
+    if isinstance(sys.stdout, io.TextIOWrapper) and not _unicode():
+        sys.stdout.reconfigure(errors="backslashreplace")
     return True
+
+
+def _unicode() -> bool:
+    """Whether standard output has every character; a locale may have those of ASCII alone."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+
+
+def json_text(value: object, *, default: Callable[[Any], Any] = str) -> str:
+    """Return *value* as JSON; what standard output has no character for is escaped."""
+    text = json.dumps(value, ensure_ascii=not _unicode(), default=default)
+    # A file's name may be no text: what no encoding has is written as JSON's own escape.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def give_up_stdout() -> None:

@@ -62,6 +62,7 @@ def _json_default(value: object) -> Any:
 
 def _run(args: argparse.Namespace) -> int:
     path = Path(args.image)
+    path.open("rb").close()  # what cannot be read is no image that was refused
     if path.suffix == ".py":
         enclave = Enclave.from_file(path)
     else:
@@ -83,5 +84,5 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json({"result": json.loads(json.dumps(result, default=_json_default))})
     else:
-        print(json.dumps(result, default=_json_default, ensure_ascii=False))
+        print(output.json_text(result, default=_json_default))
     return 0

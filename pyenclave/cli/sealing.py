@@ -350,6 +350,8 @@ def _info(args: argparse.Namespace) -> int:
 
     try:
         result = _headers.describe(args.file)
+    except IsADirectoryError:
+        raise ValueError(f"{args.file} is a folder; name one of the files in it") from None
     except UnsealError as error:  # nothing was to be opened: the file is unreadable
         return output.report_error(error.code, str(error), as_json=args.json, exit_code=2)
     lines = [f"{args.file}: {result['form']}, {result['size']} bytes (header only, not verified)"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import keyword
+import os
 import secrets
 import sys
 from collections.abc import Iterable, Mapping
@@ -333,8 +334,12 @@ def write_image(path: str | Path, data: bytes) -> None:
         with temporary.open("xb") as file:
             file.write(data)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # The caller named this file, not the one beside it.
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -364,8 +369,9 @@ def _read(path: Path, what: str) -> bytes:
     if not path.is_file():
         raise ImageError(f"{what}: {path} is not a file")
     try:
+        # No more than the file has: read(n) sets n bytes aside before it reads any.
         with path.open("rb") as file:
-            return file.read(MAX_IMAGE)
+            return file.read(min(MAX_IMAGE, os.fstat(file.fileno()).st_size))
     except OSError as error:
         raise ImageError(f"{what}: {path} cannot be read: {error.strerror}") from None
 

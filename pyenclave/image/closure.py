@@ -159,7 +159,8 @@ def _described(entry: Entry) -> dict[str, Any]:
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
     """Run the probe and return its answer."""
-    code = Path(__file__).with_name("_probe.py").read_text(encoding="utf-8")
+    # Bytes: what a locale cannot encode would be refused as an argument.
+    code = Path(__file__).with_name("_probe.py").read_bytes()
     try:
         done = subprocess.run(
             [sys.executable, *START_FLAGS, "-c", code],

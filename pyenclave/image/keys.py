@@ -6,8 +6,11 @@ A key lives in a PEM file of its owner, mode 0600; an HSM's key never comes here
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -113,7 +116,10 @@ def public_pem(private_pem: bytes, passphrase: bytes | None = None) -> bytes:
 
 def write_new(path: str | Path, pem: bytes) -> None:
     """
-    Write a private key into a new file of mode 0600, whatever the umask.
+    Write a private key into a new file of mode 0600, whatever the umask, whole or not at all.
+
+    It has no name until it is whole: a full disk or a kill leaves no part of a key that would be
+    taken for one. Where the file system knows no files without names, a failure removes it.
 
     Args:
         path: Where; nothing may be there.
@@ -124,12 +130,53 @@ def write_new(path: str | Path, pem: bytes) -> None:
         OSError: It cannot be written.
 
     """
+    path = Path(path)
+    try:
+        if os.path.lexists(path):  # `link` and O_EXCL look again
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if not _write_nameless(path, pem):
+            _write_named(path, pem)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write_nameless(path: Path, pem: bytes) -> bool:
+    """Write the key and then name it; False where that cannot be done."""
+    if not os.path.isdir("/proc/self/fd"):  # without it no name can be given
+        return False
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        with os.fdopen(fd, "wb") as file:
+            _fill(file, pem)
+            # With a folder's descriptor `link` follows the link that /proc has.
+            os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=folder)
+    except OSError as error:
+        # EISDIR is what kernels and file systems say that do not know the flag.
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return False
+        raise
+    finally:
+        os.close(folder)
+    return True
+
+
+def _write_named(path: Path, pem: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(fd, "wb") as file:
+            _fill(file, pem)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _fill(file: BinaryIO, data: bytes) -> None:
+    os.fchmod(file.fileno(), 0o600)
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _check(key: rsa.RSAPublicKey) -> None:

@@ -87,9 +87,10 @@ def read_key_file(path: str | os.PathLike[str]) -> bytes:
 
     """
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"{os.fspath(path)!r} is no regular file, so no key file")
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError(f"{os.fspath(path)!r} is no regular file, so no key file")
         key = file.read(KEY_SIZE + 1)
     if len(key) != KEY_SIZE:
         found = f"more than {KEY_SIZE}" if len(key) > KEY_SIZE else str(len(key))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import mmap
+import os
 from collections import OrderedDict
 from typing import Any, Final
 
@@ -489,9 +490,12 @@ class Tree:
             raise SealingError("the store is no file")
         address = index * g.page_size
         place = file.start + at
-        first = write_pages(
-            key, file.descriptor, place, data, marks, self._scratch, address, flags, kind
-        )
+        try:
+            first = write_pages(
+                key, file.descriptor, place, data, marks, self._scratch, address, flags, kind
+            )
+        except OSError as error:  # the core says that a call failed; the number says why
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from None
         self._note(node, entry, len(data) // g.page_size, first)
 
     def _flush_level(self, level: int) -> None:

@@ -319,6 +319,17 @@ answer(results)
     assert "value" in outcomes[-1], "with descriptors again it works"
 
 
+@pytest.mark.parametrize("most", [24, 64])
+def test_a_limit_of_open_files_is_named(
+    program: Callable[..., Any], images: Any, most: int
+) -> None:
+    """The platform and the zygote inherit a hard limit; what they fail by names none."""
+    source = f"limit('NOFILE', {most})\nanswer(outcome(lambda: Enclave(IMAGE, quiet=True).start()))"
+    outcome = program(source, images.signed)
+    assert "LaunchError" in outcome["error"], outcome
+    assert "ulimit -Hn" in outcome["text"]
+
+
 def test_sealing_errors_keep_their_kind(images: Any, platform: PlatformClient) -> None:
     """What the platform refuses reaches the host as the function's error, with its class named."""
     with Enclave(images.signed, quiet=True) as enclave:
