@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import dataclasses
 import functools
 import hashlib
 import http.client
@@ -33,11 +32,9 @@ from attest_parts import (
 from azure.core.exceptions import HttpResponseError
 from azure.keyvault.keys import KeyClient, KeyReleasePolicy
 from azure.keyvault.keys.aio import KeyClient as AsyncKeyClient
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.x509.verification import PolicyBuilder, Store
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from release_consumer import consume
 from vault_parts import (
     AsyncCredential,
     Credential,
@@ -111,74 +108,6 @@ def ask(vault: Running, name: str = "rsa", body: Any = None, **options: Any) -> 
 def last(vault: Running) -> dict[str, Any]:
     """The newest row of the audit log."""
     return vault.rows()[-1]
-
-
-# ---- a consumer, from the notes (10.2), with nothing of ours -----------------------------------
-
-
-def _unwrap_kwp(kek: bytes, wrapped: bytes) -> bytes:
-    """RFC 5649, by AES on single blocks: every byte of the integrity value counts."""
-    cipher = Cipher(algorithms.AES(kek), modes.ECB()).decryptor()
-    blocks = [wrapped[at : at + 8] for at in range(0, len(wrapped), 8)]
-    if len(blocks) == 2:
-        plain = cipher.update(wrapped)
-        a, rest = plain[:8], [plain[8:]]
-    else:
-        a, rest = blocks[0], blocks[1:]
-        for j in range(5, -1, -1):
-            for i in range(len(rest), 0, -1):
-                t = len(rest) * j + i
-                block = (int.from_bytes(a, "big") ^ t).to_bytes(8, "big") + rest[i - 1]
-                plain = cipher.update(block)
-                a, rest[i - 1] = plain[:8], plain[8:]
-    length = int.from_bytes(a[4:], "big")
-    data = b"".join(rest)
-    if a[:4] != b"\xa6\x59\x59\xa6" or not 0 <= len(data) - length < 8 or any(data[length:]):
-        raise ValueError("integrity value")
-    return data[:length]
-
-
-@dataclasses.dataclass
-class Released:
-    """What a consumer makes of an answer."""
-
-    header: dict[str, Any]
-    payload: dict[str, Any]
-    material: bytes
-
-
-_HASH: dict[str, hashes.HashAlgorithm] = {
-    "CKM_RSA_AES_KEY_WRAP": hashes.SHA1(),
-    "RSA_AES_KEY_WRAP_256": hashes.SHA256(),
-    "RSA_AES_KEY_WRAP_384": hashes.SHA384(),
-}
-
-
-def consume(
-    jws: str, *, enc: str, transfer: rsa.RSAPrivateKey, host: str = "localhost"
-) -> Released:
-    """Verify and open an answer as a confidential sidecar does."""
-    first, second, third = jws.split(".")
-    header, payload = json.loads(unb64(first)), json.loads(unb64(second))
-    assert header["alg"] == "RS256"
-    chain = [x509.load_der_x509_certificate(base64.b64decode(item)) for item in header["x5c"]]
-    assert header["x5t#S256"] == b64(chain[0].fingerprint(hashes.SHA256()))
-    root = x509.load_pem_x509_certificate(SIGNER_CA.pem)
-    name = x509.DNSName(host)
-    PolicyBuilder().store(Store([root])).build_server_verifier(name).verify(chain[0], chain[1:])
-    public = chain[0].public_key()
-    assert isinstance(public, rsa.RSAPublicKey)
-    public.verify(unb64(third), f"{first}.{second}".encode(), padding.PKCS1v15(), hashes.SHA256())
-    assert payload["request"]["enc"] == enc
-    inner = json.loads(unb64(payload["response"]["key"]["key"]["key_hsm"]))
-    assert inner["schema_version"] == "1.0"
-    assert inner["header"] == {"kid": "transfer", "alg": "dir", "enc": enc}
-    ciphertext = unb64(inner["ciphertext"])
-    size = transfer.key_size // 8  # public clients write 256 here
-    digest = _HASH[enc]
-    once = transfer.decrypt(ciphertext[:size], padding.OAEP(padding.MGF1(digest), digest, None))
-    assert len(once) == 32
-    return Released(header, payload, _unwrap_kwp(once, ciphertext[size:]))
 
 
 # ---- refusals ----------------------------------------------------------------------------------
@@ -544,7 +473,7 @@ def test_a_consumer_from_the_notes_opens_the_answer(vault: Running, enc: str, bi
             answer = vault.request("POST", f"{path}?api-version=7.6", body)
             assert answer.status_code == 200
             assert list(answer.json()) == ["value"]
-            got = consume(answer.json()["value"], enc=enc, transfer=transfer)
+            got = consume(answer.json()["value"], enc=enc, transfer=transfer, root=SIGNER_CA.pem)
             assert got.payload["request"] == {
                 "api-version": "7.6",
                 "enc": enc,
@@ -586,7 +515,10 @@ def test_sha1_is_offered_only_where_the_owner_says_so(tmp_path: Path) -> None:
         for body in ({}, {"enc": "CKM_RSA_AES_KEY_WRAP"}):
             answer = ask(running, "k", {"target": token(), **body})
             got = consume(
-                answer.json()["value"], enc="CKM_RSA_AES_KEY_WRAP", transfer=transfer_key()
+                answer.json()["value"],
+                enc="CKM_RSA_AES_KEY_WRAP",
+                transfer=transfer_key(),
+                root=SIGNER_CA.pem,
             )
             assert len(got.material) == 32
             assert "nonce" not in got.payload["request"]
@@ -617,7 +549,7 @@ def test_microsofts_client_releases_a_key(vault: Running) -> None:
         ):
             result = client.release_key("microsoft", token(), **options)
             enc = options.get("algorithm", "RSA_AES_KEY_WRAP_256")
-            got = consume(result.value, enc=enc, transfer=transfer_key())
+            got = consume(result.value, enc=enc, transfer=transfer_key(), root=SIGNER_CA.pem)
             key = serialization.load_der_private_key(got.material, None)
             assert isinstance(key, ec.EllipticCurvePrivateKey)
             x = key.public_key().public_numbers().x.to_bytes(32, "big")
@@ -641,7 +573,7 @@ def test_microsofts_asynchronous_client_releases_a_key(vault: Running) -> None:
             return (await client.release_key("oct", token())).value  # type: ignore[return-value]
 
     value = asyncio.run(work())
-    got = consume(value, enc="RSA_AES_KEY_WRAP_256", transfer=transfer_key())
+    got = consume(value, enc="RSA_AES_KEY_WRAP_256", transfer=transfer_key(), root=SIGNER_CA.pem)
     assert len(got.material) == 32
 
 
@@ -651,7 +583,9 @@ def test_a_released_key_lies_nowhere_at_the_host(
     """SKR-12: command lines, environments, files and their modes, the log."""
     caplog.set_level("DEBUG")
     value = ask(vault, "oct").json()["value"]
-    material = consume(value, enc="RSA_AES_KEY_WRAP_256", transfer=transfer_key()).material
+    material = consume(
+        value, enc="RSA_AES_KEY_WRAP_256", transfer=transfer_key(), root=SIGNER_CA.pem
+    ).material
     forms = (material, material.hex().encode(), base64.b64encode(material), b64(material).encode())
     places: list[tuple[str, bytes]] = [("log", caplog.text.encode())]
     for process in Path("/proc").glob("[0-9]*"):
