@@ -569,20 +569,25 @@ def test_a_watch_samples_shows_and_draws(heap, tmp_path):
             heap.watch(wrong)
 
 
-def test_another_interpreter_of_the_process_is_refused():
+@pytest.mark.parametrize(
+    "kind", ["", *(["isolated", "legacy"] if sys.version_info >= (3, 13) else [])]
+)
+def test_another_interpreter_of_the_process_is_refused(kind: str):
     """Handlers and tables are the process's: _core is loaded in one interpreter only."""
+    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
     script = (
         "import pyenclave\n"
         "heap = pyenclave.SealedHeap('1 MiB', '1 MiB')\n"
-        "import _xxsubinterpreters as sub\n"
-        "other = sub.create()\n"
+        f"import {name} as sub\n"
+        f"other = sub.create({kind!r})\n"
         "try:\n"
-        "    sub.run_string(other, 'import pyenclave._core')\n"
+        "    failed = sub.run_string(other, 'import pyenclave._core')\n"
+        "    if failed is not None:\n"
+        "        print('refused:', failed.formatted)\n"
         "except Exception as error:\n"
         "    print('refused:', error)\n"
-    )
-    if sys.version_info >= (3, 13):
-        pytest.skip("_xxsubinterpreters has another name")
+        "sub.destroy(other)\n"
+    ).replace("create('')", "create()")
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
