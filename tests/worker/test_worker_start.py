@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,6 +194,27 @@ def test_no_process_has_a_script_run_inside_and_nothing_is_compiled(told, debug)
         debug=debug,
     )
     assert found == [False, False]
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("PY_HAVE_PERF_TRAMPOLINE"), reason="this Python has none"
+)
+@pytest.mark.parametrize("debug", [True, False])
+def test_trampolines_for_perf_are_refused(launching, zygotes, base, debug) -> None:
+    """CPython writes and executes them for each function, from Python 3.12 on."""
+    code = (
+        "import sys\n"
+        "sys.activate_stack_trampoline('perf')\n"
+        "def called() -> int:\n"
+        "    return 1\n"
+        "called()\n"
+    )
+    data = launching.make(base, code, functions=False)
+    with launching.Launched(zygotes, data, debug=debug) as worker:
+        message = worker.first()
+    assert isinstance(message, messages.Ending)
+    assert message.code == "image.runtime_lock"
+    assert "executable without a file" in message.files[0]
 
 
 def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
