@@ -17,7 +17,8 @@ from pyenclave._platform.client import PlatformClient
 pytestmark = [
     pytest.mark.attack,
     pytest.mark.skipif(
-        not hasattr(sys, "remote_exec"), reason="this Python runs no scripts of other processes"
+        not getattr(sys, "is_remote_debug_enabled", bool)(),
+        reason="this Python runs no scripts of other processes",
     ),
 ]
 
