@@ -65,7 +65,13 @@ def get_include() -> str:
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        value = getattr(import_module(_PUBLIC[name]), name)
+        try:
+            value = getattr(import_module(_PUBLIC[name]), name)
+        except ImportError:
+            why = import_module("pyenclave.errors").not_built()
+            if why:
+                raise ImportError(why) from None
+            raise
     elif name in _MODULES:
         value = import_module(f"pyenclave.{name}")
     else:

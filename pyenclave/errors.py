@@ -54,6 +54,7 @@ __all__ = [
     "UnknownFunctionError",
     "UnsealError",
     "by_code",
+    "not_built",
 ]
 
 
@@ -574,3 +575,17 @@ def by_code() -> dict[str, type[EnclaveError]]:
         # Classes of other modules refine one of these for Python's sake and share its code.
         pending.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
     return found
+
+
+def not_built() -> str:
+    """Say that the compiled core is not here, which a checkout is without; empty if it is."""
+    from pathlib import Path
+
+    here = Path(__file__).parent
+    if any(here.glob("_core.*so")):
+        return ""
+    return (
+        f"{here} is a checkout without its compiled core, and Python takes it before an installed "
+        "pyenclave where it runs in that folder. Run in another one, or build the core: "
+        "python setup.py build_ext --inplace"
+    )

@@ -135,6 +135,8 @@ def test_a_tutorial_prints_what_it_shows(page: str, folder: Path) -> None:
                 ["sh", "-c", variables + block.text],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                # A reader's Python buffers what goes into a pipe; the order is to be the same.
+                env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
                 text=True,
                 check=False,
             )

@@ -127,6 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while a command's modules are imported, too
         as_json = "--json" in arguments
         return output.report_error("interrupted", "interrupted", as_json=as_json, exit_code=2)
+    except ImportError:
+        why = errors.not_built()
+        if not why:
+            raise
+        return output.report_error("missing_extra", why, as_json="--json" in arguments, exit_code=2)
 
 
 def _main(arguments: list[str]) -> int:

@@ -54,7 +54,14 @@ def _why_no_namespaces(read: _Read, container: str | None) -> str:
             "unshare and setns (docs/containers.md makes one), as `--security-opt "
             "seccomp=FILE` or Kubernetes' seccompProfile type Localhost."
         )
-    return "The kernel refused to make a user namespace; its log says why."
+    mounts = read("/proc/self/mountinfo")
+    if mounts and not any(line.split(" ")[4:5] == ["/"] for line in mounts.splitlines()):
+        # A chroot into a folder that is no mount; no engine does that.
+        return (
+            "In a chroot the kernel makes none: run in a container instead, or enter the folder "
+            "by pivot_root, as systemd-nspawn and bwrap do."
+        )
+    return "The kernel refused to make a user namespace; its log may say why."
 
 
 def remedies(

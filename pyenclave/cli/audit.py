@@ -158,9 +158,9 @@ def _show(args: argparse.Namespace) -> int:
             output.say(line)
     if not report.intact and not args.json:
         for line in text.findings(report):
-            print(output.printable(line), file=sys.stderr)
+            output.remark(output.printable(line))
     if args.reference and not rows:
-        print(f"pyenclave: no row {output.line(args.reference)}", file=sys.stderr)
+        output.remark(f"pyenclave: no row {output.line(args.reference)}")
         return 1
     return 0 if report.intact else 1
 
@@ -203,7 +203,7 @@ def _checkpoint(args: argparse.Namespace) -> int:
     else:
         output.say(newest.text)
         for line in text.findings(report):
-            print(output.printable(line), file=sys.stderr)
+            output.remark(output.printable(line))
     return 0 if report.intact else 1
 
 
@@ -236,7 +236,7 @@ def _prune(args: argparse.Namespace) -> int:
         report = check(log, log.items, args)
     if not report.intact:
         for line in text.findings(report):
-            print(output.printable(line), file=sys.stderr)
+            output.remark(output.printable(line))
         raise AuditError("nothing is removed from a log that does not verify")
     signed = [
         checkpoint.seq

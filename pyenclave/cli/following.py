@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,9 +73,9 @@ def _follow(args: argparse.Namespace) -> int:
             output.say(line)
     if not args.json:
         for line in text.alarms(found):
-            print(line, file=sys.stderr)
+            output.remark(line)
         if not found.found:
-            print(f"pyenclave: the log has no row of the key {key}", file=sys.stderr)
+            output.remark(f"pyenclave: the log has no row of the key {key}")
     return 0 if found.holds and found.found else 1
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "print_json",
     "printable",
     "ready",
+    "remark",
     "report_error",
     "say",
     "table",
@@ -48,6 +49,12 @@ def printable(text: str) -> str:
 def say(text: str = "") -> None:
     """Print a line for people on stdout."""
     print(text if _coloured(sys.stdout) else printable(text))
+
+
+def remark(text: str) -> None:
+    """Print a line on stderr, after what stdout was given: they may be one pipe or file."""
+    sys.stdout.flush()
+    print(text, file=sys.stderr)
 
 
 def line(text: str) -> str:

@@ -241,8 +241,8 @@ def _main_job(
     )
     held, most = scored["sealed"]
     say(
-        f"memory     {held / 1e6:,.0f} MB of applicants in sealed memory; "
-        f"at most {most / 1e6:,.1f} MB of them plaintext at a time"
+        f"memory     {held / 1e6:,.1f} MB of applicants in sealed memory; with what is computed "
+        f"from them at most {most / 1e6:,.1f} MB plaintext at a time"
     )
     plain = _Program(stack, "pyenclave.demo.unprotected")
     exposed, _ = plain.peer.receive()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,3 +209,24 @@ def test_a_sealed_file_that_does_not_fit_says_why(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(b"pyenclave: error [unreadable]: File too large"), done.stderr
     assert sorted(os.listdir(tmp_path)) == ["key", "text"]
+
+
+def test_a_checkout_that_is_not_built_says_so(tmp_path: Path) -> None:
+    """Python started in the clone takes the clone, not what was installed from it."""
+    shutil.copytree(
+        ROOT / "pyenclave",
+        tmp_path / "pyenclave",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
+    for arguments in (["-c", "import pyenclave; pyenclave.Enclave"], ["-m", "pyenclave", "doctor"]):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")},
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode in (1, 2)
+        last = done.stderr.decode().splitlines()[-1]
+        assert f"{tmp_path}/pyenclave is a checkout without its compiled core" in last

@@ -184,6 +184,8 @@ def _advice(files: dict[str, str], container: str | None = None, **bits: bool) -
         ({"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1"}, None, "AppArmor"),
         ({"/proc/self/status": "Seccomp:\t2"}, None, "seccomp="),
         ({}, "Docker", "seccomp="),
+        ({"/proc/self/mountinfo": "1 2 0:5 / /proc rw - proc proc rw"}, None, "chroot"),
+        ({"/proc/self/mountinfo": "1 2 0:5 / / rw - ext4 /dev/x rw"}, None, "log"),
         ({}, None, "log"),
     ],
 )
