@@ -241,6 +241,7 @@ cdef extern from *:
     object numpy_call_set(void **api, object handler)
     int numpy_is_known(void **api) noexcept
     void *capsule_pointer "PyCapsule_GetPointer"(object capsule, const char *name) except NULL
+    bint PyCapsule_IsValid(object capsule, const char *name)
 
 cdef void **_numpy_api = NULL
 
@@ -279,6 +280,9 @@ cdef class Arena:
 def numpy_handler(handler):
     """Let NumPy take memory from `handler` (None: as at first) in this context; return the old."""
     global _numpy_api
+    # NumPy 1 takes whatever it is given, and can make no array then.
+    if handler is not None and not PyCapsule_IsValid(handler, "mem_handler"):
+        raise TypeError(f"an allocator of NumPy's is a capsule, not {type(handler).__name__}")
     if _numpy_api == NULL:
         _numpy_api = numpy_pointers()
     return numpy_call_set(_numpy_api, handler)
