@@ -109,7 +109,9 @@ class Locked:
         sources: Descriptor of the write-sealed memfd with every verified source, and with the
             compiled code that the platform handed over.
         keep_code: Whether code compiled for an import is kept, to be handed to the platform.
-        sealed: (device, inode) of every memfd that was sealed here or by the platform.
+        sealed: (device, inode) of every memfd that was sealed here or by the platform, and of
+            libffi's copy of its code (``trampolines.py``).
+        held: Descriptors that no worker may close, for what could come to lie under their numbers.
         files: (device, inode) of every bootstrap file, after its hash was checked.
         paths: Every locked path.
         lock: The lock's canonical bytes, as the platform handed them over.
@@ -131,6 +133,7 @@ class Locked:
         self.sources = -1
         self.keep_code = False
         self.sealed: set[tuple[int, int]] = set()
+        self.held: list[int] = []
         self.files: dict[tuple[int, int], str] = {}
         self.lock = lock
         self.python = ""

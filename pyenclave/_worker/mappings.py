@@ -2,8 +2,9 @@
 What may be mapped, and which modules may be loaded, in a zygote and in a worker.
 
 Code comes from two places only: bootstrap files whose hash was checked, and memfds that were
-write-sealed before they were mapped. Everything else that has a file behind it is refused, and so
-is memory that is writable and executable.
+write-sealed before they were mapped. One page is neither: libffi's own copy of its code, to which
+no descriptor is left (``trampolines.py``). Everything else that has a file behind it is refused,
+and so is memory that is writable and executable.
 """
 
 from __future__ import annotations

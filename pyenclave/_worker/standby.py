@@ -48,7 +48,8 @@ def stand_by(sock_fd: int, image_fd: int | None, *, locked: Locked, rehearsal: b
     early = _native.harden_early()
     # A new user namespace gave this process every capability inside it.
     _native.drop_capabilities()
-    _native.close_fds((0, 1, 2, sock_fd, locked.sources, *([] if image_fd is None else [image_fd])))
+    image = () if image_fd is None else (image_fd,)
+    _native.close_fds((0, 1, 2, sock_fd, locked.sources, *locked.held, *image))
     reseed()
     memory = SecretMemory(_runtime.SECRET_SIZE)
     memory.write(0, bytes(_runtime.SECRET_SIZE))  # its page is made now

@@ -5,10 +5,14 @@ libffi maps a page of its own code once more, so that no memory is ever writable
 looks for the file that it was loaded from, which in a zygote is a memfd without a path; then it
 copies the page into a memfd of its own. CPython 3.14, and later releases of 3.13, make the first
 one during ``import ctypes``.
+
+It keeps the number of that memfd for ever, and maps what lies under it as code once more for each
+hundred callbacks. So nothing that can be mapped may come to lie there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -18,7 +22,7 @@ from pyenclave._worker.importer import read_locked
 if TYPE_CHECKING:
     from pyenclave._worker.importer import Locked
 
-__all__ = ["accept_trampolines"]
+__all__ = ["accept_trampolines", "hold_trampolines"]
 
 _PATH = "/memfd:libffi (deleted)"
 _MAX_SIZE = 1 << 16
@@ -26,14 +30,45 @@ _MAX_SIZE = 1 << 16
 _EXTENSIONS = ("_ctypes", "_cffi_backend")
 
 
+def hold_trampolines() -> list[int]:
+    """
+    Put a pipe, which cannot be mapped, under each number that libffi maps its code from.
+
+    Its memfd is closed by that: from then on nobody can write to it. A worker without `jit` may map
+    no code at all; in one with it the next memory to get that number, the ring, would be executed.
+
+    Returns:
+        The numbers, which must stay open here and in every worker.
+
+    """
+    copies = {
+        (os.makedev(*mapping.device), mapping.inode)
+        for mapping in map(parse_mapping, mapping_lines())
+        if mapping.path == _PATH
+    }
+    held = []
+    for fd in sorted(map(int, os.listdir("/proc/self/fd"))) if copies else ():
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) in copies:
+                empty, other = os.pipe()
+                os.close(other)
+                os.dup2(empty, fd, inheritable=False)
+                os.close(empty)
+                held.append(fd)
+    return held
+
+
 def accept_trampolines(locked: Locked) -> None:
     """
     Count libffi's own copy of its code among what may be mapped, if it is one.
 
-    To be called when this process has closed every descriptor that it does not know, that memfd's
-    among them: then nobody can write to it any more. What is not accepted is told by
-    ``check_mappings``.
+    To be called after :func:`hold_trampolines`, when this process has closed every descriptor that
+    it does not know. A copy whose descriptor was not found is not accepted, nor is one that has
+    other bytes than a locked libffi; ``check_mappings`` tells of it.
     """
+    if not locked.held:
+        return
     for line in mapping_lines():
         mapping = parse_mapping(line)
         size = mapping.end - mapping.start

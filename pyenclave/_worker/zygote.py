@@ -45,7 +45,7 @@ from pyenclave._worker.importer import failure
 from pyenclave._worker.mappings import check_mappings, check_modules
 from pyenclave._worker.rehearsal import rehearsal_image
 from pyenclave._worker.standby import stand_by
-from pyenclave._worker.trampolines import accept_trampolines
+from pyenclave._worker.trampolines import accept_trampolines, hold_trampolines
 from pyenclave.calls.channel import close_all
 from pyenclave.errors import EnclaveError, LaunchError, RuntimeLockError
 from pyenclave.formats.lock import Lock
@@ -109,7 +109,8 @@ class Zygote:
         _native.reset_signals()
         _native.harden_early(parent=self.locked.platform)
         os.umask(0o077)
-        keep = [0, 1, 2, self.socket.fileno(), self.parent, self.locked.sources]
+        self.locked.held = hold_trampolines()
+        keep = [0, 1, 2, self.socket.fileno(), self.parent, self.locked.sources, *self.locked.held]
         _native.close_fds((*keep, self.wanted) if self.wanted >= 0 else tuple(keep))
         accept_trampolines(self.locked)
 

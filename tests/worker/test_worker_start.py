@@ -218,7 +218,10 @@ def test_trampolines_for_perf_are_refused(launching, zygotes, base, debug) -> No
 
 
 def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
-    """Null, null, null, sources, channel, ring, image, own mappings: and nothing else."""
+    """Null, null, null, sources, channel, ring, image, own mappings: and nothing else.
+
+    Where libffi made a page for callbacks (trampolines.py), an empty pipe lies under its number.
+    """
     found = told(
         "import json, os\n"
         "links = {}\n"
@@ -233,6 +236,8 @@ def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
     for number in "012":
         assert found.pop(number) == "/dev/null"
     kinds = sorted(re.sub(r"\[\d+\]| \(deleted\)|/\d+", "", link) for link in found.values())
+    if "pipe:" in kinds:
+        kinds.remove("pipe:")
     # That of the image is the duplicate that its mapping keeps.
     assert kinds == [
         "/memfd:pyenclave-ring",
