@@ -29,7 +29,7 @@ def failure_of(error: BaseException) -> messages.Failure:
             files=tuple(cut(line, _MAX_LINE) for line in files[:_MAX_LINES]),
         )
     text = f"the platform failed inside: {type(error).__name__}"
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, OSError) and isinstance(error.errno, int):
         # The system's own words for the number: they tell nothing but the cause.
         text = f"{text}: {os.strerror(error.errno)}"
         if error.errno in (errno.EMFILE, errno.ENFILE):

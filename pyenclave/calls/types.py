@@ -154,7 +154,7 @@ def to_wire(annotation: Any, where: str, depth: int = 0) -> Wire:
     if depth > MAX_NESTED_TYPES:
         raise ArgumentError(f"{where}: the type nests deeper than {MAX_NESTED_TYPES}")
     if isinstance(annotation, typing.NewType):
-        return to_wire(annotation.__supertype__, where, depth)
+        return to_wire(expand(annotation.__supertype__, where), where, depth)
     origin = typing.get_origin(annotation) or annotation
     if origin is typing.Annotated:
         inside, *notes = typing.get_args(annotation)
@@ -432,7 +432,7 @@ def _reaches(annotation: Any, wanted: type, seen: set[int]) -> bool:
     if isinstance(cls, type) and _has_fields(cls):
         inside += _fields(cls, typing.get_args(annotation)).values()
     if isinstance(annotation, typing.NewType):
-        inside.append(annotation.__supertype__)
+        inside.append(expand(annotation.__supertype__))
     return any(_reaches(part, wanted, seen) for part in inside)
 
 

@@ -258,6 +258,11 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, force: bool) -> Non
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        raise  # it is somebody else's, and named
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
+    try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()

@@ -144,7 +144,8 @@ def _write_nameless(path: Path, pem: bytes) -> bool:
     """Write the key and then name it; False where that cannot be done."""
     if not os.path.isdir("/proc/self/fd"):  # without it no name can be given
         return False
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Not for reading: who may write to a folder may not be allowed to list it.
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=folder)
         with os.fdopen(fd, "wb") as file:

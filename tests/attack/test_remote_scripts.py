@@ -64,9 +64,11 @@ def test_X2_neither_platform_nor_zygote_nor_worker_runs_it(
                     sys.remote_exec(pid, str(script))
                     found.append("accepted")
                 except (RuntimeError, PermissionError) as error:
-                    found.append(type(error).__name__)
+                    found.append(f"{type(error).__name__}: {error}")
             return found
 
-        assert as_user(results) == ["PermissionError"] * 3
-        if os.geteuid() == 0:  # it reads what they say, which is that it is switched off
-            assert results() == ["RuntimeError"] * 3
+        assert all(line.startswith("PermissionError") for line in as_user(results))
+        if os.geteuid() == 0:
+            # It reads what they say. A process in which it finds no Python has another error.
+            for line in results():
+                assert line.startswith("RuntimeError: Remote debugging is not enabled"), line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Optional, TypeVar
 
 import msgspec
@@ -120,3 +121,17 @@ def test_numpys_own_is_an_array() -> None:
     """A plain class with arguments before NumPy 2.5, an alias since."""
     assert types.to_wire(expand(npt.NDArray[np.float32]), "x") == ["array", "<f4"]
     assert types.to_wire(expand(npt.NDArray[Any]), "x") == ["array", ""]
+
+
+def test_a_new_type_of_an_alias_is_what_it_stands_for() -> None:
+    Vector = typing.NewType("Vector", npt.NDArray[np.float64])  # type: ignore[valid-newtype]
+    assert types.to_wire(Vector, "x") == ["array", "<f8"]
+
+
+@pytest.mark.skipif(not hasattr(typing, "TypeAliasType"), reason="of Python 3.12, as msgspec is")
+def test_limits_of_decimals_hold_behind_both() -> None:
+    Price = typing.NewType("Price", alias("Money", Decimal))  # type: ignore[valid-newtype]
+    _, decode = types.hooks(list[Price])
+    assert decode(msgspec.msgpack.encode(["1.5"])) == [Decimal("1.5")]
+    with pytest.raises(ArgumentError, match="too large"):
+        decode(msgspec.msgpack.encode(["1E+999999"]))

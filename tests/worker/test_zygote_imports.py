@@ -160,11 +160,12 @@ def test_a_bootstrap_file_that_is_not_listed_is_refused(launching, base) -> None
 
 def test_a_preloaded_module_that_needs_an_unlisted_one_is_refused(launching, base) -> None:
     """The refusal names the module that is not in the lock."""
-    modules = tuple(m for m in base.modules if m.name != "numpy.linalg._linalg")
-    assert len(modules) < len(base.modules)
+    # NumPy 1 and 2 name it differently.
+    needed = next(m.name for m in base.modules if m.name.startswith("numpy.linalg."))
+    modules = tuple(m for m in base.modules if m.name != needed)
     with own() as zygotes, pytest.raises(RuntimeLockError) as caught:
         zygotes.get(launching.replace(base, modules=modules).to_bytes(), debug=False)
-    assert "numpy.linalg._linalg" in str(caught.value)
+    assert needed in str(caught.value)
     assert "unlisted import" in str(caught.value)
 
 
