@@ -21,6 +21,8 @@ from pyenclave.image import keys
 from pyenclave.image.build import write_image
 
 ROOT = Path(__file__).resolve().parents[2]
+# Of the package that is tried, which may be an installed one: the checkout's has no core then.
+PLACE = Path(pyenclave.cli.__file__).resolve().parents[2]
 GREETING = """
 import pyenclave
 
@@ -101,7 +103,7 @@ def test_a_path_that_is_none_is_named_and_two(
 
 
 def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    places = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    places = os.pathsep.join([str(PLACE), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-m", "pyenclave", *arguments],
         env={**os.environ, "PYTHONPATH": places, **environment},
@@ -184,7 +186,7 @@ def test_a_script_takes_no_more_memory_than_it_has() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", source, __file__],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(PLACE)},
         capture_output=True,
         timeout=60,
         check=False,
@@ -199,7 +201,7 @@ def test_a_sealed_file_that_does_not_fit_says_why(tmp_path: Path) -> None:
     (tmp_path / "key").chmod(0o600)
     done = subprocess.run(
         [sys.executable, "-m", "pyenclave", "seal", "text", "--key-file", "key"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(PLACE)},
         cwd=tmp_path,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
         capture_output=True,
