@@ -101,7 +101,9 @@ class _Interrupter:
 
     def __call__(self, frame, event, arg) -> None:
         # The interpreter looks after a call of C code and at the start of a function.
-        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(self.FILES):
+        if event not in ("call", "c_return") or frame.f_code.co_name == "__del__":
+            return  # what another pool left is collected at any time, and raises nothing
+        if frame.f_code.co_filename.endswith(self.FILES):
             self.left -= 1
             if self.left == 0:
                 sys.setprofile(None)
