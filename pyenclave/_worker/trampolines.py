@@ -3,11 +3,11 @@ The code page of libffi for callbacks, which it makes when ``ctypes`` is importe
 
 libffi maps a page of its own code once more, so that no memory is ever writable and executable. It
 looks for the file that it was loaded from, which in a zygote is a memfd without a path; then it
-copies the page into a memfd of its own. CPython 3.14, and later releases of 3.13, make the first
-one during ``import ctypes``.
+copies the page into a memfd of its own. CPython 3.14 makes the first one during ``import ctypes``;
+3.11 to 3.13.5 make none before a callback is asked for.
 
-It keeps the number of that memfd for ever, and maps what lies under it as code once more for each
-hundred callbacks. So nothing that can be mapped may come to lie there.
+It keeps the number of that memfd for ever, and maps what lies under it as code once more when
+the page is full. So nothing that can be mapped may come to lie there.
 """
 
 from __future__ import annotations

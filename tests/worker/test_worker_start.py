@@ -236,7 +236,7 @@ def test_a_worker_has_only_the_descriptors_that_it_needs(told) -> None:
     for number in "012":
         assert found.pop(number) == "/dev/null"
     kinds = sorted(re.sub(r"\[\d+\]| \(deleted\)|/\d+", "", link) for link in found.values())
-    if "pipe:" in kinds:
+    if sys.version_info >= (3, 14) and "pipe:" in kinds:
         kinds.remove("pipe:")
     # That of the image is the duplicate that its mapping keeps.
     assert kinds == [
