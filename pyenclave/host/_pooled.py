@@ -31,7 +31,7 @@ from pyenclave.errors import (
     EnclaveStateError,
     LaunchError,
 )
-from pyenclave.host import _fork, _images
+from pyenclave.host import _fork, _images, _room
 from pyenclave.host._base import DEFAULT_QUEUE, Handle, NoSuchAttributeError
 from pyenclave.host._book import Book, Member, Ticket
 from pyenclave.host._limits import Limits, PoolStats
@@ -194,6 +194,7 @@ class PoolBase(ABC):
         self._data = self._read()
         image = _images.prepare(self._data)
         self._threads = image.info.threads
+        _room.check(self._book.limits, self._threads, self._settings["state"])
         self._handles = bool(image.ocalls)
         self._signatures = {item.name: item for item in image.signatures}
         self._book.queue.name = image.info.name

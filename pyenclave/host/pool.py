@@ -110,7 +110,8 @@ class EnclavePool(PoolBase):
 
         Raises:
             ImageError: The image is refused.
-            LaunchError: An enclave could not be started. None is left behind.
+            LaunchError: An enclave could not be started, or a limit of platform, process, user or
+                machine has no room for so many. None is left behind.
             EnclaveStateError: The pool was started before.
 
         """
