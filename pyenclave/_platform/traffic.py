@@ -11,15 +11,14 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from pyenclave.calls.ring import DEFAULT_SLOT
+from pyenclave.calls.ring import slot_stride
 
 __all__ = ["WRAP", "Traffic"]
 
 WRAP: Final = 1 << 32  # the count goes on at 0
 _FIRST: Final = 4096  # offset of lane 0
 _STATES: Final = 256  # bytes of a lane before its request slot
-_SLOT: Final = (32 + 2 * DEFAULT_SLOT + 127) // 128 * 128
-_LANE: Final = _STATES + 2 * _SLOT
+_LANE: Final = _STATES + 2 * slot_stride()
 
 
 class Traffic:

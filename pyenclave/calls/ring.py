@@ -12,14 +12,18 @@ import fcntl
 import mmap
 import os
 import stat
+from typing import Final
 
 from pyenclave import _core
 from pyenclave.errors import EnclaveStateError
 
-__all__ = ["DEFAULT_SLOT", "SEALS", "check", "create", "layout", "map_ring"]
+__all__ = ["DEFAULT_SLOT", "SEALS", "check", "create", "layout", "map_ring", "slot_stride"]
 
 # Payload bytes of a slot. Longer messages cross in fragments of this size.
 DEFAULT_SLOT = 128 * 1024
+_HEADER: Final = 32
+_FRAGMENTS: Final = 16  # places for them in a slot
+_ALIGNMENT: Final = 128
 _PAGE = 4096  # on every machine: what an image says does not depend on it
 # Seals of a ring: its size is fixed and no seal can be added. It stays writable by both sides.
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -44,6 +48,11 @@ def layout(lanes: int, slot_size: int = DEFAULT_SLOT, *, shared: int = 0) -> int
     if shared < 0 or shared % _PAGE:
         raise ValueError(f"shared memory of {shared} bytes is not whole pages")
     return size + shared
+
+
+def slot_stride(slot_size: int = DEFAULT_SLOT) -> int:
+    """Return the bytes of one slot with header and padding (docs/formats/ring.md, "Memory")."""
+    return -(-(_HEADER + _FRAGMENTS * (slot_size // 2)) // _ALIGNMENT) * _ALIGNMENT
 
 
 def create(lanes: int, slot_size: int = DEFAULT_SLOT, *, shared: int = 0) -> int:

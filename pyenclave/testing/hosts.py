@@ -25,8 +25,7 @@ _PAGE: Final = 4096  # docs/formats/ring.md: memory
 _STATE: Final = 256
 _TAKEN: Final = 128 + 64
 _HEADER: Final = struct.Struct("<IHHIIQQ")
-# Four places for fragments of half a slot: docs/formats/ring.md.
-_SLOT: Final = _HEADER.size + 2 * ring.DEFAULT_SLOT + -(_HEADER.size + 2 * ring.DEFAULT_SLOT) % 128
+_SLOT: Final = ring.slot_stride()
 _SECONDS: Final = 10.0
 
 

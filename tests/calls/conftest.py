@@ -90,7 +90,7 @@ class Pair:
         fd = ring.create(lanes, shared=shared)
         self.ring_fd = fd
         self.memory = ring.map_ring(fd, lanes, shared=shared)
-        self.lane_stride = 256 + 2 * (-(-(32 + 2 * ring.DEFAULT_SLOT) // 128) * 128)
+        self.lane_stride = 256 + 2 * ring.slot_stride()
         reader, writer = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()

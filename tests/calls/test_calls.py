@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import random
 import signal
 import sys
 import threading
@@ -236,6 +237,20 @@ def test_messages_of_every_size_cross(pair, size):
     assert (one.twice(values) == values * 2).all()
 
 
+def test_long_messages_cross_unchanged_whichever_way_they_are_stored(pair):
+    """Past the caches the second message and the eighteenth at least, of each side."""
+    one = pair(*BASIC, limit=1 << 22)
+    source = random.Random(7)
+    for size in [900_001, 1_048_576, 2_500_000, 131_073] * 6:
+        data = source.randbytes(size)
+        assert one.echo(data) == data
+        assert one.echo(data[:100]) == data[:100]
+        for side in ("request", "reply"):
+            at = one.header(side) + 32
+            rest = one.memory[at + 200 : at + ring.slot_stride() - 32]
+            assert rest.count(0) == len(rest), f"{side}: a longer message is left behind this one"
+
+
 def test_out_takes_the_result(pair):
     one = pair(*BASIC)
     values, out = np.arange(5.0), np.zeros(5)
@@ -328,7 +343,7 @@ def test_BND_18_a_result_that_does_not_fit_leaves_nothing_of_it(pair):
         one.wrong_result(secret)
     assert caught.value.type == "TypeError"
     reply = one.header("reply")
-    assert b"planted" not in one.memory[reply : reply + 32 + ring.DEFAULT_SLOT]
+    assert b"planted" not in one.memory[reply : reply + ring.slot_stride()]
     with pytest.raises(EcallError):
         one.wrong_scalar(5)
     out = np.full(3, 7.0)

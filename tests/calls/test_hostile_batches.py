@@ -46,7 +46,7 @@ class Liar:
             threading.Condition(), 4,
         )  # fmt: skip
         self.functions = Functions((Signature.of(signature_of),), self.lanes)
-        side = (32 + 2 * ring.DEFAULT_SLOT + 127) // 128 * 128
+        side = ring.slot_stride()
         request, reply = 4096 + 256, 4096 + 256 + side
 
         def serve():

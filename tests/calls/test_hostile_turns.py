@@ -318,7 +318,7 @@ class RawWorker:
     def __init__(self, *script: tuple[Any, ...]) -> None:
         self.fd = ring.create(1)
         self.memory = ring.map_ring(self.fd, 1)
-        side = -(-(32 + 2 * ring.DEFAULT_SLOT) // 128) * 128
+        side = ring.slot_stride()
         self.request, self.reply = 4096 + 256, 4096 + 256 + side
         self.script = script
         self.seen: list[tuple[int, bytes]] = []

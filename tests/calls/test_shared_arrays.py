@@ -283,7 +283,7 @@ class Liar:
     def __init__(self) -> None:
         fd = ring.create(1, shared=SIZE)
         self.memory = ring.map_ring(fd, 1, shared=SIZE)
-        side = -(-(32 + 2 * ring.DEFAULT_SLOT) // 128) * 128
+        side = ring.slot_stride()
         self.request, self.reply = 4096 + 256, 4096 + 256 + side
         token = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.lanes = _core.HostLanes(

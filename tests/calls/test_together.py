@@ -40,7 +40,7 @@ from pyenclave.host.handle import Functions, Options
 
 CALL, BATCH = 1, 6
 RESULT, ERROR, OCALL = 129, 130, 132
-SIDE = -(-(32 + 2 * ring.DEFAULT_SLOT) // 128) * 128
+SIDE = ring.slot_stride()
 REQUEST, REPLY, WORKER = 4096 + 256, 4096 + 256 + SIDE, 4096 + 128
 
 

@@ -24,7 +24,7 @@ class Target:
     cpu: str = ""  # a flag of /proc/cpuinfo without which nothing is there to be tried
 
 
-LANE = ("call/lane", "call/await", "call/note")
+LANE = ("call/lane", "call/await", "call/copy", "call/note")
 PAGER = ("base/*", "page/*", "linux/pager*", "linux/secmem")
 TARGETS = {
     "host": Target("lane", LANE, 20_000),

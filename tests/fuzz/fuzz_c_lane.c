@@ -10,7 +10,7 @@ enum { SIDE = PYE_SIDE_HOST };
 #else
 enum { SIDE = PYE_SIDE_WORKER };
 #endif
-enum { SLOT = 96, LIMIT = 500, STEPS = 400, STATE = 128 };
+enum { SLOT = 96, LIMIT = 1000, STEPS = 400, STATE = 128 };
 enum { POKE, FRAME, WAIT, READ, WRITE, DRAIN, ARM, NOTES, REST, OPS };
 
 static uint8_t ring[2 * PYE_RING_PAGE] __attribute__((aligned(PYE_RING_PAGE)));
@@ -23,7 +23,7 @@ static const uint8_t kinds[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 129, 130, 131, 13
 
 static size_t slot_at(int reply)
 {
-    const size_t stride = (PYE_LANE_HEADER_SIZE + 2 * SLOT + 127) / 128 * 128;
+    const size_t stride = (PYE_LANE_HEADER_SIZE + 8 * SLOT + 127) / 128 * 128;
     return PYE_RING_PAGE + PYE_LANE_STATE_SIZE + (reply ? stride : 0);
 }
 

@@ -25,7 +25,7 @@
 #define MAX_LINE (1 << 20)
 #define MAX_DATA (1 << 17)
 #define MAX_WORDS 10
-#define SLOT 4096
+#define SLOT 16384
 #define MUST(what, condition)                                                                      \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
@@ -173,14 +173,14 @@ static void do_page(bytes secret, bytes enclave, const pye_page_info *first, byt
 
 /* ---- the ring, with two threads of this process as its sides ---- */
 
-static _Alignas(4096) uint8_t ring[1 << 17];
+static _Alignas(4096) uint8_t ring[1 << 19];
 static unsigned long calls;
 static const pye_wait_ops ops = {pye_wait_futex, pye_wake_futex, pye_wait_yield, sched_getcpu};
 
 /* Some messages take several fragments. */
 static size_t length_of(unsigned long call)
 {
-    return call % 16 == 0 ? 3 * SLOT + call % 100 : call % 600;
+    return call % 64 == 0 ? 9 * SLOT + call % 100 : call % 600;
 }
 
 static void content(uint8_t *out, size_t len, unsigned long call)
@@ -218,7 +218,7 @@ static pye_status give(pye_lane *lane, uint16_t kind, const uint8_t *data, size_
 
 static void *serve(void *lane)
 {
-    static uint8_t buffer[4 * SLOT];
+    static uint8_t buffer[10 * SLOT];
     size_t len;
 
     for (unsigned long i = 0; i < calls; i++) {
@@ -246,8 +246,8 @@ static pye_lane *end_of_ring(uint32_t side)
 
 static void do_ring(unsigned long count)
 {
-    static uint8_t question[4 * SLOT];
-    static uint8_t answer[4 * SLOT];
+    static uint8_t question[10 * SLOT];
+    static uint8_t answer[10 * SLOT];
     pye_lane *host = end_of_ring(PYE_SIDE_HOST);
     pye_lane *worker = end_of_ring(PYE_SIDE_WORKER);
     pthread_t thread;

@@ -10,11 +10,11 @@ from pyenclave._ffi import ffi, lib
 
 SLOT = 128
 HALF = SLOT // 2  # a fragment of a message that is longer than a slot
-LIMIT = 1000
+LIMIT = 2500
 HEADER = struct.Struct("<IHHIIQQ")
 STATE = 256
-AREA = 4 * HALF  # fragments lie in four places by turns
-SIDE = 384  # header and area of one slot, to the next multiple of 128
+AREA = 16 * HALF  # fragments lie in sixteen places by turns
+SIDE = 1152  # header and area of one slot, to the next multiple of 128
 STRIDE = 256 + 2 * SIDE
 CALL, PING, ATTEST, NEXT, ABORT, BATCH = 1, 2, 3, 4, 5, 6
 OCALL_RESULT, OCALL_ERROR, MORE, STOP = 7, 8, 9, 10

@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SLOT = 256, LIMIT = 4096, SLICE = 2, GUARD = 4096, INDEX = 5, LONGEST = 3 * SLOT };
+enum { SLOT = 256, LIMIT = 4096, SLICE = 2, GUARD = 4096, INDEX = 5, LONGEST = 12 * SLOT };
 enum { ECHO, ASK, ITEMS, FAIL, KINDS };
 
 static uint8_t *whole;
@@ -322,7 +322,7 @@ static void *flipper(void *seed)
                                       0xffffffff, SLOT, SLOT + 1, SLOT / 2, LIMIT};
     uint64_t random = *(uint64_t *)seed ^ 0xf11bbe5;
     uint8_t *base = memory + PYE_RING_PAGE;
-    const size_t stride = (PYE_LANE_HEADER_SIZE + 2 * SLOT + 127) / 128 * 128;
+    const size_t stride = (PYE_LANE_HEADER_SIZE + 8 * SLOT + 127) / 128 * 128;
 
     while (!stopped()) {
         const uint32_t where = next(&random);

@@ -23,13 +23,14 @@ from ring_faults import ASLEEP, FENCE, PUBLISH, SLICE, TELL, TOTAL
 pytestmark = pytest.mark.no_asan
 
 HERE = Path(__file__).parent
-OWN = ("lane", "await", "note")  # the sources whose accesses are hooked
+PLACES = "-DPLACES=4"  # so that fragments come round to the first place again
+OWN = ("lane", "await", "copy", "note")  # the sources whose accesses are hooked
 BOUND = 10_000  # states of a case in the gate; .ci/long goes on to the end of nearly all
 
 
 def build(folder: Path, source: Path, parts: list[Path]) -> Path:
     """Build the explorer of the lane whose sources are in *source*/call."""
-    flags = ["-O1", "-Wall", "-Werror", "-Wno-psabi", f"-iquote{source}", f"-I{HERE}"]
+    flags = ["-O1", "-Wall", "-Werror", "-Wno-psabi", PLACES, f"-iquote{source}", f"-I{HERE}"]
     hooks = [*flags, "-include", str(HERE / "ring_hooks.h")]
     files = [source / "call" / f"{name}.c" for name in OWN]
     lane = core_build.objects(folder / "lane", files, hooks)
@@ -42,7 +43,7 @@ def build(folder: Path, source: Path, parts: list[Path]) -> Path:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     files = [HERE / "ring_machine.c", HERE / "ring_explore.c"]
-    flags = ["-O2", "-ftree-vectorize", "-Wall", "-Wextra", "-Werror", "-U_FORTIFY_SOURCE"]
+    flags = ["-O2", "-ftree-vectorize", "-Wall", "-Wextra", "-Werror", "-U_FORTIFY_SOURCE", PLACES]
     return core_build.objects(tmp_path_factory.mktemp("machine"), files, flags)
 
 

@@ -28,7 +28,7 @@ ASAN = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all
 def build(folder: Path, flags: list[str], source: Path | None = None) -> Path:
     """Build the program; *source*: where call/ is other than in the tree."""
     call = (source or core_build.CSRC / "src") / "call"
-    files = [call / f"{name}.c" for name in ("lane", "await", "note", "batch")]
+    files = [call / f"{name}.c" for name in ("lane", "await", "copy", "note", "batch")]
     rest = [file for file in core_build.sources("linux", "base") if file.stem in ("wait", "wipe")]
     own = [*flags, "-Wall", "-Werror", *([f"-iquote{source}"] if source else [])]
     link = [flag for flag in flags if flag.startswith("-fsanitize")]

@@ -57,7 +57,7 @@ static inline void publish(pye_lane *lane, uint16_t kind, uint16_t index, uint32
         }
     } else if (!is_control(kind)) {
         if (lane->used > length) { /* BND-07: nothing of an earlier message stays behind this */
-            memset(payload + length, 0, lane->used - length);
+            pye_copy_zero(payload + length, lane->used - length);
         }
         lane->used = length;
     }

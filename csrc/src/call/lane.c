@@ -72,6 +72,7 @@ pye_status pye_lane_new(pye_lane **out, void *memory, size_t memory_len, uint32_
     lane->phase = lane->host ? TURN : AWAIT;
     spin_init(&lane->spin);
     spin_init(&lane->spin_bulk);
+    pye_copy_init(&lane->copy);
     *out = lane;
     rc = PYE_OK;
 done:
@@ -194,7 +195,7 @@ void pye_lane_names(pye_lane *lane, uint64_t len)
 
 /* Copy `len` bytes of the message from `offset` on into the slot. */
 static void gather(uint8_t *to, const pye_segment *segments, size_t num, uint64_t offset,
-                   size_t len)
+                   size_t len, uint32_t way)
 {
     for (size_t i = 0; i < num && len > 0; i++) {
         if (offset >= segments[i].len) {
@@ -204,7 +205,7 @@ static void gather(uint8_t *to, const pye_segment *segments, size_t num, uint64_
         const size_t from = (size_t)offset;
         size_t take = segments[i].len - from;
         take = take < len ? take : len;
-        memcpy(to, segments[i].data + from, take);
+        pye_copy_into(to, segments[i].data + from, take, way);
         to += take;
         len -= take;
         offset = 0;
@@ -232,6 +233,9 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         lane->whole = total;
         lane->prepared = 0;
         await_bulk(lane, total);
+        if (total > lane->slot_size) {
+            pye_copy_choose(&lane->copy);
+        }
     } else if (PYE_GUARD(lane->phase != WRITING)) {
         return lane->phase == BROKEN ? PYE_E_PROTOCOL : PYE_E_STATE;
     } else {
@@ -254,18 +258,26 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         }
         const uint64_t offset = lane->sent;
         const uint32_t length = (uint32_t)fragment_length(lane, total, offset);
+        const uint32_t way = total > lane->slot_size ? lane->copy.way : COPY_CACHED;
         if (!lane->prepared) {
-            gather(lane->out + fragment_place(lane, total, offset), segments, num, offset, length);
+            gather(lane->out + fragment_place(lane, total, offset), segments, num, offset, length,
+                   way);
+        }
+        if (offset == lane->half) { /* the reader is awake from here on */
+            pye_copy_began(&lane->copy, spin_clock());
         }
         lane->sent += length;
         lane->phase = lane->sent < total ? WRITING : AWAIT;
         publish(lane, kind, index, length, total, offset);
         if (lane->phase == AWAIT) {
+            if (total > lane->slot_size) {
+                pye_copy_ended(&lane->copy, spin_clock(), total - lane->half);
+            }
             return PYE_OK;
         }
         /* The next place is free: its fragment was acknowledged before this one went out. */
         gather(lane->out + fragment_place(lane, total, lane->sent), segments, num, lane->sent,
-               (size_t)fragment_length(lane, total, lane->sent));
+               (size_t)fragment_length(lane, total, lane->sent), way);
         lane->prepared = 1;
     }
 }
@@ -278,13 +290,13 @@ static void scatter(uint8_t *head, size_t head_len, uint8_t *body, uint64_t offs
         const size_t room = head_len - (size_t)offset;
         const size_t take = room < len ? room : len;
 
-        memcpy(head + offset, from, take);
+        pye_copy_out(head + offset, from, take);
         from += take;
         len -= take;
         offset += take;
     }
     if (len > 0) {
-        memcpy(body + (offset - head_len), from, len);
+        pye_copy_out(body + (offset - head_len), from, len);
     }
 }
 
