@@ -8,6 +8,7 @@ With ``--json`` exactly one JSON object goes to stdout and diagnostics go to std
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 from pyenclave import __version__, errors
 from pyenclave.cli import output
+from pyenclave.cli._ending import EndedError, Ending
 
 __all__ = ["main"]
 
@@ -122,6 +124,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not output.ready():
         return 2
+    ending = Ending()
+    code = 2
+    with ending, contextlib.suppress(EndedError):
+        code = _reported(arguments)
+    if ending.number is None:
+        return code
+    why = f"ended by {ending.number.name}"
+    output.report_error("interrupted", why, as_json="--json" in arguments, exit_code=2)
+    return ending.end()
+
+
+def _reported(arguments: list[str]) -> int:
     try:
         return _main(arguments)
     except KeyboardInterrupt:  # while a command's modules are imported, too

@@ -133,8 +133,9 @@ def report_error(code: str, message: str, *, as_json: bool, exit_code: int) -> i
         sys.stdout.flush()
     except OSError:
         give_up_stdout()
-    label = paint("error", "red", stream=sys.stderr)
-    print(f"pyenclave: {label} [{code}]: {printable(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # its terminal may be gone: the exit code tells
+        label = paint("error", "red", stream=sys.stderr)
+        print(f"pyenclave: {label} [{code}]: {printable(message)}", file=sys.stderr, flush=True)
     return exit_code
 
 

@@ -13,7 +13,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -21,14 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import pyenclave
 from pyenclave import image as images
 from pyenclave._native import drop_capabilities
-from pyenclave.demo import data
+from pyenclave.demo import _starting, data
 from pyenclave.demo.attacks import memory, tamper
 from pyenclave.demo.wire import Peer
 from pyenclave.errors import EnclaveError
@@ -39,12 +39,35 @@ __all__ = ["run"]
 Say = Callable[[str], None]
 
 
+class _Company:
+    """The child processes of the demo; they end with the block."""
+
+    def __init__(self) -> None:
+        self.programs: list[_Program] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None and not issubclass(exc_type, Exception):
+            # Ctrl-C, SIGTERM: all at once, or each would tell that the others went.
+            for program in self.programs:
+                program.process.kill()
+        for program in reversed(self.programs):
+            program.end()
+
+
 class _Program:
     """
     A child process of the demo.
 
     Args:
-        stack: Ends the process when it unwinds.
+        company: Ends the process.
         arguments: What ``python -m`` runs.
         line: The socket that becomes its standard input; default: a line to the director.
         extra: A further descriptor that it inherits under the same number.
@@ -52,22 +75,24 @@ class _Program:
 
     def __init__(
         self,
-        stack: ExitStack,
+        company: _Company,
         *arguments: str,
         line: socket.socket | None = None,
         extra: socket.socket | None = None,
     ) -> None:
         ours, theirs = socket.socketpair() if line is None else (None, line)
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", *arguments],
-            stdin=theirs.fileno(),
-            # One thread on both sides: the figures are then equal bit for bit.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            pass_fds=() if extra is None else (extra.fileno(),),
-        )
+        with _starting.undisturbed():
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", *arguments],
+                stdin=theirs.fileno(),
+                # One thread on both sides: the figures are then equal bit for bit.
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                pass_fds=() if extra is None else (extra.fileno(),),
+                process_group=0,  # a terminal's Ctrl-C is the director's
+            )
+            self._peer = None if ours is None else Peer(ours)
+            company.programs.append(self)
         theirs.close()
-        self._peer = None if ours is None else Peer(ours)
-        stack.callback(self.end)
 
     @property
     def peer(self) -> Peer:
@@ -95,6 +120,7 @@ def _attack(name: str, order: dict[str, Any]) -> dict[str, str]:
         text=True,
         timeout=120,
         check=False,
+        process_group=0,
     )
     if done.returncode != 0:
         raise EnclaveError(f"the attack {name} did not run: {done.stderr.strip()[-2000:]}")
@@ -110,6 +136,7 @@ def _scan(pids: list[int], paths: list[str], patterns: list[str]) -> dict[str, A
         text=True,
         timeout=300,
         check=False,
+        process_group=0,
     )
     if done.returncode != 0:
         raise EnclaveError(f"the scanner did not run: {done.stderr.strip()[-2000:]}")
@@ -156,7 +183,7 @@ def run(*, rows: int = 0, say: Say, progress: Say) -> dict[str, Any]:
         drop_capabilities()
         say("started as root: every process keeps uid 0 and has dropped all capabilities")
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyenclave-demo-")))
+        folder = stack.enter_context(_starting.folder())
         # State and temporary files of all programs lie where the scanner looks.
         (folder / "tmp").mkdir()
         for name, value in (("PYENCLAVE_STATE", folder / "state"), ("TMPDIR", folder / "tmp")):
@@ -165,12 +192,13 @@ def run(*, rows: int = 0, say: Say, progress: Say) -> dict[str, Any]:
         progress("building and signing the image")
         common = _prepare(folder)
         say(f"image      {Path(common['image']).stat().st_size:,} bytes, signed by the owner")
-        result = _main_job(stack, folder, common, rows, say, progress)
+        company = stack.enter_context(_Company())
+        result = _main_job(company, folder, common, rows, say, progress)
         return {**result, "seconds": round(time.monotonic() - started, 2)}
 
 
 def _main_job(
-    stack: ExitStack,
+    company: _Company,
     folder: Path,
     common: dict[str, str],
     rows: int,
@@ -180,9 +208,9 @@ def _main_job(
     log = folder / "service.log"
     owners_end, hosts_end = socket.socketpair()
     progress("starting host, enclave and owner")
-    host = _Program(stack, "pyenclave.demo.service", common["image"], str(log), line=hosts_end)
+    host = _Program(company, "pyenclave.demo.service", common["image"], str(log), line=hosts_end)
     owner = _Program(
-        stack,
+        company,
         "pyenclave.demo.owner",
         common["image"],
         str(rows),
@@ -244,7 +272,7 @@ def _main_job(
         f"memory     {held / 1e6:,.1f} MB of applicants in sealed memory; with what is computed "
         f"from them at most {most / 1e6:,.1f} MB plaintext at a time"
     )
-    plain = _Program(stack, "pyenclave.demo.unprotected")
+    plain = _Program(company, "pyenclave.demo.unprotected")
     exposed, _ = plain.peer.receive()
     # The same scanner on the unprotected copy: nothing found means something only if it can find.
     control = _scan([exposed["pid"]], [], exposed["patterns"])["found"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import numpy as np
 
 import pyenclave
 from pyenclave import image as images
-from pyenclave.demo import data
+from pyenclave.demo import _starting, data
 from pyenclave.demo.release import parts
 from pyenclave.errors import EnclaveError
 from pyenclave.formats import jose, jsonstrict
@@ -123,7 +122,7 @@ def run(*, say: Say, progress: Say) -> dict[str, Any]:
         )
     data.check()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyenclave-demo-")))
+        folder = stack.enter_context(_starting.folder())
         before = os.environ.get("PYENCLAVE_STATE")
         stack.callback(_restore, "PYENCLAVE_STATE", before)
         os.environ["PYENCLAVE_STATE"] = str(folder / "state")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyenclave
+from pyenclave.demo._starting import undisturbed
 from pyenclave.errors import EcallError, EnclaveError
 from pyenclave.image import build, sign
 
@@ -49,16 +50,16 @@ class Service:
     url: str
     ca: str
     token: str
-    process: subprocess.Popen[bytes]
 
-    def stop(self) -> None:
-        """End it politely; it finishes what it has begun."""
-        self.process.terminate()
-        try:
-            self.process.wait(_STOP)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a service politely; it finishes what it has begun."""
+    process.terminate()
+    try:
+        process.wait(_STOP)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _command(*arguments: str) -> list[str]:
@@ -73,13 +74,15 @@ def start_service(stack: ExitStack, name: str, *arguments: str) -> Service:
         EnclaveError: It ended, or did not get ready.
 
     """
-    with open(f"{os.environ['PYENCLAVE_STATE']}-{name}.log", "xb") as log:
+    with open(f"{os.environ['PYENCLAVE_STATE']}-{name}.log", "xb") as log, undisturbed():
         process = subprocess.Popen(
             _command("serve", name, "--dev", *arguments),
             stdout=subprocess.PIPE,
             stderr=log,
             stdin=subprocess.DEVNULL,
+            process_group=0,  # a terminal's Ctrl-C is the director's, who ends it
         )
+        stack.callback(_stop, process)  # also where it is not waited for to the end
     out = process.stdout
     if out is None:
         raise AssertionError("there is a pipe")
@@ -92,13 +95,9 @@ def start_service(stack: ExitStack, name: str, *arguments: str) -> Service:
             line += piece
     try:
         ready = json.loads(line)
-        service = Service(name, ready["url"], ready["ca"], ready["token"], process)
+        return Service(name, ready["url"], ready["ca"], ready["token"])
     except (ValueError, KeyError):
-        process.kill()
-        process.wait()
         raise EnclaveError(f"the {name} service did not start", found=line[:200]) from None
-    stack.callback(service.stop)
-    return service
 
 
 def read_command(*arguments: str) -> str:
@@ -109,7 +108,13 @@ def read_command(*arguments: str) -> str:
         EnclaveError: It ended with an error.
 
     """
-    done = subprocess.run(_command(*arguments), capture_output=True, check=False)
+    done = subprocess.run(
+        _command(*arguments),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        process_group=0,
+    )
     if done.returncode:
         raise EnclaveError(
             f"pyenclave {arguments[0]} ended with {done.returncode}",
