@@ -316,6 +316,21 @@ cdef class AsyncFunction:
                 self.patience = 0
 
 
+cdef _Names _begin_names = _Names("begin", ("args", "kwargs"), 2, 2)
+
+
+cdef object fast_begin(AsyncFunction self, PyObject *const *args, Py_ssize_t nargs,
+                       PyObject *kwnames):
+    cdef PyObject *v[FAST_MAX]
+    take_arguments(_begin_names, v, args, nargs, kwnames)
+    return self.make(<tuple?><object>v[0], <dict?><object>v[1], None)
+
+
+cdef PyMethodDef _begin_method
+put_method(AsyncFunction, &_begin_method, "begin", <void *>fast_begin,
+           b"begin($self, args, kwargs)\n--\n\n"
+           b"Make a call: return its answer if that came at once, else an AsyncCall.")
+
 cdef int put_buffer(Message *m, value) except -1:
     """The whole message is the bytes of `value`."""
     if not PyObject_CheckBuffer(value):

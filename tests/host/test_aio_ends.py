@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from aio_places import descriptors, eventually, gone, in_child, lanes_of, resources
 
+from pyenclave.calls.ring import slot_stride
 from pyenclave.errors import (
     BusyError,
     CallTimeoutError,
@@ -253,7 +254,7 @@ def test_a_broken_answer_poisons_the_handle_with_the_check_s_name(make):
             pid = enclave.info.pid
             folder = f"/proc/{pid}/fd"
             ring = next(fd for fd in os.listdir(folder) if "ring" in os.readlink(f"{folder}/{fd}"))
-            slot = (32 + 2 * 131072 + 127) // 128 * 128
+            slot = slot_stride()
             with open(f"{folder}/{ring}", "r+b", buffering=0) as file:
                 task = asyncio.create_task(enclave.sleep(30.0))
                 await eventually(lambda: lanes_of(enclave).busy == 1)
