@@ -255,6 +255,7 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, force: bool) -> Non
     target = Path(path)
     if not force and os.path.lexists(target):
         raise FileExistsError(17, "the file exists (--force replaces it)", str(target))
+    build.check_replaceable(target)
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

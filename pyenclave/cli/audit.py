@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import getpass
 import os
 import sys
@@ -16,6 +18,7 @@ import msgspec
 from pyenclave.cli import _audit_text as text
 from pyenclave.cli import following, output
 from pyenclave.cli._audit_logs import add_action, add_trust, check, judgement, source_of
+from pyenclave.cli._place import aside
 from pyenclave.cli.verify import moment
 from pyenclave.errors import AuditError
 from pyenclave.formats.audit_chain import Item
@@ -165,10 +168,30 @@ def _show(args: argparse.Namespace) -> int:
     return 0 if report.intact else 1
 
 
-def _new_file(path: str) -> BinaryIO:
-    """Make a file that nobody else can have put there."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o600), "wb")
+@contextlib.contextmanager
+def _new_file(path: str) -> Iterator[BinaryIO]:
+    """Give a file that is at *path* once it is whole and durable, and never before."""
+    place, name = os.path.split(path)
+    if not name:
+        raise FileNotFoundError(errno.ENOENT, "it names no file", path)
+    try:
+        folder = os.open(place or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.path.lexists(path):
+                raise FileExistsError
+            with (
+                aside(folder, name, force=False) as fd,
+                os.fdopen(os.dup(fd), "wb") as file,
+            ):
+                yield file
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "the file exists", path) from None
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, ".", place):
+            raise
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -178,8 +201,6 @@ def _export(args: argparse.Namespace) -> int:
         if args.output:
             with _new_file(args.output) as file:
                 last = write_export(log, file, after=args.after)
-                file.flush()
-                os.fsync(file.fileno())
         else:
             last = write_export(log, sys.stdout.buffer, after=args.after)
     told = {"file": args.output, "first": max(args.after, log.start.seq) + 1, "last": last.seq}
@@ -248,13 +269,6 @@ def _prune(args: argparse.Namespace) -> int:
     through = max(signed)
     with open_log(source) as log, _new_file(args.output) as file:
         write_export(log, file, through=through)
-        file.flush()
-        os.fsync(file.fileno())
-    folder = os.open(Path(args.output).absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
     with open_log(args.output) as written:
         again = check(written, written.items, args)
     if not again.intact or again.last != through or again.signed != through:

@@ -18,6 +18,7 @@ from pyenclave.benchmarks.plot import amount, cores_of, svg
 from pyenclave.benchmarks.rows import Row
 from pyenclave.cli import output
 from pyenclave.cli._tool import read_file
+from pyenclave.image.build import check_replaceable, write_image
 
 __all__ = ["add_commands"]
 
@@ -71,7 +72,8 @@ def _picture(path: str | None) -> Path | None:
         raise IsADirectoryError(21, "it is a directory", path)
     if not target.parent.is_dir():
         raise FileNotFoundError(2, "no such directory", str(target.parent))
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
+    check_replaceable(target)
+    if not all(os.access(place, os.W_OK) for place in (target.parent, target) if place.exists()):
         raise PermissionError(13, "it cannot be written", path)
     return target
 
@@ -100,7 +102,7 @@ def _bench(args: argparse.Namespace) -> int:
         _check_there(patterns, *([then, run] if then else [run]))
         run = run._replace(results=[row for row in run.results if _base(row) in chosen])
     if picture:
-        picture.write_text(svg(run, then=then), "utf-8")
+        write_image(picture, svg(run, then=then).encode())
     changes = kept.compare(then, run) if then else []
     if then and patterns:
         changes = [change for change in changes if change.name.partition("/")[0] in chosen]

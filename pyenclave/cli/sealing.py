@@ -194,8 +194,12 @@ def report_folder(args: argparse.Namespace, report: Report, verb: str) -> int:
 
 def _free(path: str, *, force: bool) -> str:
     """Refuse before any work is done; writing checks again."""
-    if not force and os.path.lexists(path):
-        raise FileExistsError(17, "the file exists (--force replaces it)", path)
+    if os.path.lexists(path):
+        if not force:
+            raise FileExistsError(17, "the file exists (--force replaces it)", path)
+        from pyenclave.image.build import check_replaceable
+
+        check_replaceable(path)
     return path
 
 

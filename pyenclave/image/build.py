@@ -8,9 +8,11 @@ runtime's lock list. No path, time, mode or locale of the build goes into it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import keyword
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,7 +37,7 @@ from pyenclave.image import closure, ocalls
 from pyenclave.image.manifest import Manifest, load, parse_file_names, parse_sealed, parse_shared
 from pyenclave.sealed import parts
 
-__all__ = ["build", "build_manifest", "build_script", "write_image"]
+__all__ = ["build", "build_manifest", "build_script", "check_replaceable", "write_image"]
 
 ECALL_PREFIX = "pye_ecall_"
 
@@ -325,10 +327,11 @@ def write_image(path: str | Path, data: bytes) -> None:
         data: The image.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be written, or what is there is no file.
 
     """
     path = Path(path)
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
@@ -341,6 +344,29 @@ def write_image(path: str | Path, data: bytes) -> None:
             # The caller named this file, not the one beside it.
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """
+    Refuse a place that has something else than a file: who may, would end a device with it.
+
+    Args:
+        path: Where a file is to be put.
+
+    Raises:
+        OSError: There is a device, a pipe, a socket, a folder, or a name of an open file.
+
+    """
+    name = os.fspath(path)
+    try:
+        mode = os.stat(name).st_mode
+    except OSError:
+        return  # nothing is there, or writing finds out why it cannot be seen
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    opened = os.path.islink(name) and os.readlink(name).startswith("/proc/")  # /dev/stdout
+    if opened or not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no file that could be replaced", name)
 
 
 def _entry(manifest: Manifest) -> closure.Entry:
