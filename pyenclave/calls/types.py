@@ -24,6 +24,7 @@ import numpy as np
 from pyenclave.calls import arrays, arrow
 from pyenclave.calls.aliases import expand
 from pyenclave.calls.arrays import ELEMENTS, is_masked
+from pyenclave.calls.typeddicts import is_typeddict, plain, unqualified
 from pyenclave.errors import ArgumentError
 
 __all__ = ["MAX_NESTED_TYPES", "code_of", "describe", "from_wire", "hooks", "to_wire"]
@@ -216,8 +217,8 @@ def _class_wire(annotation: Any, cls: type, where: str) -> Wire:
     else:
         raise _refuse(cls, where)
     try:
-        msgspec.msgpack.Decoder(annotation, dec_hook=_decode_hook)
-    except (TypeError, RecursionError) as error:
+        msgspec.msgpack.Decoder(plain(annotation), dec_hook=_decode_hook)
+    except (TypeError, RecursionError, NameError) as error:
         raise ArgumentError(
             f"{where}: the type {cls.__qualname__} does not cross: {error}"
         ) from None
@@ -236,7 +237,7 @@ def _has_fields(cls: type) -> bool:
     return (
         issubclass(cls, msgspec.Struct)
         or dataclasses.is_dataclass(cls)
-        or typing.is_typeddict(cls)
+        or is_typeddict(cls)
         or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
     )
 
@@ -258,11 +259,7 @@ def _fields(cls: type, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
         hints = {name: expand(hint, f"field {cls.__name__}.{name}") for name, hint in hints.items()}
         shared = (typing.get_origin(hint) or hint for hint in hints.values())
         return {
-            name: resolve(
-                typing.get_args(hint)[0]
-                if typing.get_origin(hint) in (typing.Required, typing.NotRequired)
-                else hint
-            )
+            name: resolve(unqualified(hint)[0] if is_typeddict(cls) else hint)
             for (name, hint), origin in zip(hints.items(), shared, strict=True)
             if origin is not typing.ClassVar
         }
@@ -403,7 +400,7 @@ def code_of(wire: Wire, annotation: Any) -> tuple[str, Any]:
 def hooks(annotation: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
     """Return the MessagePack encoder and the strict decoder of a type."""
     encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
-    decoder = msgspec.msgpack.Decoder(annotation, strict=True, dec_hook=_decode_hook)
+    decoder = msgspec.msgpack.Decoder(plain(annotation), strict=True, dec_hook=_decode_hook)
     if not _reaches(annotation, decimal.Decimal, set()):
         return encoder.encode, decoder.decode
 

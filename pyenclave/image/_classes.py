@@ -203,17 +203,35 @@ class Classes:
         for item in node.body:
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
                 continue
-            name, text = item.target.id, self._member(item)
+            name = item.target.id
+            inside, required = self._unqualified(item.annotation)
+            text = self._member(item, inside)
             if text is None:
                 continue
             left_out = item.value is not None and _has_default(item.value)
-            found[name] = f"NotRequired[{text}]" if left_out or optional else text
+            may_lack = left_out or optional if required is None else not required
+            found[name] = f"NotRequired[{text}]" if may_lack else text
         return found
 
-    def _member(self, item: ast.AnnAssign) -> str | None:
-        inside = item.annotation
-        if isinstance(inside, ast.Constant) and isinstance(inside.value, str):
-            inside = _parsed(inside.value)
+    def _unqualified(self, node: ast.expr) -> tuple[ast.expr, bool | None]:
+        """Return an item's type without what says whether it must be there, and that."""
+        required: bool | None = None
+        while True:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                node = _parsed(node.value)
+                continue
+            name = self._name(node.value) if isinstance(node, ast.Subscript) else ""
+            word = name.rpartition(".")[2]
+            if name.partition(".")[0] not in ("typing", "typing_extensions"):
+                return node, required
+            if word in ("Required", "NotRequired"):
+                required = word == "Required"
+            elif word not in ("ReadOnly", "Annotated"):
+                return node, required
+            assert isinstance(node, ast.Subscript)
+            node = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice
+
+    def _member(self, item: ast.AnnAssign, inside: ast.expr) -> str | None:
         if isinstance(inside, ast.Subscript) and self._name(inside.value) == "typing.ClassVar":
             return None
         if isinstance(item.value, ast.Call) and any(
@@ -283,10 +301,8 @@ class Classes:
     def _subscript(self, node: ast.Subscript, depth: int) -> str:
         name = self._name(node.value)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        if name in ("typing.Annotated", "typing.Required"):
+        if name in ("typing.Annotated", "typing_extensions.Annotated"):
             return self._annotation(parts[0], depth + 1)
-        if name == "typing.NotRequired":
-            return f"NotRequired[{self._annotation(parts[0], depth + 1)}]"
         if name == "typing.Literal":
             values = [part.value for part in parts if isinstance(part, ast.Constant)]
             if len(values) != len(parts) or not all(

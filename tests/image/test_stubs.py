@@ -16,6 +16,7 @@ from pyenclave.calls.signature import functions_of, native_functions
 from pyenclave.cli import main
 from pyenclave.errors import ArgumentError
 from pyenclave.formats.image import FileEntry, Image, assemble
+from pyenclave.image._classes import Classes
 from pyenclave.image.stubs import HANDLES, stubs
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "image.bin"
@@ -300,3 +301,34 @@ def test_the_command_writes_both_forms(image, tmp_path, capsys):
         ast.parse(said["text"])
         assert ("TYPE_CHECKING" in said["text"]) is (suffix == "py")
     assert main(["stubs", str(path), "--name", "class"]) == 2
+
+
+def test_items_of_typed_dicts_keep_whether_they_must_be_there() -> None:
+    source = b"""
+from typing import Annotated, NotRequired, Required, TypedDict
+import typing
+import typing_extensions as te
+
+class Options(te.TypedDict, total=False):
+    must: Required[te.ReadOnly[int]]
+    may: te.ReadOnly[NotRequired[str]]
+    plain: "te.ReadOnly[float]"
+    noted: Annotated[typing.Required[int], "a note"]
+
+class Whole(TypedDict):
+    must: te.ReadOnly[int]
+    may: te.NotRequired[list[int]]
+"""
+    classes = Classes(source)
+    assert classes.struct("Options") == "Options"
+    assert classes.struct("Whole") == "Whole"
+    assert classes.used == {
+        "Options": (
+            "class Options(TypedDict):\n"
+            "    must: int\n"
+            "    may: NotRequired[str]\n"
+            "    plain: NotRequired[float]\n"
+            "    noted: int"
+        ),
+        "Whole": "class Whole(TypedDict):\n    must: int\n    may: NotRequired[list[int]]",
+    }
