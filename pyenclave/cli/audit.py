@@ -140,7 +140,7 @@ def _show(args: argparse.Namespace) -> int:
         raise ValueError("--last: at least 1")
     if args.key_name:
         args.key_name = KeyName.read(args.key_name)
-    chosen: deque[Row] = deque(maxlen=args.last)
+    chosen: deque[Row] = deque(maxlen=min(args.last, sys.maxsize))
 
     def seen(items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
@@ -195,10 +195,10 @@ def _new_file(path: str) -> Iterator[BinaryIO]:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.json and not args.output:
+    if args.json and args.output is None:
         raise ValueError("--json: the object is about a file; give -o FILE")
     with open_log(source_of(args)) as log:
-        if args.output:
+        if args.output is not None:
             with _new_file(args.output) as file:
                 last = write_export(log, file, after=args.after)
         else:
@@ -206,7 +206,7 @@ def _export(args: argparse.Namespace) -> int:
     told = {"file": args.output, "first": max(args.after, log.start.seq) + 1, "last": last.seq}
     if args.json:
         output.print_json(told)
-    elif args.output:
+    elif args.output is not None:
         output.say(f"rows {told['first']} to {told['last']} are in {output.line(args.output)}")
     return 0
 

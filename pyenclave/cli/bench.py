@@ -93,12 +93,12 @@ def _bench(args: argparse.Namespace) -> int:
         raise ValueError("--compare takes one kept run, or two; rows come before --compare")
     if len(files) == 2 and not os.path.exists(files[1]):
         raise FileNotFoundError(2, "no such kept run (rows come before --compare)", files[1])
-    if len(files) == 2 and args.kept:
+    if len(files) == 2 and args.kept is not None:
         raise ValueError("--compare OLD NEW and --from name two runs of today; give one")
     then = _load(files[0]) if files else None
     source = files[1] if len(files) == 2 else args.kept
-    run = _load(source) if source else _measured(chosen, quiet=args.json)
-    if source and patterns:
+    run = _load(source) if source is not None else _measured(chosen, quiet=args.json)
+    if source is not None and patterns:
         _check_there(patterns, *([then, run] if then else [run]))
         run = run._replace(results=[row for row in run.results if _base(row) in chosen])
     if picture:

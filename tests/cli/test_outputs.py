@@ -202,3 +202,25 @@ def test_seal_does_not_replace_a_pipe(
     assert main(["seal", "text", "--key-file", "key", "-o", "out", "--force"]) == 2
     assert "no file that could be replaced: out" in capsys.readouterr().err
     assert stat.S_ISFIFO(Path("out").stat().st_mode)
+
+
+def test_an_empty_name_is_not_taken_for_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else an export goes to the screen, and a benchmark runs for an hour."""
+    log = str(audit_log(tmp_path))
+    assert main(["audit", "export", "--database", log, "-o", ""]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "it names no file" in told.err
+    assert main(["bench", "no_such_row_*", "--from", ""]) == 2
+    assert main(["bench", "seal_page", "--from", ""]) == 2
+    assert capsys.readouterr().err.endswith("No such file or directory\n")
+
+
+def test_more_rows_than_there_can_be_are_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = str(audit_log(tmp_path))
+    assert main(["audit", "show", "--database", log, "--last", str(10**30)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 400
