@@ -6,6 +6,8 @@ from typing import Any, Self, final
 
 from typing_extensions import Buffer
 
+from pyenclave import _locks
+
 # ---- base ------------------------------------------------------------------------------------
 
 SANITIZED: bool
@@ -327,7 +329,7 @@ class HostLanes:
         guard: Callable[[], object],
         broken: Callable[[str], BaseException],
         error: Callable[..., BaseException],
-        condition: Condition,
+        condition: Condition | _locks.Condition,
         queue_limit: int,
         late: Callable[[int, int, float], object] | None = None,
         functions: int = 0,

@@ -16,7 +16,6 @@ import random
 import re
 import socket
 import ssl
-import threading
 import time
 import weakref
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 from urllib.parse import quote, urlencode, urlsplit
 
+from pyenclave._locks import Lock
 from pyenclave.errors import EvidenceFormatError, RemoteServiceError
 from pyenclave.formats import jsonstrict
 from pyenclave.formats.release import service_url
@@ -343,7 +343,7 @@ class Session:
             if through.scheme != "http" or not through.hostname:
                 raise ValueError(f"proxy: expected http://host:port, found {proxy!r:.200}")
             self._proxy = (through.hostname, through.port or 80)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._idle: list[_Kept] = []
         weakref.finalize(self, _close_all, self._idle)
         self._challenge: Challenge | None = None

@@ -15,11 +15,11 @@ Three ways, the first without any other package::
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from pyenclave._locks import Lock
 from pyenclave.calls.stats import FunctionStats, Latency, registry
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class _Once:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._left: dict[str, Family] = {}
 
     def take(self, name: str) -> Family:

@@ -13,7 +13,6 @@ import select
 import socket
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import msgspec
 
+from pyenclave._locks import Lock
 from pyenclave._native import sanitizer_environment
 from pyenclave._platform.endpoint import Endpoint, no_fork, not_inherited, runtime_name
 from pyenclave._platform.state import State
@@ -116,7 +116,7 @@ class PlatformClient:
     def __init__(self, channel: Channel, hello: messages.HelloReply) -> None:
         self.hello = hello
         self._channel = channel
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._pid = os.getpid()
         self._closed = False
         self._taking: Taking | None = None  # whose answer is the next that comes
@@ -489,14 +489,16 @@ class PlatformClient:
 
     def look_for(self, taking: Taking) -> None:
         """Read the answer to *taking* if it is there; waits for nothing."""
-        if not self._lock.acquire(blocking=False):
-            return  # whoever has the lock reads it
+        got = False
         try:
-            if self._taking is taking and self._channel.readable():
+            (got,) = map(self._lock.acquire, (False,))  # no Ctrl-C comes before it is told
+            # If not, whoever has the lock reads it.
+            if got and self._taking is taking and self._channel.readable():
                 with contextlib.suppress(EnclaveError):  # it is told of it
                     self._settle(wait=False)
         finally:
-            self._lock.release()
+            if got:
+                self._lock.release()
 
     def wait_for(self, taking: Taking) -> None:
         """Read the answer to *taking*, or note in it why there is none."""

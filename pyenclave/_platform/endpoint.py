@@ -14,7 +14,6 @@ import hashlib
 import os
 import socket
 import struct
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Final
 import msgspec
 
 import pyenclave
+from pyenclave._locks import RLock
 from pyenclave._platform.state import State
 from pyenclave.errors import PlatformUnavailableError
 from pyenclave.formats.lock import Roots
@@ -55,7 +55,7 @@ def peer_pid(sock: socket.socket) -> int:
 
 
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-no_fork = threading.RLock()  # while a thread has it, no other thread forks
+no_fork = RLock()  # while a thread has it, no other thread forks
 
 
 def not_inherited(make: Callable[[], tuple[socket.socket, ...]]) -> tuple[socket.socket, ...]:

@@ -29,6 +29,8 @@ class Taking:
 
     """
 
+    _pidfd = -1  # also of one that was interrupted before it had its own
+
     def __init__(self, line: _Line) -> None:
         self._line = line
         self._launched: messages.Launched | None = None

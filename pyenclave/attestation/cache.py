@@ -9,10 +9,10 @@ for equality, and bytes that are handed in again cost nothing. What fails is not
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, TypeVar
 
+from pyenclave._locks import Lock
 from pyenclave.attestation import memo
 
 __all__ = ["FACTS", "Cache", "Known", "clear", "known"]
@@ -75,7 +75,7 @@ class Cache:
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._entries: dict[tuple[str, bytes], Known[Any]] = {}
         self._size = 0
 

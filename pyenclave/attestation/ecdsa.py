@@ -11,9 +11,10 @@ Only public data comes here: nothing in the core's code is protected against tim
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
+
+from pyenclave._locks import Lock
 
 if TYPE_CHECKING:
     from pyenclave._core import P256Table, P256Verifier
@@ -30,7 +31,7 @@ _TABLE_AFTER: Final = 6  # signatures of one key; a table costs as much as four 
 _MAX_TABLES: Final = 16  # of 110 KiB each
 _MAX_COUNTED: Final = 512
 
-_LOCK: Final = threading.Lock()
+_LOCK: Final = Lock()
 _VERIFIER: list[P256Verifier | None] = []
 _TABLES: Final[dict[bytes, P256Table]] = {}
 _COUNTS: Final[dict[bytes, int]] = {}

@@ -10,11 +10,12 @@ comparison comes out the same. Only blocks in which nothing refuses are remember
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from pyenclave._locks import Lock
 
 if TYPE_CHECKING:
     from pyenclave.attestation.result import Check
@@ -190,7 +191,7 @@ class Memory:
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._entries: dict[Hashable, tuple[Remembered, int]] = {}
         self._size = 0
 

@@ -9,7 +9,6 @@ that a total never goes back. Names and functions are bounded: whatever is beyon
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
 from collections import deque
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol, Self
 
 from pyenclave._core import STATS_BOUNDS, STATS_SAMPLE, CallStats
+from pyenclave._locks import Lock
 
 __all__ = [
     "MAX_FUNCTIONS",
@@ -427,7 +427,7 @@ class Registry:
     """The launches and pools of this process. Thread-safe; a forked child begins with none."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._launches: dict[int, Launch] = {}
         self._queues: dict[int, QueueStats] = {}
         self._gone: dict[str, NameTotals] = {}
@@ -494,7 +494,7 @@ class Registry:
 
     def forget(self) -> None:
         """Know of nothing (a forked child; tests)."""
-        self._lock = threading.Lock()  # another thread may have held it when this child was made
+        self._lock = Lock()  # another thread may have held it when this child was made
         self._launches = {}
         self._queues = {}
         self._gone = {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import threading
 import time
 from typing import Final, Self
 
+from pyenclave._locks import Lock
 from pyenclave.cli import output
 
 __all__ = ["Bar", "bytes_text"]
@@ -42,7 +42,7 @@ class Bar:
         self._done = 0
         self._done_files = 0
         self._name = ""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._start = time.monotonic()
         self._drawn = 0.0
 

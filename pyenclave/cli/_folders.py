@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from pyenclave._locks import Lock
 from pyenclave.cli import _place
 from pyenclave.cli._bar import Bar
 from pyenclave.cli._listing import LIST, ListedFile, Listing, list_text, parse_list
@@ -61,7 +62,7 @@ class Report:
     left_out: list[str] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     refused: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: Lock = field(default_factory=Lock)
     _start: float = field(default_factory=time.monotonic)
 
     def add(self, *, size: int, verified: bool = False, kept: bool = False) -> None:

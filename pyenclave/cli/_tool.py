@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pyenclave._locks import Lock
 from pyenclave._platform.state import State
 from pyenclave.cli import output
 from pyenclave.errors import ArgumentError, ImageError, PlatformUnavailableError, RuntimeLockError
@@ -136,7 +136,7 @@ class HostFiles:
     def __init__(self) -> None:
         self._open: dict[int, Exchange] = {}
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @contextlib.contextmanager
     def opened(self, exchange: Exchange) -> Iterator[int]:

@@ -6,10 +6,10 @@ import argparse
 import contextlib
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from pyenclave._locks import Lock
 from pyenclave.cli import _headers, _place, _sealers
 from pyenclave.cli._tree import Tree
 from pyenclave.errors import ArgumentError, EvidenceFormatError, RemoteServiceError, UnsealError
@@ -248,7 +248,7 @@ class _Memo:
     def __init__(self, key: WrappingKey) -> None:
         self._key = key
         self._made: dict[bytes, Wrapping] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def wrap(self, data_key: bytes) -> Wrapping:
         """Wrap, or return what was made before."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
+from pyenclave._locks import Lock
 from pyenclave.errors import CollateralError
 from pyenclave.formats.retry_after import retry_after
 
@@ -165,7 +166,7 @@ class _Request:
         self._max_size = max_size
         self._headers = {"Accept-Encoding": "identity", **headers}
         self._deadline = deadline
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._aborted = False
         # http.client forgets the socket once an answer has begun that ends with the connection.
         self._socket: socket.socket | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from pyenclave._locks import Lock
 from pyenclave.errors import ArgumentError, BusyError
 from pyenclave.host import _fork
 
@@ -38,7 +38,7 @@ class Blocks:
     """
 
     def __init__(self, size: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._holes = [(0, size)] if size else []
         # What was freed and is not in the list yet. Finalizers run anywhere, also while this
         # thread has the lock: they only append, which needs none.

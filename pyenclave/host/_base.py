@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from pyenclave._locks import Lock
 from pyenclave.calls.stats import EnclaveStats
 from pyenclave.errors import (
     EnclaveClosedError,
@@ -85,7 +85,7 @@ class Handle:
         self._quiet = quiet
         self._ocalls = check_handlers(ocalls, allow_async=self._async_handlers)
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._run: Run | None = None
         self._reserve: Reserve | None = None  # a pool's, which its enclaves come from
         self._begun: Begun | None = None  # what a pool asked for, before there was this handle
@@ -135,7 +135,7 @@ class Handle:
 
     def _after_fork(self) -> None:
         """In a forked child: one that was not started yet is the child's own from now on."""
-        self._lock = threading.Lock()  # a thread of the parent may have held it
+        self._lock = Lock()  # a thread of the parent may have held it
         if self._run is None:
             self._pid = os.getpid()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 
+from pyenclave._locks import Lock
 from pyenclave._platform.client import PlatformClient
 from pyenclave._platform.taking import Taking
 from pyenclave.errors import EnclaveError
@@ -41,7 +41,7 @@ class Held:
         self.pidfd = pidfd
         self._taking: Taking | None = None
         self._launched = launched
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._ended = False
 
     @property

@@ -11,10 +11,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import threading
 import weakref
 from typing import Final
 
+from pyenclave._locks import Lock
 from pyenclave.calls.ocalls import Ocall
 from pyenclave.calls.signature import Signature
 from pyenclave.formats.image import Image
@@ -66,7 +66,7 @@ class Prepared:
         return self._lock, not self.signed if debug is None else debug
 
 
-_lock = threading.Lock()
+_lock = Lock()
 _kept: list[Prepared] = []  # the last used at the end
 
 
@@ -107,7 +107,7 @@ def _sealed_copy(data: bytes) -> int:
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - another thread may have held it when this child was made
-    _lock = threading.Lock()
+    _lock = Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -8,6 +8,7 @@ import weakref
 from typing import Protocol
 
 from pyenclave import _core
+from pyenclave._locks import Condition
 from pyenclave.calls import errors as _call_errors
 from pyenclave.calls import ring
 from pyenclave.errors import EnclaveClosedError, EnclaveError
@@ -88,7 +89,7 @@ def make_lanes(ring_fd: int, info: ImageInfo, queue: int, owner: Owner) -> _core
         owner.guard,
         owner.broken,
         _call_errors.from_frame,
-        threading.Condition(),
+        Condition(),
         queue,
         owner.watch_late,
         len(info.functions),

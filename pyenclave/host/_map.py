@@ -8,7 +8,6 @@ Many calls of one function in few crossings: what ``enclave.map`` does.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyenclave._core import Batch, BatchCall, HostCall
+from pyenclave._locks import Lock
 from pyenclave.calls.signature import Signature
 from pyenclave.errors import ArgumentError, CallError, EnclaveError
 
@@ -275,7 +275,7 @@ class Results(Iterator[Any]):
     def __init__(self, work: Work, *, raises: bool) -> None:
         self._work = work
         self._raises = raises
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._values: Iterator[Any] = _NOTHING
         self._failed = False
         self._begun = False
@@ -307,9 +307,11 @@ class Results(Iterator[Any]):
 
     def _fetch(self) -> bool:
         """Cross until the next results are there; False at the end."""
-        if not self._lock.acquire(blocking=False):
-            raise ValueError("the results of one map are for one thread at a time")
+        got = False
         try:
+            (got,) = map(self._lock.acquire, (False,))  # no Ctrl-C comes before it is told
+            if not got:
+                raise ValueError("the results of one map are for one thread at a time")
             self._begun = True
             work = self._work
             while not work.ready:
@@ -329,7 +331,8 @@ class Results(Iterator[Any]):
                 work.answered(answers, time.monotonic() - start)
             return True
         finally:
-            self._lock.release()
+            if got:
+                self._lock.release()
 
     def array(self) -> npt.NDArray[Any]:
         """

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyenclave import _core
+from pyenclave._locks import Lock
 from pyenclave.calls.ocalls import Ocall
 from pyenclave.errors import OcallError
 
@@ -101,7 +102,7 @@ class _Threads:
     """Threads for handlers of calls that have a deadline: kept a while, and never waited for."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._waiting = 0
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 

@@ -11,15 +11,14 @@ import functools
 import math
 import os
 import random
-import sys
 import time
-from _thread import RLock
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict
 
+from pyenclave._locks import RLock
 from pyenclave.calls.stats import registry
 from pyenclave.errors import (
     CallTimeoutError,
@@ -78,25 +77,6 @@ class PoolArguments(TypedDict, total=False):
     ocalls: Handlers | None
 
 
-class _SureLock(RLock):  # type: ignore[misc] # final in typeshed alone
-    """
-    A lock whose `with` is left again whenever it was entered.
-
-    CPython 3.14 calls ``__enter__`` as it calls anything else: it looks for signals before the
-    block begins, and if Ctrl-C raises there, nobody gives the lock back (CPython's issue 148874;
-    3.15.2 does not look). After the function below it does not look: it is Python's, and in it
-    unpacking takes the lock, which is no call to the interpreter either.
-    """
-
-    def __enter__(self) -> bool:  # type: ignore[override] # there it is acquire
-        (taken,) = map(self.acquire, (True,))
-        return taken
-
-
-# Older ones enter a `with` in one step, and faster.
-_Lock: Final = _SureLock if sys.version_info >= (3, 14) else RLock
-
-
 class PoolBase(ABC):
     """A pool's arguments, its book, and what becomes of calls."""
 
@@ -147,7 +127,7 @@ class PoolBase(ABC):
         self._pid = os.getpid()
         self._book = Book(limits, random.random)  # jitter only: nothing secret depends on it
         # Taken by `with` alone: between having it and the block no Ctrl-C can come.
-        self._lock = _Lock()
+        self._lock = RLock()
         self._later: deque[Ticket] = deque()
         self._reserve: Reserve | None = None
         self._term: Term | None = None
@@ -296,7 +276,7 @@ class PoolBase(ABC):
 
     def _after_fork(self) -> None:
         """In a forked child: one that was not started yet is the child's own from now on."""
-        self._lock = _Lock()  # a thread of the parent may have held it
+        self._lock = RLock()  # a thread of the parent may have held it
         if self._book.state == "new":
             self._pid = os.getpid()
 

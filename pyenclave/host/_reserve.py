@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pyenclave import _core
+from pyenclave._locks import Lock
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
 from pyenclave.calls.stats import Launch
@@ -156,7 +156,7 @@ class Reserve:
         self._require = require
         self._state = state
         self._queue = queue
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._client: PlatformClient | None = None
         self._id = b""
         self._slots: dict[int, Begun] = {}

@@ -8,7 +8,6 @@ import functools
 import logging
 import os
 import select
-import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from pyenclave import _core
+from pyenclave._locks import Lock
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
 from pyenclave.calls.stats import registry
@@ -98,7 +98,7 @@ class Run:
         self.name = image.info.name
         self.unsigned = not image.signed
         self._ended: Callable[[], EnclaveError] | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.names = image.names
         for attempt in range(1, _ATTEMPTS + 1):
             try:

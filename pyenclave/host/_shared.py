@@ -7,13 +7,13 @@ The platform lives as long as hosts are connected, so a connection closes with i
 from __future__ import annotations
 
 import os
-import threading
 
+from pyenclave._locks import Lock
 from pyenclave._platform.client import PlatformClient
 
 __all__ = ["acquire", "release", "share"]
 
-_lock = threading.Lock()
+_lock = Lock()
 _clients: dict[tuple[int, str], tuple[PlatformClient, int]] = {}
 
 
@@ -68,7 +68,7 @@ def release(client: PlatformClient) -> None:
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - another thread may have held it when this child was made
-    _lock = threading.Lock()
+    _lock = Lock()
     _clients.clear()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from pyenclave._locks import Lock
 from pyenclave.calls import files
 from pyenclave.errors import OcallError, SealingError
 from pyenclave.sealed.file_store import FileStore
@@ -24,7 +24,7 @@ class _Open:
 
     def __init__(self, store: FileStore) -> None:
         self.store = store
-        self.lock = threading.Lock()
+        self.lock = Lock()
 
     def close(self) -> None:
         with self.lock:
@@ -42,7 +42,7 @@ class LentFiles:
 
     def __init__(self, paths: Mapping[str, str]) -> None:
         self._paths = dict(paths)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._stores: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
         self._closed = False

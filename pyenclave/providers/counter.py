@@ -14,11 +14,11 @@ import hashlib
 import hmac
 import os
 import secrets
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from pyenclave._locks import Lock
 from pyenclave.errors import RollbackError, SealingError, TpmError
 from pyenclave.formats import tpm_wire
 from pyenclave.sealed.counter import MAX_MARK, Reading, check_step
@@ -127,7 +127,7 @@ class TpmCounter:
         self._password = owner_password
         self._lock = lock
         self._timeout = timeout
-        self._mutex = threading.Lock()
+        self._mutex = Lock()
         self._seen = 0
         with self._opened() as tpm:
             self._id = self._made(tpm) if create else self._found(tpm)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from typing import Final
 
+from pyenclave._locks import Lock
 from pyenclave.errors import EvidenceFormatError, ProviderError
 from pyenclave.formats import dcap
 from pyenclave.providers.evidence import Evidence, demand_bound, malformed, report_data_of
@@ -24,7 +24,7 @@ _MAX_QUOTE: Final = 8192
 _TARGET_INFO: Final = 512
 _REPORT: Final = 432
 _KEY: Final = 16
-_MUTEX: Final = threading.Lock()
+_MUTEX: Final = Lock()
 _NAME: Final = "Gramine"
 
 

@@ -11,11 +11,12 @@ import contextlib
 import errno
 import io
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
+
+from pyenclave._locks import Lock
 
 __all__ = ["BLOCK", "Outgoing", "RangeReader"]
 
@@ -44,7 +45,7 @@ class RangeReader(io.RawIOBase):
         self._window = 1
         self._next = 0
         self._position = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def size(self) -> int:
         """Return the length of the file."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hmac
 import os
-import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol, runtime_checkable
 
+from pyenclave._locks import Lock
 from pyenclave.errors import SealingError, UnsealError
 from pyenclave.formats import wrapped
 from pyenclave.formats.key_envelope import KeyEnvelope
@@ -120,7 +120,7 @@ class Together:
     def __init__(self, key: WrappingKey) -> None:
         self._key = key
         self._made: tuple[bytes, Wrapping] | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def wrap(self, data_key: bytes) -> Wrapping:
         """Wrap any other data key."""

@@ -8,7 +8,6 @@ For `pyenclave.open_sealed(path, mode, key=…)`. Wrapping is RSA-OAEP with SHA-
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -17,6 +16,7 @@ from typing import Any, Final, NoReturn, Protocol
 from cryptography.hazmat.primitives import hashes, keywrap
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from pyenclave._locks import Lock
 from pyenclave.errors import ArgumentError, UnsealError
 from pyenclave.formats import jose, key_envelope
 from pyenclave.sealed.envelope import Wrapping, key_name
@@ -228,7 +228,7 @@ class VaultWrappingKey:
         self.may_unwrap = True  # as far as is known: the key's operations are asked for to wrap
         self._wraps: Callable[[bytes], Wrapping] | None = None
         self._opened: OrderedDict[bytes, Future[bytes]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def wrap(self, data_key: bytes) -> Wrapping:
         """Wrap *data_key*; the vault is asked for the key once."""

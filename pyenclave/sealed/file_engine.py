@@ -12,11 +12,11 @@ import contextlib
 import hashlib
 import hmac
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from pyenclave._locks import RLock
 from pyenclave.errors import (
     EnclaveClosedError,
     EnclaveStateError,
@@ -108,7 +108,7 @@ class SealedEngine:
         if isinstance(counter, Rebinding) and truncate:
             raise ValueError("counter: a file that begins anew has one counter")
         self._store = store
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._pid = os.getpid()
         self._closed = False
         self._given_id = file_id

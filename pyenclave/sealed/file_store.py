@@ -12,9 +12,9 @@ import io
 import os
 import struct
 import sys
-import threading
 from typing import Any, Final, Protocol
 
+from pyenclave._locks import Lock
 from pyenclave.errors import FileBusyError, UnsealError
 
 try:
@@ -171,7 +171,7 @@ class FileStore:
                     raise
         if self._fd < 0:
             self._fd = os.open(self.path, flags)
-        self._seek = threading.Lock()
+        self._seek = Lock()
 
     if hasattr(os, "preadv"):
 
@@ -272,7 +272,7 @@ class ObjectStore:
         if missing:
             raise TypeError(f"path: a path, store or file object is needed; no {missing[0]}()")
         self._file = file
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def pread(self, into: memoryview, offset: int) -> int:
         """Read to *into* from *offset*; return the number of bytes."""

@@ -13,11 +13,11 @@ import hmac
 import io
 import itertools
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, overload
 
+from pyenclave._locks import RLock
 from pyenclave.errors import SealingError, SealLimitError, UnsealError
 from pyenclave.formats.sealed_stream import (
     FRAME_SIZE,
@@ -100,7 +100,7 @@ class StreamWriter(io.BufferedIOBase):
         # Each number is given out once, whatever threads or signal handlers write meanwhile: two
         # chunks under one nonce would give their plaintexts and the key of their tags away.
         self._positions = itertools.count()
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._failed = False
         hedge = f"{time.time_ns()} {time.monotonic_ns()} {os.getpid()} {id(self)}".encode()
         salt = hashlib.sha256(_LABEL + random(32) + os.urandom(16) + hedge).digest()

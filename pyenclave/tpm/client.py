@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
+from pyenclave._locks import Lock
 from pyenclave.errors import EvidenceFormatError, TpmError
 from pyenclave.formats import tpm_wire as wire
 from pyenclave.formats.tpm import HASHES, PcrSelection, TpmPublic, TpmQuote, TpmSignature
@@ -91,7 +91,7 @@ class Tpm:
         self._attempts = attempts
         self._sleep = sleep
         self._clock = clock
-        self._mutex = threading.Lock()
+        self._mutex = Lock()
         self._chunk = 0
 
     @classmethod

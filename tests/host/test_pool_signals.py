@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import signal
 import subprocess
 import sys
@@ -11,10 +10,10 @@ import threading
 import time
 
 import pytest
+from interrupts import interrupted
 from pool_places import wait_for
 
 from pyenclave.errors import BusyError, CallTimeoutError, EnclaveStateError
-from pyenclave.host._pooled import _Lock
 
 SERVICE = """
 import signal, sys, threading, time
@@ -92,44 +91,7 @@ def test_handlers_are_set_in_the_main_thread_only(make_pool) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-class _Interrupter:
-    """Raises KeyboardInterrupt where Python looks for signals, at the n-th such place."""
-
-    FILES = ("pool.py", "_pooled.py", "_book.py")
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def __call__(self, frame, event, arg) -> None:
-        # The interpreter looks after a call of C code and at the start of a function.
-        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(self.FILES):
-            self.left -= 1
-            if self.left == 0:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-
-def interrupted(work) -> int:
-    """Interrupt *work* at each place in turn until there is none left; return how often."""
-    number = 0
-    # Finalizers of pools of other tests run in the same files, and what they raise nobody catches.
-    gc.collect()
-    gc.disable()
-    try:
-        while True:
-            number += 1
-            interrupter = _Interrupter(number)
-            try:
-                sys.setprofile(interrupter)
-                work()
-            except KeyboardInterrupt:
-                continue
-            finally:
-                sys.setprofile(None)
-            if interrupter.left > 0:
-                return number
-    finally:
-        gc.enable()
+FILES = ("pool.py", "_pooled.py", "_book.py")
 
 
 @pytest.mark.parametrize("what", ["call", "options", "enclave", "fresh", "wait"])
@@ -157,44 +119,9 @@ def test_ctrl_c_at_any_moment_leaves_no_place_taken(make_pool, what: str) -> Non
     }[what]
     work()
     with pool.enclave() if what == "wait" else contextlib.nullcontext():
-        assert interrupted(work) > 10
+        assert interrupted(work, FILES) > 10
     assert wait_for(lambda: pool.stats.running == pool.stats.waiting == pool.stats.fresh == 0)
     assert pool.options(timeout=10).add(2, 2) == 4
-
-
-class _Interrupt(BaseException):
-    """What a signal raises."""
-
-
-def test_a_pools_lock_is_given_back_whenever_a_signal_comes() -> None:
-    """Also on CPython 3.14, which looks for signals before the block of a `with` begins."""
-    lock = _Lock()
-    armed = False
-    interrupts = held = 0
-
-    def raises(*_: object) -> None:
-        if armed:
-            raise _Interrupt
-
-    before = signal.signal(signal.SIGVTALRM, raises)
-    try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0001, 0.0001)
-        while interrupts < 100:
-            try:
-                armed = True
-                while True:
-                    with lock:
-                        pass
-            except _Interrupt:
-                armed = False
-                interrupts += 1
-            if lock._is_owned():
-                held += 1
-                lock.release()
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
-    assert held == 0
 
 
 TERMS = """
