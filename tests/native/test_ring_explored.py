@@ -111,11 +111,11 @@ FAULTS: dict[str, tuple[str, ring_faults.Text, ring_faults.Text, str, str]] = {
     "the payload is read twice": (
         "lane.c", "        lane->received += lane->length;\n",
         "        scatter(head, head_len, body, lane->received, lane->in +\n"
-        "                fragment_place(lane, lane->total, lane->received), lane->length);\n"
+        "                place_of(lane), lane->length);\n"
         "        lane->received += lane->length;\n",
         "calls", "read twice"),
     "all fragments in one place": (
-        "lane.h", "offset / lane->half % PLACES", "offset / lane->half % 1",
+        "lane.h", "(sequence - 1) % PLACES", "(sequence - 1) % 1",
         "fragments-back", "a race"),
     "the worker does not say that it took a call": (
         "lane.c", "if (!lane->host) { /* before", "if (0) { /* before",
@@ -142,7 +142,7 @@ def test_the_explorer_finds(fault: str, machine: list[Path], tmp_path: Path) -> 
 
 def test_two_places_for_fragments_would_be_enough(machine: list[Path], tmp_path: Path) -> None:
     """docs/formats/ring.md says so; with one it is a race, see above."""
-    old, new = "offset / lane->half % PLACES", "offset / lane->half % 2"
+    old, new = "(sequence - 1) % PLACES", "(sequence - 1) % 2"
     program = build(tmp_path, ring_faults.broken_source(tmp_path, "lane.h", old, new), machine)
     done = explore(program, BOUND, "fragments-back", "fragments-there", "given-up-fragments")
     assert done.returncode == 0, done.stdout

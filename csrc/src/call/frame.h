@@ -44,22 +44,31 @@ static inline pye_status take(pye_lane *lane, pye_lane_header *out, uint32_t sli
     return PYE_OK;
 }
 
-static inline void publish(pye_lane *lane, uint16_t kind, uint16_t index, uint32_t length,
-                           uint64_t total, uint64_t offset)
+/* BND-07: nothing of an earlier message stays behind the `length` bytes of this one. */
+static inline void clear_behind(pye_lane *lane, uint32_t length)
 {
     uint8_t *payload = lane->out + PYE_LANE_HEADER_SIZE;
 
-    if (total > lane->slot_size) {
-        const uint64_t places = (uint64_t)PLACES * lane->half;
+    if (lane->used > length) {
+        pye_copy_zero(payload + length, lane->used - length);
+    }
+    lane->used = length;
+    for (uint32_t place = 0; lane->dirty != 0; place++, lane->dirty >>= 1) {
+        const size_t start = (size_t)place * lane->half;
+        const size_t end = start + lane->half;
 
-        if (total > lane->used) {
-            lane->used = (uint32_t)(total < places ? total : places);
+        if ((lane->dirty & 1) != 0 && end > length) {
+            const size_t from = start > length ? start : length;
+            pye_copy_zero(payload + from, end - from);
         }
-    } else if (!is_control(kind)) {
-        if (lane->used > length) { /* BND-07: nothing of an earlier message stays behind this */
-            pye_copy_zero(payload + length, lane->used - length);
-        }
-        lane->used = length;
+    }
+}
+
+static inline void publish(pye_lane *lane, uint16_t kind, uint16_t index, uint32_t length,
+                           uint64_t total, uint64_t offset)
+{
+    if (total <= lane->slot_size && !is_control(kind)) {
+        clear_behind(lane, length);
     }
     __atomic_store_n(long_at(lane->out, 8), (uint64_t)lane->number << 32 | length,
                      __ATOMIC_RELAXED);

@@ -212,6 +212,20 @@ static void gather(uint8_t *to, const pye_segment *segments, size_t num, uint64_
     }
 }
 
+/* Put the fragment at `offset` where frame `sequence` has it. */
+static void store(pye_lane *lane, const pye_segment *segments, size_t num, uint64_t offset,
+                  uint64_t length, uint32_t sequence)
+{
+    const uint32_t place = fragment_place(lane, lane->whole, sequence);
+    uint32_t way = COPY_CACHED;
+
+    if (lane->whole > lane->slot_size) {
+        lane->dirty |= (uint32_t)1 << place;
+        way = lane->copy.way;
+    }
+    gather(lane->out + place_offset(lane, place), segments, num, offset, (size_t)length, way);
+}
+
 pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
                           const pye_segment *segments, size_t num, uint32_t slice_ms)
 {
@@ -258,10 +272,8 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         }
         const uint64_t offset = lane->sent;
         const uint32_t length = (uint32_t)fragment_length(lane, total, offset);
-        const uint32_t way = total > lane->slot_size ? lane->copy.way : COPY_CACHED;
         if (!lane->prepared) {
-            gather(lane->out + fragment_place(lane, total, offset), segments, num, offset, length,
-                   way);
+            store(lane, segments, num, offset, length, lane->sequence + (lane->host ? 1 : 0));
         }
         if (offset == lane->half) { /* the reader is awake from here on */
             pye_copy_began(&lane->copy, spin_clock());
@@ -276,8 +288,8 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
             return PYE_OK;
         }
         /* The next place is free: its fragment was acknowledged before this one went out. */
-        gather(lane->out + fragment_place(lane, total, lane->sent), segments, num, lane->sent,
-               (size_t)fragment_length(lane, total, lane->sent), way);
+        store(lane, segments, num, lane->sent, fragment_length(lane, total, lane->sent),
+              lane->sequence + 1);
         lane->prepared = 1;
     }
 }
@@ -298,6 +310,12 @@ static void scatter(uint8_t *head, size_t head_len, uint8_t *body, uint64_t offs
     if (len > 0) {
         pye_copy_out(body + (offset - head_len), from, len);
     }
+}
+
+/* Where the fragment lies that was just taken. */
+static size_t place_of(const pye_lane *lane)
+{
+    return place_offset(lane, fragment_place(lane, lane->total, lane->sequence));
 }
 
 pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t slice_ms)
@@ -337,7 +355,7 @@ pye_status pye_lane_read_split(pye_lane *lane, uint8_t *head, size_t head_len, u
         }
         /* The payload's one read from shared memory; received + length <= total was checked. */
         scatter(head, head_len, body, lane->received,
-                lane->in + fragment_place(lane, lane->total, lane->received), lane->length);
+                lane->in + place_of(lane), lane->length);
         lane->received += lane->length;
         if (lane->received == lane->total) {
             lane->phase = TURN;

@@ -29,6 +29,8 @@ enum phase {
     BROKEN
 };
 
+_Static_assert(PLACES <= 32, "pye_lane.dirty has a bit for each");
+
 struct pye_lane {
     uint8_t *in;  /* the other side's slot */
     uint8_t *out; /* this side's slot */
@@ -46,7 +48,8 @@ struct pye_lane {
     uint32_t number;
     uint32_t sequence; /* of the exchange that is under way */
     uint32_t seen;     /* last sequence taken from `in` */
-    uint32_t used;     /* bytes of `out` that are not zero */
+    uint32_t used;     /* bytes of `out` that are not zero, of a message that is no fragment */
+    uint32_t dirty;    /* places with fragments, a bit each */
     uint32_t half;     /* bytes of a fragment, one of PLACES */
     copy_choice copy;  /* of messages of several fragments that are written */
     int prepared;      /* the next fragment of the message that is written is in the slot */
@@ -84,7 +87,8 @@ static inline pye_status broken(pye_lane *lane, const char *check)
 }
 
 /* How long the fragment at `offset` of a message of `total` bytes must be. Fragments lie in the
- * slot's PLACES by turns: while the receiver copies one, the sender writes the next. */
+ * slot's PLACES by turns, also those of one message after those of another: while the receiver copies
+ * one, the sender writes the next. */
 static inline uint64_t fragment_length(const pye_lane *lane, uint64_t total, uint64_t offset)
 {
     const uint64_t left = total - offset;
@@ -92,12 +96,15 @@ static inline uint64_t fragment_length(const pye_lane *lane, uint64_t total, uin
     return total <= lane->slot_size || left < lane->half ? left : lane->half;
 }
 
-/* Where in a slot the fragment is; of private numbers only. */
-static inline size_t fragment_place(const pye_lane *lane, uint64_t total, uint64_t offset)
+/* Which place the fragment has that crosses with frame `sequence`; of private numbers only. */
+static inline uint32_t fragment_place(const pye_lane *lane, uint64_t total, uint32_t sequence)
 {
-    const uint64_t which = total <= lane->slot_size ? 0 : offset / lane->half % PLACES;
+    return total <= lane->slot_size ? 0 : (sequence - 1) % PLACES;
+}
 
-    return PYE_LANE_HEADER_SIZE + (size_t)which * lane->half;
+static inline size_t place_offset(const pye_lane *lane, uint32_t place)
+{
+    return PYE_LANE_HEADER_SIZE + (size_t)place * lane->half;
 }
 
 /* await.c: wait until the other side's word moves on from what was last taken. PYE_E_TIMEOUT: it
