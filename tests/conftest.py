@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ if _HOME.name != "site-packages":
     os.environ["PYTHONPATH"] = str(_HOME)
 # Nor may they find the checkout's sources because they run in its folder.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# Who starts the suite in the background (nohup, &) has these ignored, and what is ignored is
+# inherited: a test that sends one would wait for ever.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 if os.environ.get("PYENCLAVE_COVERAGE") == "1":
     import counters
