@@ -61,17 +61,27 @@ cdef extern from *:
         note_until = 0;
     }
 
-    /* note_stop raises at the next bytecode; see the top. argument: (error, old trace, frame). */
+    /* note_stop raises at the next bytecode; see the top. argument: (error, old trace, frame, place of
+     * the heap). No other thread has had the GIL since this one read zeros: those that it was shown go
+     * now, so that whoever reads next is noticed. Making the exception runs Python code, and would be
+     * too late. */
     static int note_stop(PyObject *argument, PyFrameObject *frame, int event, PyObject *what)
     {
         PyObject *error = PyTuple_GetItem(argument, 0);
         PyObject *old = PyTuple_GetItem(argument, 1);
         PyObject *traced = PyTuple_GetItem(argument, 2);
+        unsigned long place = PyLong_AsUnsignedLong(PyTuple_GetItem(argument, 3));
+        pye_heap *heap = place < NOTE_HEAPS
+                             ? __atomic_load_n(&note_heaps[place].heap, __ATOMIC_ACQUIRE)
+                             : NULL;
         PyObject *set, *done;
         (void)frame;
         (void)event;
         (void)what;
         Py_INCREF(argument); /* taking the function off drops it */
+        if (heap != NULL) {
+            pye_heap_conceal(heap);
+        }
         if (PyObject_SetAttrString(traced, "f_trace_opcodes", Py_False) != 0) {
             PyErr_Clear();
         }
@@ -88,10 +98,10 @@ cdef extern from *:
     }
 
     /* note_raise has `error` raised in the thread of the current thread state, which is `thread`. */
-    static void note_raise(PyObject *error, unsigned long thread)
+    static void note_raise(PyObject *error, unsigned long thread, uint32_t place)
     {
         PyObject *type, *value, *traceback;
-        PyObject *get, *old, *frame, *argument;
+        PyObject *get, *old, *frame, *argument, *number;
         int collects, is_set = 0;
         PyErr_Fetch(&type, &value, &traceback);
         collects = PyGC_Disable(); /* no finalizer runs inside somebody's loop */
@@ -101,7 +111,9 @@ cdef extern from *:
         if (old != NULL && PyTuple_Check(old)) {
             is_set = 1; /* it is told already, and still reads on */
         } else if (old != NULL && note_python.set_trace != NULL) {
-            argument = PyTuple_Pack(3, error, old, frame);
+            number = PyLong_FromUnsignedLong(place);
+            argument = number == NULL ? NULL : PyTuple_Pack(4, error, old, frame, number);
+            Py_XDECREF(number);
             if (argument != NULL &&
                 PyObject_SetAttrString(frame, "f_trace_opcodes", Py_True) == 0) {
                 note_python.set_trace(note_stop, argument);
@@ -133,7 +145,7 @@ cdef extern from *:
         if (note_slots[i].python != NULL) {
             if (waits) {
                 PyThreadState *mine = PyThreadState_Swap(note_slots[i].python);
-                note_raise(error, note_slots[i].thread);
+                note_raise(error, note_slots[i].thread, note_slots[i].place);
                 PyThreadState_Swap(mine);
             } else {
                 PyThreadState_SetAsyncExc(note_slots[i].thread, error);
@@ -276,8 +288,10 @@ cdef extern from *:
         }
         python = PyGILState_GetThisThreadState();
         if (python != NULL && note_python.current != NULL && note_python.current() == python) {
-            note_raise(note_heaps[place].errors[which], PyThread_get_thread_ident());
+            note_raise(note_heaps[place].errors[which], PyThread_get_thread_ident(), place);
         } else {
+            /* Nobody reads on, unnoticed, while this thread waits: it faults once more. */
+            pye_heap_conceal(heap);
             note_leave(place, which, python);
         }
         note_until = pye_clock_ns() + NOTE_AGAIN_NS;

@@ -151,6 +151,50 @@ def test_what_is_asked_of_a_poisoned_heap_is_refused_with_the_reason(heap, array
             use()
 
 
+def test_readers_of_one_element_are_all_told_however_often_threads_switch():
+    """The first is shown a page of zeros: it is hidden again before another has the interpreter."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            with SealedHeap("1 MiB", "256 KiB") as heap:
+                array = heap.array(np.arange(4096, dtype=np.float64))
+                tamper(heap, array)
+                over, start = threading.Event(), threading.Barrier(5)
+                told: list[bool] = []
+
+                def busy(over: threading.Event = over) -> None:
+                    while not over.is_set():
+                        sum(range(10))
+
+                def read(
+                    array: np.ndarray = array,
+                    start: threading.Barrier = start,
+                    told: list[bool] = told,
+                ) -> None:
+                    start.wait()
+                    try:
+                        array[0]
+                    except SealingError:
+                        told.append(True)
+                    else:
+                        told.append(False)
+
+                busybody = threading.Thread(target=busy)
+                threads = [threading.Thread(target=read) for _ in range(4)]
+                busybody.start()
+                for thread in threads:
+                    thread.start()
+                read()
+                for thread in threads:
+                    thread.join()
+                over.set()
+                busybody.join()
+                assert told == [True] * 5
+    finally:
+        sys.setswitchinterval(before)
+
+
 @pytest.mark.parametrize("name", ["one element", "sum", "an operator"])
 def test_other_threads_are_told_too_while_one_holds_the_interpreter(heap, array, name):
     """A thread of Python code wants the GIL all the time; main thread and workers read."""

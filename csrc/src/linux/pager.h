@@ -21,7 +21,7 @@
  * fewer than one fault in a hundred pays for it. */
 #define PAGER_BATCH 128
 /* Zero pages of an ended heap that are shown at a time: more than one instruction can touch. */
-#define PAGER_ZEROS 64
+#define PAGER_ZEROS 8
 
 /* Pages from which on a helper is offered half of them: else handing over takes longer. A test has
  * fewer. */
