@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyenclave.host.aio import AsyncEnclave as AsyncEnclave
     from pyenclave.host.aio_pool import AsyncEnclavePool as AsyncEnclavePool
     from pyenclave.host.files import lend_files as lend_files
+    from pyenclave.host.protected import ProtectedLibrary as ProtectedLibrary
     from pyenclave.host.relay import relay as relay
     from pyenclave.sealed.file import open_sealed as open_sealed
     from pyenclave.sealed.heap import SealedHeap as SealedHeap
@@ -34,6 +35,7 @@ _PUBLIC = {
     "AsyncEnclavePool": "pyenclave.host.aio_pool",
     "Enclave": "pyenclave.host",
     "EnclavePool": "pyenclave.host",
+    "ProtectedLibrary": "pyenclave.host.protected",
     "PublicError": "pyenclave.trusted",
     "SealPolicy": "pyenclave.trusted",
     "SealedHeap": "pyenclave.sealed.heap",
@@ -57,7 +59,7 @@ __all__ = [  # noqa: PLE0604 - computed from the table above
 
 
 def get_include() -> str:
-    """Return the folder of ``pyenclave_trusted.h``, for compiling native trusted code."""
+    """Return the folder of the C headers for native trusted code and protected libraries."""
     from pathlib import Path
 
     return str(Path(__file__).parent / "include")

@@ -40,6 +40,7 @@ __all__ = [
     "NotInEnclaveError",
     "OcallError",
     "PlatformUnavailableError",
+    "ProtectionError",
     "ProviderError",
     "RemoteServiceError",
     "ReportRaceError",
@@ -175,6 +176,12 @@ class PlatformUnavailableError(LaunchError):
     """The platform process cannot be reached or started."""
 
     code = "launch.platform"
+
+
+class ProtectionError(EnclaveError):
+    """This machine gives no protection key, or a library cannot be put behind one."""
+
+    code = "protection"
 
 
 class EnclaveStateError(EnclaveError):

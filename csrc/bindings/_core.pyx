@@ -23,6 +23,7 @@ include "ring.pxi"
 
 # -- processes and secret memory ---------------------------------------------------------------
 include "linux.pxi"
+include "protect.pxi"
 
 # -- sealed memory -----------------------------------------------------------------------------
 include "heap.pxi"

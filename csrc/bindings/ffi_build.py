@@ -36,7 +36,7 @@ def declarations(text: str, constants: str = "") -> str:
 
 ORDER = [
     "base", "gcm", "hash", "ecdsa", "page", "epoch", "tree", "heap", "extents", "measure", "launch",
-    "call", "batch", "stats", "linux",
+    "call", "batch", "stats", "linux", "protect",
 ]  # fmt: skip
 
 texts = [(HEADERS / f"{name}.h").read_text("utf-8") for name in ORDER]

@@ -27,5 +27,6 @@
 #include "pyenclave/call.h"
 #include "pyenclave/stats.h"
 #include "pyenclave/linux.h"
+#include "pyenclave/protect.h"
 
 #endif

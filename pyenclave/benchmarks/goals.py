@@ -95,6 +95,7 @@ GOALS: Final[dict[str, Goal]] = {
     "ecall_array": Goal(0.45),
     "ecall_array/out": Goal(0.45),
     "ecall_array/shared": Goal(0.55),
+    "protected_call": Goal(1 / 1.2),
     "launch_zygote": Goal(60),
     "launch_pool": Goal(10),
     "fastapi_overhead": Goal(0.85),

@@ -60,6 +60,7 @@ _ROWS: dict[str, tuple[str, str]] = {
     "ecall_async": ("async_calls", "ecall_async"),
     "ecall_map_256": ("calls", "ecall_map_256"),
     "ecall_array": ("calls", "ecall_array"),
+    "protected_call": ("protecting", "protected_call"),
     "launch_zygote": ("launching", "launch_zygote"),
     "launch_pool": ("launching", "launch_pool"),
     "fastapi_overhead": ("serving", "fastapi_overhead"),

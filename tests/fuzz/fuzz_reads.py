@@ -32,6 +32,7 @@ from pyenclave.formats import (
     ear,
     elf,
     elf_enclave,
+    elf_protect,
     eventlog,
     http_answer,
     image,
@@ -327,6 +328,10 @@ def read_expected(data: bytes) -> object:
 def read_elf(data: bytes) -> object:
     found = elf.parse(data, "fuzz")
     return found, elf.exported(data, "fuzz")
+
+
+def read_elf_protect(data: bytes) -> object:
+    return elf_protect.protectable(data, "fuzz")
 
 
 def read_enclave_elf(data: bytes) -> object:

@@ -51,7 +51,7 @@ LEFT_OUT = {
 }
 SECONDS_A_CHECK = 25.0  # of tests; who is not noticed by then counts as not noticed
 # Files that only some CPUs run: their checks may stay unreached on others.
-NEEDS = {"crypto/p256_ifma.c": "ifma"}
+NEEDS = {"crypto/p256_ifma.c": "ifma", "linux/protect.c": "pku"}
 ENDS = ("killed", "crashed", "hung", "survived", "not reached", "not on this CPU")
 NOTICED = {"killed", "crashed", "hung"}
 

@@ -29,7 +29,7 @@ OF_HEADER = {
     **dict.fromkeys(("measure", "launch"), "measure"),
     **dict.fromkeys(("page", "epoch", "tree", "extents"), "page"),
     **dict.fromkeys(("call", "batch", "stats"), "call"),
-    **dict.fromkeys(("linux", "heap"), "linux"),
+    **dict.fromkeys(("linux", "heap", "protect"), "linux"),
 }
 
 
