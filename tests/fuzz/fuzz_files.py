@@ -134,6 +134,36 @@ def _(corpus: Corpus) -> Iterator[bytes]:
     yield bytes(data)
 
 
+@seeds("elf-protect")
+def _(corpus: Corpus) -> Iterator[bytes]:
+    """A library with one trusted function, code, RELRO and a page of variables."""
+    yield from corpus.get("elf")
+    strings = b"\0pye_ecall_f\0"
+    symbols = bytes(24) + struct.pack("<IBBHQQ", 1, 0x12, 0, 1, 0x1400, 1)
+    dynamic = struct.pack("<12Q", 5, 0x300, 10, len(strings), 6, 0x340, 11, 24, 4, 0x380, 0, 0)
+    segments = (
+        (1, 4, 0, 0, 0x400, 0x400),
+        (1, 5, 0x400, 0x1400, 0x10, 0x10),
+        (1, 6, 0x500, 0x2500, len(dynamic), 0x1300),
+        (2, 6, 0x500, 0x2500, len(dynamic), len(dynamic)),
+        (0x6474E551, 6, 0, 0, 0, 0),
+        (0x6474E552, 4, 0x500, 0x2500, len(dynamic), 0xB00),
+    )
+    head = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56,
+        len(segments), 0, 0, 0,
+    )  # fmt: skip
+    for kind, flags, offset, start, filesz, memsz in segments:
+        head += struct.pack("<IIQQQQQQ", kind, flags, offset, start, 0, filesz, memsz, 4096)
+    data = bytearray(head.ljust(0x600, b"\0"))
+    for at, part in (
+        (0x300, strings), (0x340, symbols), (0x380, struct.pack("<5I", 1, 2, 1, 0, 0)),
+        (0x400, b"\x31\xc0\xc3"), (0x500, dynamic),
+    ):  # fmt: skip
+        data[at : at + len(part)] = part
+    yield bytes(data)
+
+
 # ---- our own --------------------------------------------------------------------------------
 
 

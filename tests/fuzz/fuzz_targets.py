@@ -167,7 +167,7 @@ def _formats() -> list[Target]:
         t("decoded-token", decoded_token.DecodedToken.from_bytes, "decoded-token"),
         t("der", read_der, "certificate"),
         t("elf", read_elf, "elf", IMAGE),
-        t("elf-protect", read_elf_protect, "elf", (*IMAGE, pye.ProtectionError)),
+        t("elf-protect", read_elf_protect, "elf-protect", (*IMAGE, pye.ProtectionError)),
         t("elf-enclave", read_enclave_elf, "sgx-file", MEASURED),
         t("eventlog", eventlog.EventLog.from_bytes, "eventlog"),
         t("eventlog-ccel-table", read_ccel, "ccel-table", frame=ccel_sum),
