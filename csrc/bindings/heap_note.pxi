@@ -62,9 +62,9 @@ cdef extern from *:
     }
 
     /* note_stop raises at the next bytecode; see the top. argument: (error, old trace, frame, place of
-     * the heap). No other thread has had the GIL since this one read zeros: those that it was shown go
-     * now, so that whoever reads next is noticed. Making the exception runs Python code, and would be
-     * too late. */
+     * the heap). The zeros that this thread was shown go now, so that whoever reads next is noticed:
+     * making the exception runs Python code, which may hand over the GIL. (The end of a call may have
+     * done so before: docs/sealed-memory.md.) */
     static int note_stop(PyObject *argument, PyFrameObject *frame, int event, PyObject *what)
     {
         PyObject *error = PyTuple_GetItem(argument, 0);
@@ -290,7 +290,7 @@ cdef extern from *:
         if (python != NULL && note_python.current != NULL && note_python.current() == python) {
             note_raise(note_heaps[place].errors[which], PyThread_get_thread_ident(), place);
         } else {
-            /* Nobody reads on, unnoticed, while this thread waits: it faults once more. */
+            /* Nobody else reads zeros while this thread waits; then it faults once more. */
             pye_heap_conceal(heap);
             note_leave(place, which, python);
         }

@@ -195,6 +195,38 @@ def test_readers_of_one_element_are_all_told_however_often_threads_switch():
         sys.setswitchinterval(before)
 
 
+@pytest.mark.parametrize("read", [lambda a: a.item(0), lambda a: a.sum()], ids=["call", "sum"])
+def test_who_is_not_told_sees_that_the_heap_is_poisoned(read):
+    """Of readers of the same few pages some get zeros and no error; ``poisoned`` says it to all."""
+    for _ in range(20):
+        with SealedHeap("1 MiB", "256 KiB") as heap:
+            array = heap.array(np.arange(4096, dtype=np.float64) + 1)
+            tamper(heap, array)
+            start = threading.Barrier(4)
+            wrong: list[object] = []
+
+            def judge(
+                heap: SealedHeap = heap,
+                array: np.ndarray = array,
+                start: threading.Barrier = start,
+                wrong: list[object] = wrong,
+            ) -> None:
+                start.wait()
+                try:
+                    found = read(array)
+                except SealingError:
+                    return
+                if heap.poisoned is None:
+                    wrong.append(found)
+
+            threads = [threading.Thread(target=judge) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert wrong == []
+
+
 @pytest.mark.parametrize("name", ["one element", "sum", "an operator"])
 def test_other_threads_are_told_too_while_one_holds_the_interpreter(heap, array, name):
     """A thread of Python code wants the GIL all the time; main thread and workers read."""

@@ -8,8 +8,8 @@
 #include "pyenclave/call.h"
 
 #define ALIGNMENT 128 /* processors fetch lines in pairs */
-/* For fragments. By the time a line is written again it has left the second cache of both cores, and
- * is written for a fifth of what it costs to take it from the reader's. */
+/* For fragments. By the time a line is written again it has mostly left the reader's second cache,
+ * where that has 1 MiB: to take it from there costs several times more (bench/README.md). */
 #ifndef PLACES /* tests */
 #define PLACES 16
 #endif

@@ -20,7 +20,8 @@
 /* Most pages that are taken out of the view in one step. Room is made for so many at once, so that
  * fewer than one fault in a hundred pays for it. */
 #define PAGER_BATCH 128
-/* Zero pages of an ended heap that are shown at a time: more than one instruction can touch. */
+/* Zero pages of an ended heap that are shown at a time. An instruction touches four at most; a gather
+ * more, but it goes on where it faulted. */
 #define PAGER_ZEROS 8
 
 /* Pages from which on a helper is offered half of them: else handing over takes longer. A test has
