@@ -19,6 +19,7 @@ LAYERS = {
     # The design's layer 0, in the order in which its members build on each other.
     "errors": -2,
     "_locks": -2,
+    "_memfd": -2,
     "_core": -1,
     "_ffi": -1,
     "_native": 0,
@@ -48,6 +49,7 @@ LAYERS = {
 TRUSTED_BASE = {
     "errors",
     "_locks",
+    "_memfd",
     "_native",
     "_core",
     "_ffi",

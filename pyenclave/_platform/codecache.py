@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyenclave
 from pyenclave._core import hmac_sha256
+from pyenclave._memfd import ALL_SEALS, seal
 from pyenclave.calls.channel import close_all
 from pyenclave.errors import EnclaveError
 from pyenclave.formats.lock import MAX_LOCK, START_FLAGS
@@ -49,7 +50,6 @@ _MAX_FILES: Final = 8
 _WRITING_SECONDS: Final = 5.0  # how long closing waits for a file that is being written
 _MAX_STORED: Final = 2  # times that one zygote hands over: what it imported, and all
 _NAME: Final = re.compile(r"code-[0-9a-f]{16}")
-_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def binding_of(table: bytes, *, debug: bool) -> bytes:
@@ -182,7 +182,7 @@ class CodeCache:
         left = size
         while left and (sent := os.sendfile(fd, file, None, left)):
             left -= sent
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        seal(fd)
         if left:
             return False
         with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
@@ -254,7 +254,7 @@ class CodeCache:
             OSError: There is no room, or it cannot be written; nothing is, once this is closed.
 
         """
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & ALL_SEALS != ALL_SEALS:
             raise ValueError("compiled code that could still be changed")
         size = os.fstat(fd).st_size
         table = int.from_bytes(os.pread(fd, 4, 0), "little")

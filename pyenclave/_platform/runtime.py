@@ -8,7 +8,6 @@ of ours runs. They are hashed here before exec and again by the zygote after it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -16,6 +15,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from pyenclave._memfd import sealed
 from pyenclave._platform.codecache import binding_of
 from pyenclave.errors import ImageError, RuntimeLockError
 from pyenclave.formats.lock import Lock, Roots, this_python
@@ -23,7 +23,7 @@ from pyenclave.formats.lock import Lock, Roots, this_python
 if TYPE_CHECKING:
     from pyenclave._platform.codecache import CodeCache
 
-__all__ = ["BOOT", "Kit", "sealed_memfd", "verify_runtime"]
+__all__ = ["BOOT", "Kit", "verify_runtime"]
 
 # The sources that start a zygote, and the extensions that they cannot do without.
 BOOT = "pyenclave._worker.boot"
@@ -32,26 +32,6 @@ _EARLY = ("_sha2", "_sha256", "fcntl")
 _CORE = "pyenclave._core"
 _MAX_FILE = 1 << 30
 _MISSING = "missing"
-_MFD_NOEXEC_SEAL = 0x0008
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-
-
-def sealed_memfd(name: str, data: bytes) -> int:
-    """Return the descriptor of a write-sealed memfd that holds *data*."""
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
-    except OSError:  # before Linux 6.3
-        fd = os.memfd_create(name, flags)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _open(path: str) -> io.FileIO | None:
@@ -213,7 +193,7 @@ def _kit(
     code = wanted = -1
     try:
         fds.extend(
-            sealed_memfd(f"pyenclave-{what}", data)
+            sealed(f"pyenclave-{what}", data, executable=False)
             for what, data in (
                 ("boot", contents[BOOT]),
                 ("table", table),
@@ -224,7 +204,7 @@ def _kit(
         early = []
         for name in _EARLY:
             if name in contents:
-                fds.append(sealed_memfd("pyenclave-object", contents[name]))
+                fds.append(sealed("pyenclave-object", contents[name], executable=False))
                 early.append(f"{name}={fds[-1]}")
         if codes is not None:
             binding = binding_of(table.partition(b"\n")[2], debug=debug)

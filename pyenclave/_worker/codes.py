@@ -15,11 +15,12 @@ One packet with one byte, and a write-sealed memfd::
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import marshal
 import os
 import socket
 from typing import TYPE_CHECKING, Final
+
+from pyenclave._memfd import seal
 
 if TYPE_CHECKING:
     from pyenclave._worker.importer import Entry, Locked
@@ -28,7 +29,6 @@ __all__ = ["MAX_CODE", "CodeWriter", "compile_ahead", "sources_of"]
 
 #: Bytes of code, and of its table, at most. NumPy's lock list has 10 MiB, PyTorch's 50 MiB.
 MAX_CODE: Final = 60 << 20
-_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def sources_of(locked: Locked) -> list[Entry]:
@@ -109,7 +109,7 @@ class CodeWriter:
             os.lseek(self._code, 0, os.SEEK_SET)
             while os.sendfile(fd, self._code, None, MAX_CODE):
                 pass
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            seal(fd)
             socket.send_fds(self._socket, [b"K"], [fd])
         finally:
             os.close(fd)

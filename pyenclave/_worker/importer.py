@@ -50,6 +50,8 @@ __all__ = [
 _FIRST_FD = 128  # numbers of memfds count up from here: glibc must never see one path twice
 _SEALS = 0x0F  # F_SEAL_SEAL | SHRINK | GROW | WRITE
 _ADD_SEALS = 1033
+_EBUSY = 16
+_PATIENCE = 10.0  # seconds
 _MFD = 0x0001 | 0x0002  # CLOEXEC | ALLOW_SEALING
 _MFD_NOEXEC_SEAL = 0x0008  # nobody may execve it; mapping it executable still works
 _MAX_FILE = 1 << 30
@@ -340,7 +342,16 @@ class Locked:
         return number
 
     def _seal(self, fd: int) -> None:
-        fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
+        # The kernel refuses while anybody, itself too, holds on to a page (see _memfd.py).
+        begin = time.monotonic()
+        while True:
+            try:
+                fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
+                break
+            except OSError as error:
+                if error.errno != _EBUSY or time.monotonic() - begin > _PATIENCE:
+                    raise
+            time.sleep(0.01)
         status = posix.fstat(fd)
         self.sealed.add((status.st_dev, status.st_ino))
 

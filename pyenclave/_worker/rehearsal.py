@@ -9,7 +9,6 @@ there are hundreds, would take a microsecond or two. Nothing of it stays.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import os
 import struct
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pyenclave import _native
 from pyenclave._core import SecretMemory
+from pyenclave._memfd import sealed
 from pyenclave._worker import dispatch
 from pyenclave._worker.main import Prepared, Start, Worker
 from pyenclave.calls import ring
@@ -39,7 +39,6 @@ _FUNCTION = "add"
 _REQUEST = 4096 + 256  # where lane 0 has its request slot (docs/formats/ring.md)
 _CALL = 1  # the kind of its frame
 _HEADER = struct.Struct("<IHHIIQQ")
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class _Rehearsal(Worker):
@@ -74,7 +73,7 @@ def rehearse(data: bytes, locked: Locked) -> None:
     collecting = gc.isenabled()
     ours, theirs = Channel.pair()
     with ours, theirs, contextlib.ExitStack() as undone:
-        image_fd = _sealed(data)
+        image_fd = sealed("pyenclave-rehearsal", data)
         undone.callback(os.close, image_fd)
         prepared = Prepared(image_fd, locked)
         ring_fd = ring.create(prepared.image.info.threads)
@@ -130,19 +129,6 @@ def _serve(worker: Worker, prepared: Prepared, ring_fd: int) -> None:
     worker.forget_lane()
     if not called:
         raise EnclaveStateError("the rehearsal's call was not served")
-
-
-def _sealed(data: bytes) -> int:
-    fd = os.memfd_create("pyenclave-rehearsal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _identity(*, debug: bool) -> messages.Identity:

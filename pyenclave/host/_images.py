@@ -8,13 +8,13 @@ an image protects nobody in any case; platform and worker judge the sealed copy 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import weakref
 from typing import Final
 
 from pyenclave._locks import Lock
+from pyenclave._memfd import sealed
 from pyenclave.calls.ocalls import Ocall
 from pyenclave.calls.signature import Signature
 from pyenclave.formats.image import Image
@@ -23,7 +23,6 @@ __all__ = ["Prepared", "prepare"]
 
 _KEPT: Final = 4
 _LARGEST: Final = 16 << 20  # bytes; a larger one is read again each time
-_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class Prepared:
@@ -58,7 +57,7 @@ class Prepared:
         self.functions = tuple(map(str, self.signatures))
         self.ocalls = tuple(Ocall.from_wire(item) for item in image.info.ocalls)
         self._lock = hashlib.sha256(image.lock_bytes).digest()
-        self.fd = _sealed_copy(data)
+        self.fd = sealed("pyenclave-image", data)
         weakref.finalize(self, os.close, self.fd)
 
     def expect(self, debug: bool | None) -> tuple[bytes, bool]:
@@ -89,20 +88,6 @@ def prepare(data: bytes) -> Prepared:
             _kept.append(prepared)
             del _kept[:-_KEPT]
     return prepared
-
-
-def _sealed_copy(data: bytes) -> int:
-    """Return a memory file with *data* that nobody can change any more."""
-    fd = os.memfd_create("pyenclave-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _after_fork() -> None:

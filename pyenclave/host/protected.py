@@ -7,7 +7,6 @@ Not an enclave: ``docs/protected.md`` begins with what this does not stop.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import functools
 import os
 import weakref
@@ -17,7 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
 from pyenclave import _core
-from pyenclave._native import SEALED, cpu_features
+from pyenclave._memfd import sealed
+from pyenclave._native import cpu_features
 from pyenclave.errors import (
     EnclaveClosedError,
     EnclaveError,
@@ -71,15 +71,11 @@ def _need_keys() -> None:
 
 def _sealed_copy(data: bytes) -> int:
     """Return a descriptor of bytes that nobody can change, by a path that is new to the loader."""
-    fd = os.memfd_create("pyenclave-protected", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    fds = [fd]
+    fds = [sealed("pyenclave-protected", data)]
     try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(data)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALED)
         # The loader takes a path that it knows for the object that it has: one that stayed loaded.
         while _core.library_is_loaded(f"/proc/self/fd/{fds[-1]}"):
-            fds.append(os.dup(fd))
+            fds.append(os.dup(fds[0]))
         return fds.pop()
     finally:
         for other in fds:

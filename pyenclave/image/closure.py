@@ -39,6 +39,7 @@ __all__ = ["ALLOWED", "Closure", "Entry", "take"]
 ALLOWED = (
     "errors",
     "_locks",
+    "_memfd",
     "_native",
     "_core",
     "_ffi",

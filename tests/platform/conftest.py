@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyenclave._memfd import seal
 from pyenclave._platform import client as client_module
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
@@ -23,7 +23,7 @@ SEALS_ALL = 0x1 | 0x2 | 0x4 | 0x8
 def memfd(data: bytes, seals: int) -> int:
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.write(fd, data)
-    fcntl.fcntl(fd, 1033, seals)
+    seal(fd, seals)
     return fd
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyenclave._core import hmac_sha256
+from pyenclave._memfd import seal
 from pyenclave._platform import codecache
 from pyenclave._platform.codecache import CodeCache, binding_of
 from pyenclave._platform.state import State
@@ -39,7 +40,7 @@ def parcel(data: bytes = CODE, table: bytes = TABLE, *, seals: int = SEALS) -> i
     """What a zygote hands over."""
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.write(fd, len(table).to_bytes(4, "little") + table + data)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    seal(fd, seals)
     return fd
 
 
@@ -204,7 +205,7 @@ def test_code_of_another_size_is_not_kept(state: State, monkeypatch: pytest.Monk
     for data in (b"", b"\xff\xff\xff\xff", b"\x05\0\0\0four"):
         fd = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         os.write(fd, data)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        seal(fd, SEALS)
         with pytest.raises(ValueError, match="another size"):
             cache.store(LOCK, fd, debug=False, binding=BINDING)
         os.close(fd)

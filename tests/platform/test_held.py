@@ -7,8 +7,8 @@ import os
 
 import pytest
 
+from pyenclave._memfd import sealed as sealed_memfd
 from pyenclave._platform.held import HeldImages
-from pyenclave._platform.runtime import sealed_memfd
 
 
 @pytest.fixture

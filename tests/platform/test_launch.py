@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from pyenclave._memfd import seal
 from pyenclave._platform.ahead import MOST
 from pyenclave._platform.client import PlatformClient
 from pyenclave._platform.drafts import Drafts
@@ -80,13 +81,11 @@ def wait_for(client: PlatformClient, enclave_id: bytes, state: str) -> messages.
 
 
 def memfd(data: bytes, seals: int, *, size: int | None = None) -> int:
-    import fcntl
-
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.write(fd, data)
     if size is not None:
         os.ftruncate(fd, size)
-    fcntl.fcntl(fd, 1033, seals)
+    seal(fd, seals)
     return fd
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyenclave import _native
+from pyenclave._memfd import seal
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
 from pyenclave.errors import EnclaveLostError, LaunchRefusedError, SignatureError
@@ -54,14 +55,12 @@ def real(state_path: Path) -> Iterator[PlatformClient]:
 
 
 def memfd(data: bytes, seals: int) -> int:
-    import fcntl
-
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     if data:
         os.write(fd, data)
     else:
         os.ftruncate(fd, ring.layout(1, ring.DEFAULT_SLOT))
-    fcntl.fcntl(fd, 1033, seals)
+    seal(fd, seals)
     return fd
 
 

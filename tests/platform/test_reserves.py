@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pyenclave._memfd import seal
 from pyenclave._platform import reserves as reserves_module
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
@@ -32,11 +33,9 @@ SEALS_ALL = 0x1 | 0x2 | 0x4 | 0x8
 
 
 def image_fd(**image: object) -> int:
-    import fcntl
-
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.write(fd, json.dumps(image).encode())
-    fcntl.fcntl(fd, 1033, SEALS_ALL)
+    seal(fd, SEALS_ALL)
     return fd
 
 

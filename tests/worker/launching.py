@@ -14,7 +14,7 @@ from typing import Self
 from msgspec.structs import replace
 
 from pyenclave import _core
-from pyenclave._platform.runtime import sealed_memfd
+from pyenclave._memfd import sealed as sealed_memfd
 from pyenclave._platform.zygotes import Spawned, Zygotes
 from pyenclave.calls import errors as call_errors
 from pyenclave.calls import ring

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -256,6 +257,7 @@ def test_a_rehearsal_goes_through_and_leaves_nothing(base) -> None:
     locked.snapshot = _native.mapping_text()  # this process is no zygote
     rings = Path("/proc/self/maps").read_text(encoding="utf-8").count("pyenclave-ring")
     rehearsal.rehearse(data, locked)
+    gc.collect()  # what earlier tests left may be closed at any time
     before = os.listdir("/proc/self/fd"), dict(locked.__dict__), sorted(sys.modules)
     rehearsal.rehearse(data, locked)
     assert (os.listdir("/proc/self/fd"), dict(locked.__dict__), sorted(sys.modules)) == before
