@@ -1,13 +1,13 @@
 # Sealed files: pages between a descriptor and memory, and the columns of a tree's nodes.
 #
 # A page is opened while it is still in the cache that its read filled, and written while it is in
-# the one that its sealing filled: by sixteen, that is twice as fast as the two steps one by one.
+# the one that its sealing filled: by some, that is twice as fast as the two steps one by one.
 cdef extern from *:
     """
     #include <errno.h>
     #include <unistd.h>
 
-    #define PYE_FILE_GROUP 16
+    #define PYE_FILE_GROUP 32
 
     /* read_group fills `out` from `at`; 0 at the end of the file, -1 on failure. */
     static int pye_file_read(int fd, uint8_t *out, size_t len, uint64_t at)
@@ -127,7 +127,7 @@ def write_pages(PageKey key not None, int fd, uint64_t at, pages, tags, scratch,
     Seal n pages, their tags to `tags`, write them to `fd` at `at`, and return the first version.
 
     The others follow it: another thread that seals with `key` meanwhile makes this fail. `scratch`
-    holds ciphertext on its way, 16 pages or more.
+    holds ciphertext on its way, 32 pages or more.
     """
     cdef Py_buffer p, t, s
     cdef pye_page_info info

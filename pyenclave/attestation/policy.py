@@ -9,7 +9,6 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-from pyenclave._files import read_file
 from pyenclave.attestation.references import (
     GivenReferences,
     GivenRegisters,
@@ -504,13 +503,15 @@ class AppraisalPolicy:
             ValueError: The image is not signed and *any_version_of_signer* is asked for.
 
         """
-        from pyenclave.formats.image import MAX_IMAGE, Image
+        from pathlib import Path
+
+        from pyenclave.formats.image import Image
         from pyenclave.measurement.image import verify_image
 
         data = (
             bytes(image)
             if isinstance(image, bytes | bytearray | memoryview)
-            else read_file(image, limit=MAX_IMAGE)
+            else Path(image).read_bytes()
         )
         signed = verify_image(Image.parse(data))
         is_signed = any(signed.mrsigner)
@@ -566,14 +567,17 @@ class AppraisalPolicy:
         Read a policy file: TOML if its name ends in ``.toml``, else JSON.
 
         Raises:
-            OSError: The file cannot be read, or is too large.
-            ValueError: It is no policy.
+            OSError: The file cannot be read.
+            ValueError: It is too large, or no policy.
 
         """
         from pathlib import Path
 
         path = Path(path)
-        data = read_file(path, limit=MAX_FILE)
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+        if len(data) > MAX_FILE:
+            raise ValueError(f"policy: more than {MAX_FILE} bytes")
         form = "toml" if path.suffix == ".toml" else "json"
         return cls.from_text(data.decode("utf-8"), form=form)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyenclave._files import open_file
 from pyenclave.cli import output
 
 if TYPE_CHECKING:
@@ -247,7 +246,7 @@ def seal_path(args: argparse.Namespace, target: str, sealers: Sealers, verb: str
                 skip_special=args.skip_special,
             )
         return report_folder(args, report, verb)
-    fd = open_file(args.file)
+    fd = os.open(args.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _free(target, force=args.force)
         parent, name = os.path.split(os.path.abspath(target))
@@ -320,7 +319,7 @@ def unseal_path(
                 without_list=args.no_list,
             )
         return report_folder(args, report, verb)
-    fd = open_file(args.file)
+    fd = os.open(args.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         check(fd)
         target = _target_of(args)

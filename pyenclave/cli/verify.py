@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from pyenclave._files import read_file
 from pyenclave.cli import output
 
 if TYPE_CHECKING:
@@ -97,6 +96,14 @@ def moment(option: str, text: str | None) -> datetime | None:
     return found
 
 
+def _read(path: str, limit: int) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path} has more than {limit} bytes")
+    return data
+
+
 def roots_of(paths: list[str]) -> list[bytes]:
     """Read the certificates of --root, DER."""
     from pyenclave.errors import EvidenceFormatError
@@ -104,7 +111,7 @@ def roots_of(paths: list[str]) -> list[bytes]:
 
     roots: list[bytes] = []
     for path in paths:
-        data = read_file(path, limit=_MAX_ROOT)
+        data = _read(path, _MAX_ROOT)
         if not data:
             raise ValueError(f"--root: {path} is empty")
         try:
@@ -130,7 +137,7 @@ def _verify(args: argparse.Namespace) -> int:
     nonce = output.hex_of("--nonce", args.nonce)
     endorsements = _endorsements(args.endorsements)
     result = appraise(
-        read_file(args.evidence, limit=MAX_EVIDENCE),
+        _read(args.evidence, MAX_EVIDENCE),
         policy=policy_of(args.policy),
         nonce=nonce,
         freshness="not_checked" if nonce is None else "required",

@@ -99,11 +99,11 @@ def test_impossible_entries_are_refused() -> None:
         with pytest.raises(ValueError, match="fit"):
             _core.read_pages(key, 0, 0, bytes(tags), bytearray(size), 1, 0, 0, 2)
         with pytest.raises(ValueError, match="fit"):
-            _core.write_pages(key, 0, 0, bytes(size), bytearray(tags), bytearray(65536), 0, 0, 2)
+            _core.write_pages(key, 0, 0, bytes(size), bytearray(tags), bytearray(131072), 0, 0, 2)
     with pytest.raises(OSError, match="read_pages"):
         _core.read_pages(key, -1, 0, bytes(16), bytearray(4096), 1, 0, 0, 2)
     with pytest.raises(OSError, match="write_pages"):
-        _core.write_pages(key, -1, 0, bytes(4096), bytearray(16), bytearray(65536), 0, 0, 2)
+        _core.write_pages(key, -1, 0, bytes(4096), bytearray(16), bytearray(131072), 0, 0, 2)
 
 
 def test_a_file_opens_where_there_is_no_native_core(tmp_path: Path) -> None:
