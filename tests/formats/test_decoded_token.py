@@ -74,7 +74,9 @@ def test_hostile_text_costs_one_pass() -> None:
     for data in (b'{"' + b"\\" * 1_000_000, b'"' * 1_000_000, b"{" * 1_000_000, b"}" * 1_000_000):
         with pytest.raises(EvidenceFormatError):
             DecodedToken.from_bytes(data)
-    assert time.process_time() - start < 5
+    assert (
+        time.process_time() - start < 60
+    )  # once over; what goes over it again and again takes hours
 
 
 @settings(max_examples=200, deadline=None)
