@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 from urllib.parse import quote, urlencode, urlsplit
 
+from pyenclave._files import read_file
 from pyenclave._locks import Lock
 from pyenclave.errors import EvidenceFormatError, RemoteServiceError
 from pyenclave.formats import jsonstrict
@@ -51,6 +52,7 @@ _IDLE: Final = 4  # connections that are kept
 _IDLE_SECONDS: Final = 15.0  # a server closes idle ones sooner or later
 _EARLY: Final = 60.0  # seconds before its end in which a token is renewed
 _MAX_TOKEN: Final = 64 << 10
+_MAX_CA: Final = 4 << 20  # bytes of a file of authorities
 _MAX_WAIT: Final = 30.0
 _PARAMETER: Final = re.compile(
     r'\s*([A-Za-z_-]{1,40})\s*=\s*(?:"([^"\\]{0,2000})"|([^\s",]{0,2000}))'
@@ -122,8 +124,7 @@ class TokenFile:
             ValueError: It holds no token.
 
         """
-        with self._path.open("rb") as file:
-            text = file.read(_MAX_TOKEN + 1).decode("ascii", "replace")
+        text = read_file(self._path, limit=_MAX_TOKEN + 2).decode("ascii", "replace")
         return _Token(_checked_token(text.strip()), time.time() + 120)
 
     def __repr__(self) -> str:
@@ -288,8 +289,9 @@ def _context(ca: str | bytes | os.PathLike[str] | None) -> ssl.SSLContext:
         if isinstance(ca, str) and "-----BEGIN" in ca:
             context.load_verify_locations(cadata=ca)
         else:
-            context.load_verify_locations(cafile=os.fspath(ca))
-    except (OSError, ssl.SSLError) as error:
+            text = read_file(ca, limit=_MAX_CA).decode("ascii", "replace")
+            context.load_verify_locations(cadata=text)
+    except (OSError, ValueError) as error:
         raise ValueError(f"ca: no certificates of authorities can be read: {error}") from None
     return context
 

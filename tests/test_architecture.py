@@ -20,6 +20,7 @@ LAYERS = {
     "errors": -2,
     "_locks": -2,
     "_memfd": -2,
+    "_files": -2,
     "_core": -1,
     "_ffi": -1,
     "_native": 0,

@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Final, Self
 
+from pyenclave._files import read_file
 from pyenclave.errors import CollateralError
 
 __all__ = ["EMPTY", "KNOWN_NAMES", "MAX_FILE", "MAX_TOTAL", "Endorsements"]
@@ -215,8 +216,7 @@ class Endorsements:
             return cls.from_dir(path)
         from pyenclave.formats.bundle import MAX_SIZE
 
-        with open(path, "rb") as file:
-            data = file.read(MAX_SIZE + 1)
+        data = read_file(path, limit=MAX_SIZE)
         if not data.lstrip().startswith(b"{"):
             raise CollateralError(
                 f"{os.fspath(path)} is no bundle",

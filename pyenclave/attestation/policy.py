@@ -9,6 +9,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final, Self
 
+from pyenclave._files import read_file
 from pyenclave.attestation.references import (
     GivenReferences,
     GivenRegisters,
@@ -503,15 +504,13 @@ class AppraisalPolicy:
             ValueError: The image is not signed and *any_version_of_signer* is asked for.
 
         """
-        from pathlib import Path
-
-        from pyenclave.formats.image import Image
+        from pyenclave.formats.image import MAX_IMAGE, Image
         from pyenclave.measurement.image import verify_image
 
         data = (
             bytes(image)
             if isinstance(image, bytes | bytearray | memoryview)
-            else Path(image).read_bytes()
+            else read_file(image, limit=MAX_IMAGE)
         )
         signed = verify_image(Image.parse(data))
         is_signed = any(signed.mrsigner)
@@ -567,17 +566,14 @@ class AppraisalPolicy:
         Read a policy file: TOML if its name ends in ``.toml``, else JSON.
 
         Raises:
-            OSError: The file cannot be read.
-            ValueError: It is too large, or no policy.
+            OSError: The file cannot be read, or is too large.
+            ValueError: It is no policy.
 
         """
         from pathlib import Path
 
         path = Path(path)
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-        if len(data) > MAX_FILE:
-            raise ValueError(f"policy: more than {MAX_FILE} bytes")
+        data = read_file(path, limit=MAX_FILE)
         form = "toml" if path.suffix == ".toml" else "json"
         return cls.from_text(data.decode("utf-8"), form=form)
 

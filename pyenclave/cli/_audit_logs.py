@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pyenclave.errors import AuditError
+from pyenclave._files import read_file
 from pyenclave.formats.audit_chain import Item, Report, verify_chain
 from pyenclave.formats.audit_log import Checkpoint, PublicKey
 from pyenclave.services.audit.follow import Trust
@@ -82,11 +82,7 @@ def source_of(args: argparse.Namespace) -> str:
 
 def small_file(path: str) -> bytes:
     """Return a file that holds a key or a checkpoint."""
-    with open(path, "rb") as file:
-        data = file.read(_MAX_FILE + 1)
-    if len(data) > _MAX_FILE:
-        raise AuditError(f"{path}: too large for a key or checkpoint")
-    return data
+    return read_file(path, limit=_MAX_FILE)
 
 
 def trust_of(keys: Sequence[str] | None, checkpoints: Sequence[str] | None) -> Trust:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
+from pyenclave._files import open_file
 from pyenclave.cli import _sealers, _tool
 from pyenclave.errors import UnsealError
 from pyenclave.formats import wrapped
@@ -91,7 +92,7 @@ def describe(path: str) -> dict[str, Any]:
         UnsealError: It is no sealed file.
 
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(path)
     try:
         size = os.fstat(fd).st_size
         form = _sealers.form_of(fd)

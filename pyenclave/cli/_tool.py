@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pyenclave._files import read_file
 from pyenclave._locks import Lock
 from pyenclave._platform.state import State
 from pyenclave.cli import output
 from pyenclave.errors import ArgumentError, ImageError, PlatformUnavailableError, RuntimeLockError
-from pyenclave.formats.image import Image
+from pyenclave.formats.image import MAX_IMAGE, Image
 from pyenclave.host import Enclave
 from pyenclave.image import build, keys, sign
 from pyenclave.image.manifest import Manifest
@@ -31,7 +32,6 @@ __all__ = [
     "Exchange",
     "HostFiles",
     "identity",
-    "read_file",
     "tool_enclave",
     "write_file",
 ]
@@ -41,6 +41,7 @@ THREADS: Final = 4  # files at a time
 _MESSAGE: Final = LIMIT + (1 << 16)  # bytes of one call: a blob and what is beside it
 _PRODUCT: Final = 0x5045
 _VERSION: Final = 1
+_MAX_KEY: Final = 64 << 10
 _KEY: Final = "tool-signing-key.pem"
 _IMAGE: Final = "tool.enclave"
 _ENTRY: Final = Path(__file__).with_name("_tool_enclave.py")
@@ -61,7 +62,7 @@ def _build(key: bytes) -> bytes:
 def _key(path: Path) -> bytes:
     if not path.exists():
         keys.write_new(path, keys.keygen())
-    return path.read_bytes()
+    return read_file(path, limit=_MAX_KEY)
 
 
 def _signer(key: bytes) -> bytes:
@@ -72,7 +73,7 @@ def _signer(key: bytes) -> bytes:
 def _usable(path: Path, key: bytes) -> bytes | None:
     """Return the kept image if it is this version's and signed with *key*."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, limit=MAX_IMAGE)
         image = Image.parse(data)
         signed = verify_image(image)
     except (OSError, ImageError):
@@ -100,7 +101,7 @@ def _image(*, rebuild: bool, quiet: bool, signing_key: str | None = None) -> byt
                 key = _key(Path(state.path, _KEY))
                 path = Path(state.path, _IMAGE)
             else:
-                key = Path(signing_key).read_bytes()
+                key = read_file(signing_key, limit=_MAX_KEY)
                 path = Path(state.path, f"tool-{_signer(key).hex()[:32]}.enclave")
             data = None if rebuild else _usable(path, key)
             if data is None:
@@ -227,21 +228,6 @@ def tool_enclave(
         yield enclave
     finally:
         enclave.close()
-
-
-def read_file(path: str | os.PathLike[str], *, limit: int) -> bytes:
-    """
-    Read a whole file.
-
-    Raises:
-        ArgumentError: It is longer than *limit* bytes.
-
-    """
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ArgumentError(f"{path} is too long", expected=f"at most {limit} bytes")
-    return data
 
 
 def write_file(path: str | os.PathLike[str], data: bytes, *, force: bool) -> None:

@@ -142,8 +142,11 @@ class Tree:
                 fd = os.open(name, _FILE, dir_fd=folder)
             except OSError as error:
                 with contextlib.suppress(OSError):
-                    if stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode):
+                    mode = os.lstat(name, dir_fd=folder).st_mode
+                    if stat.S_ISLNK(mode):
                         raise ArgumentError(f"{self.path}/{path} is a link") from None
+                    if stat.S_ISSOCK(mode):
+                        raise ArgumentError(f"{self.path}/{path} is no regular file") from None
                 raise OSError(error.errno, error.strerror, f"{self.path}/{path}") from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)

@@ -6,11 +6,12 @@ import argparse
 import os
 from typing import Any
 
+from pyenclave._files import read_file
 from pyenclave.cli import _headers, _sealers, output
 from pyenclave.cli._folders import LIST, SUFFIX
 from pyenclave.cli._tree import Tree
 from pyenclave.errors import EnclaveError
-from pyenclave.formats.image import Image
+from pyenclave.formats.image import MAX_IMAGE, Image
 from pyenclave.formats.sealed import SealedHeader
 from pyenclave.measurement.image import SignedIdentity, verify_image
 from pyenclave.sealed.policy import SealPolicy
@@ -76,8 +77,7 @@ def dry_run(args: argparse.Namespace) -> int:
     """Name what becomes unreadable, and how; 1 if ``--image`` could not open all of it."""
     image = None
     if args.image is not None:
-        with open(args.image, "rb") as file:
-            image = verify_image(Image.parse(file.read()))
+        image = verify_image(Image.parse(read_file(args.image, limit=MAX_IMAGE)))
     files: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     folder = os.path.isdir(args.file)

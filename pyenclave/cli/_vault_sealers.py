@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from pyenclave._files import read_file
 from pyenclave._locks import Lock
 from pyenclave.cli import _headers, _place, _sealers
 from pyenclave.cli._tree import Tree
@@ -24,14 +25,6 @@ _MAX_KEY_FILE: Final = 64 << 10
 
 
 # ---- which key -----------------------------------------------------------------------------------
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(_MAX_KEY_FILE + 1)
-    if len(data) > _MAX_KEY_FILE:
-        raise ArgumentError(f"{path} is too long for a key")
-    return data
 
 
 def _full_kid(kid: str | None) -> str:
@@ -50,7 +43,7 @@ def _public(path: str, kid: str | None) -> PublicKey:
     from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    data = _read(path)
+    data = read_file(path, limit=_MAX_KEY_FILE)
     if data.lstrip().startswith(b"-----BEGIN"):
         try:
             public = load_pem_public_key(data)
@@ -81,7 +74,7 @@ def _private(path: str, kid: str | None) -> PrivateKey:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        private = load_pem_private_key(_read(path), password=None)
+        private = load_pem_private_key(read_file(path, limit=_MAX_KEY_FILE), password=None)
     except (ValueError, TypeError):  # TypeError: it has a password
         raise ArgumentError(f"{path} holds no private key in PEM without a password") from None
     if not isinstance(private, rsa.RSAPrivateKey):

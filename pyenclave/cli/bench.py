@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pyenclave import __version__
+from pyenclave._files import read_file
 from pyenclave.benchmarks import kept, registry
 from pyenclave.benchmarks.goals import judge
 from pyenclave.benchmarks.kept import Change, Run
 from pyenclave.benchmarks.plot import amount, cores_of, svg
 from pyenclave.benchmarks.rows import Row
 from pyenclave.cli import output
-from pyenclave.cli._tool import read_file
 from pyenclave.image.build import check_replaceable, write_image
 
 __all__ = ["add_commands"]

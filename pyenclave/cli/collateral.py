@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyenclave._files import read_file
 from pyenclave.cli import output
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _fetch(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.output} is there already; --force replaces it")
     beside = Endorsements.from_dir(args.beside).files if args.beside else {}
     bundle = fetch_sync(
-        _tool.read_file(args.evidence, limit=_MAX_EVIDENCE),
+        read_file(args.evidence, limit=_MAX_EVIDENCE),
         beside=beside,
         sources=_sources(args),
         fetcher=_fetcher(args),

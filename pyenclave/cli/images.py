@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyenclave._files import read_file
 from pyenclave.cli import output
 
 __all__ = ["add_commands"]
+
+_MAX_KEY = 64 << 10  # bytes of a key, a signature or a passphrase
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
@@ -84,7 +86,7 @@ def _passphrase(command: argparse.ArgumentParser) -> None:
 def _read_passphrase(args: argparse.Namespace) -> bytes | None:
     if args.passphrase_file is None:
         return None
-    lines = Path(args.passphrase_file).read_bytes().splitlines()
+    lines = read_file(args.passphrase_file, limit=_MAX_KEY).splitlines()
     if not lines or not lines[0]:
         raise ValueError(f"{args.passphrase_file}: the passphrase is empty")
     return lines[0]
@@ -148,10 +150,11 @@ def _data_key(path: str) -> bytes:
 
 def _build(args: argparse.Namespace) -> int:
     from pyenclave.formats.image import Image
+    from pyenclave.formats.lock import MAX_LOCK
     from pyenclave.image import build
     from pyenclave.measurement.image import measure_image
 
-    lock = Path(args.lock).read_bytes() if args.lock else None
+    lock = read_file(args.lock, limit=MAX_LOCK) if args.lock else None
     data_key = None if args.data_key_file is None else _data_key(args.data_key_file)
     data = build.build(args.source, lock=lock, data_key=data_key)
     image = Image.parse(data)
@@ -178,6 +181,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _sign(args: argparse.Namespace) -> int:
+    from pyenclave.formats.image import MAX_IMAGE
     from pyenclave.image import build, sign
 
     first = args.digest_out is not None or args.message_out is not None
@@ -187,7 +191,7 @@ def _sign(args: argparse.Namespace) -> int:
         )
     if (args.signature is None) != (args.public_key is None):
         raise ValueError("--signature and --public-key belong together")
-    data, date = Path(args.image).read_bytes(), _date()
+    data, date = read_file(args.image, limit=MAX_IMAGE), _date()
     if first:
         digest = sign.signing_digest(data, date=date)
         if args.digest_out is not None:
@@ -197,13 +201,13 @@ def _sign(args: argparse.Namespace) -> int:
         written = args.digest_out or args.message_out
         return _say(args, {"digest": digest.hex(), "file": written}, f"digest {digest.hex()}")
     if args.key is not None:
-        key = Path(args.key).read_bytes()
+        key = read_file(args.key, limit=_MAX_KEY)
         signed = sign.sign(data, key, passphrase=_read_passphrase(args), date=date)
     else:
         signed = sign.attach_signature(
             data,
-            Path(args.public_key).read_bytes(),
-            Path(args.signature).read_bytes(),
+            read_file(args.public_key, limit=_MAX_KEY),
+            read_file(args.signature, limit=_MAX_KEY),
             date=date,
         )
     return _signed(args, signed)
@@ -234,10 +238,10 @@ def _signed(args: argparse.Namespace, signed: bytes) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from pyenclave.formats.image import Image
+    from pyenclave.formats.image import MAX_IMAGE, Image
     from pyenclave.image.inspect import describe
 
-    found = describe(Image.parse(Path(args.image).read_bytes()))
+    found = describe(Image.parse(read_file(args.image, limit=MAX_IMAGE)))
     if args.json:
         output.print_json(found)
         return 0
@@ -291,11 +295,11 @@ def _say_base(found: dict[str, Any], *, every: bool) -> None:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from pyenclave.formats.image import Image
+    from pyenclave.formats.image import MAX_IMAGE, Image
     from pyenclave.image.diff import diff
     from pyenclave.measurement.image import measure_image
 
-    a, b = (Image.parse(Path(path).read_bytes()) for path in (args.a, args.b))
+    a, b = (Image.parse(read_file(path, limit=MAX_IMAGE)) for path in (args.a, args.b))
     rows = diff(a, b)
     same = measure_image(a) == measure_image(b)
     result = {

@@ -7,14 +7,13 @@ The subcommands of one family are added by a module of their own, each with ``ad
 from __future__ import annotations
 
 import argparse
-import os
-import stat
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyenclave._files import read_file
 from pyenclave.cli import output
 
-__all__ = ["MAX_FILE", "add_commands", "add_exit_code", "leaf", "read_file"]
+__all__ = ["MAX_FILE", "add_commands", "add_exit_code", "leaf"]
 
 if TYPE_CHECKING:
     from pyenclave.measurement.difference import Difference
@@ -60,37 +59,10 @@ def add_exit_code(command: argparse.ArgumentParser) -> None:
     )
 
 
-def read_file(path: str, *, limit: int = MAX_FILE) -> bytes:
-    """
-    Read a whole regular file.
-
-    Args:
-        path: Where it is.
-        limit: The most bytes that it may have.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is no regular file, or too long.
-
-    """
-    # A pipe without a writer would block in open().
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(fd, "rb") as file:
-        found = os.fstat(fd)
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(21, "Is a directory", path)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path}: not a regular file")
-        data = file.read(limit + 1) if found.st_size <= limit else b""
-    if found.st_size > limit or len(data) > limit:
-        raise ValueError(f"{path}: longer than {limit} bytes")
-    return data
-
-
 def _diff(args: argparse.Namespace) -> int:
     from pyenclave.measurement.difference import diff
 
-    a, b = read_file(args.a), read_file(args.b)
+    a, b = read_file(args.a, limit=MAX_FILE), read_file(args.b, limit=MAX_FILE)
     # Images have names for what is in them; measurement, a layer below, knows pages only.
     rows = _diff_images(a, b) if _both_images(a, b) else diff(a, b)
     same = not any(row.measured for row in rows)

@@ -37,10 +37,11 @@ def add_measures(subparsers: Subparsers) -> None:
 
 
 def _sgx(args: argparse.Namespace) -> int:
-    from pyenclave.cli.measure import read_file
+    from pyenclave._files import read_file
+    from pyenclave.cli.measure import MAX_FILE
     from pyenclave.measurement.sgx_file import measure_sgx
 
-    data = read_file(args.file)
+    data = read_file(args.file, limit=MAX_FILE)
     beside = read_file(args.sigstruct, limit=1 << 16) if args.sigstruct else None
     size = int(args.size, 0) if args.size else None
     found = measure_sgx(data, sigstruct=beside, size=size)

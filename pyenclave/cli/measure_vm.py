@@ -102,15 +102,16 @@ def _sev_options(command: argparse.ArgumentParser, mode: str) -> None:
 
 def _boot_file(path: str | None) -> bytes | None:
     """Read a kernel or RAM disk; the null device stands for an empty one."""
-    from pyenclave.cli.measure import read_file
+    from pyenclave._files import read_file
+    from pyenclave.cli.measure import MAX_FILE
 
     if path is None:
         return None
-    return b"" if path == os.devnull else read_file(path)
+    return b"" if path == os.devnull else read_file(path, limit=MAX_FILE)
 
 
 def _sev(args: argparse.Namespace) -> int:
-    from pyenclave.cli.measure import read_file
+    from pyenclave._files import read_file
     from pyenclave.measurement import sev
 
     firmware = read_file(args.firmware, limit=MAX_FIRMWARE)
@@ -147,7 +148,7 @@ def _sev(args: argparse.Namespace) -> int:
 def _snp_steps(
     args: argparse.Namespace, firmware: bytes, processors: dict[str, Any], boot: dict[str, Any]
 ) -> Any:
-    from pyenclave.cli.measure import read_file
+    from pyenclave._files import read_file
     from pyenclave.measurement import sev
 
     if args.svsm:
@@ -185,7 +186,7 @@ def _plain_rows(args: argparse.Namespace, size: int) -> list[dict[str, Any]]:
 def _tdx(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from pyenclave.cli.measure import read_file
+    from pyenclave._files import read_file
     from pyenclave.measurement import tdx
 
     steps = tdx.mrtd_steps(read_file(args.firmware, limit=MAX_FIRMWARE), two_pass=args.two_pass)
@@ -199,10 +200,11 @@ def _tdx(args: argparse.Namespace) -> int:
 
 
 def _eif(args: argparse.Namespace) -> int:
-    from pyenclave.cli.measure import read_file
+    from pyenclave._files import read_file
+    from pyenclave.cli.measure import MAX_FILE
     from pyenclave.measurement.eif import Eif
 
-    image = Eif(read_file(args.file))
+    image = Eif(read_file(args.file, limit=MAX_FILE))
     rows = [section.to_json() for section in image.sections] if args.explain else []
     result = image.to_json()
     _print(args, result, rows)
@@ -239,7 +241,7 @@ def _plain(value: object, name: str = "") -> str:
 
 
 def _eventlog(args: argparse.Namespace) -> int:
-    from pyenclave.cli.measure import read_file
+    from pyenclave._files import read_file
     from pyenclave.measurement.replay import replay
 
     data = read_file(args.file, limit=MAX_LOG)
@@ -270,7 +272,7 @@ def _eventlog(args: argparse.Namespace) -> int:
 
 def _expected(given: list[str], *, ccel: bool) -> list[Expected]:
     """Read what --expect was given: values, and files of them."""
-    from pyenclave.cli.measure import read_file
+    from pyenclave._files import read_file
     from pyenclave.errors import MeasurementError
     from pyenclave.formats import jsonstrict
     from pyenclave.measurement.replay_explain import read_expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from pyenclave._files import read_file
 from pyenclave.cli import output, policy_signing
 from pyenclave.cli.verify import moment, policy_of
 
@@ -147,18 +148,17 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 def _from_image(args: argparse.Namespace) -> int:
-    from pathlib import Path
 
     from pyenclave.attestation import AppraisalPolicy, azure_render
     from pyenclave.errors import AttestationError
-    from pyenclave.formats.image import Image
+    from pyenclave.formats.image import MAX_IMAGE, Image
     from pyenclave.image.build import write_image
 
     if args.azure_attestation_policy == (args.authority is not None):
         raise ValueError("give --authority URL, or --azure-attestation-policy without it")
     if args.min_version is not None and not args.signer:
         raise ValueError("--min-version goes with --signer: a measurement has one version")
-    data = Path(args.image).read_bytes()
+    data = read_file(args.image, limit=MAX_IMAGE)
     if not Image.parse(data).signed and not args.dangerous_allow_debug:
         raise ValueError(
             f"{args.image} is not signed, so it launches only as debug, and this policy refuses "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyenclave._files import read_file
 from pyenclave.cli import output
 from pyenclave.errors import ArgumentError, SignatureError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 __all__ = ["add_command"]
+
+_MAX_FILE = 1 << 20
 
 
 def add_command(actions: Subparsers) -> None:
@@ -52,7 +54,7 @@ def _key(path: str) -> jose.PrivateKey:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     try:
-        key = serialization.load_pem_private_key(Path(path).read_bytes(), None)
+        key = serialization.load_pem_private_key(read_file(path, limit=_MAX_FILE), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise SignatureError(f"{path} cannot be read as a key: {error}") from None
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
@@ -63,7 +65,7 @@ def _key(path: str) -> jose.PrivateKey:
 def _text(path: str) -> str:
     """Return a file's text as it is: reading as text would change the ends of its lines."""
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return read_file(path, limit=_MAX_FILE).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ArgumentError(
             "a policy is text", expected="UTF-8", found=f"{path}: a wrong byte at {error.start}"
@@ -78,7 +80,7 @@ def _sign(args: argparse.Namespace) -> int:
         raise ArgumentError(
             "--type TYPE names whose policy it is", expected="with FILE or --reset, not else"
         )
-    certificate = Path(args.certificate).read_bytes()
+    certificate = read_file(args.certificate, limit=_MAX_FILE)
     token, use = _signers(args, certificate) if of_signers else _policy(args, certificate)
     if args.output is not None:
         write_image(args.output, token.encode("ascii"))
@@ -110,12 +112,16 @@ def _policy(args: argparse.Namespace, certificate: bytes) -> tuple[str, str]:
     return token, f"policies/{'reset' if text is None else 'set'} {args.type}"
 
 
+def _signer(path: str | None) -> bytes | None:
+    return None if path is None else read_file(path, limit=_MAX_FILE)
+
+
 def _signers(args: argparse.Namespace, certificate: bytes) -> tuple[str, str]:
     from pyenclave.services.attestation.uploads import sign_certificate
 
     token = sign_certificate(
-        None if args.add_signer is None else Path(args.add_signer).read_bytes(),
-        removed=None if args.remove_signer is None else Path(args.remove_signer).read_bytes(),
+        _signer(args.add_signer),
+        removed=_signer(args.remove_signer),
         key=_key(args.key),
         certificate=certificate,
         algorithm=args.algorithm,

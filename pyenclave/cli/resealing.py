@@ -110,7 +110,7 @@ def replace_envelope(
     """
     from pyenclave.cli import _sealers
 
-    both = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    both = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
     try:
         if not os.path.samestat(os.fstat(both), os.fstat(fd)):
             raise OSError(16, "the file was replaced meanwhile", name)

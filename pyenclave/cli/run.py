@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyenclave._core import HostStream
+from pyenclave._files import open_file
 from pyenclave.cli import output
 from pyenclave.errors import ArgumentError
 from pyenclave.host import Enclave
@@ -62,7 +64,7 @@ def _json_default(value: object) -> Any:
 
 def _run(args: argparse.Namespace) -> int:
     path = Path(args.image)
-    path.open("rb").close()  # what cannot be read is no image that was refused
+    os.close(open_file(path, pipes=True))  # what cannot be read is no image that was refused
     if path.suffix == ".py":
         enclave = Enclave.from_file(path)
     else:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyenclave._files import open_file
 from pyenclave.cli import output
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def seal_path(args: argparse.Namespace, target: str, sealers: Sealers, verb: str
                 skip_special=args.skip_special,
             )
         return report_folder(args, report, verb)
-    fd = os.open(args.file, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(args.file)
     try:
         _free(target, force=args.force)
         parent, name = os.path.split(os.path.abspath(target))
@@ -319,7 +320,7 @@ def unseal_path(
                 without_list=args.no_list,
             )
         return report_folder(args, report, verb)
-    fd = os.open(args.file, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(args.file)
     try:
         check(fd)
         target = _target_of(args)

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pyenclave._files import read_file
 from pyenclave._platform.state import State
 from pyenclave.cli._ports import kept
 from pyenclave.cli._serve_options import add_services
@@ -216,8 +217,7 @@ def _evidence(args: argparse.Namespace, config: ServiceConfig) -> ServiceConfig:
 
     roots = list(config.platform_roots)
     for path in args.root:
-        with open(path, "rb") as file:
-            roots.append(check_root(file.read(_MAX_ROOT), f"--root {path}"))
+        roots.append(check_root(read_file(path, limit=_MAX_ROOT), f"--root {path}"))
     config = config.replace(
         platform_roots=tuple(roots), dangerous_evidence_time=moment("--time", args.time)
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyenclave._files import read_file
 from pyenclave.cli import output
 
 __all__ = ["add_commands"]
@@ -30,11 +30,11 @@ def add_commands(subparsers: Subparsers) -> None:
 
 def _stubs(args: argparse.Namespace) -> int:
     import pyenclave
-    from pyenclave.formats.image import Image
+    from pyenclave.formats.image import MAX_IMAGE, Image
     from pyenclave.image.build import write_image
     from pyenclave.image.stubs import HANDLES, stubs
 
-    image = Image.parse(Path(args.image).read_bytes())
+    image = Image.parse(read_file(args.image, limit=MAX_IMAGE))
     handles = [name for name in HANDLES if name in pyenclave.__all__]
     stub, module = stubs(image, name=args.name, handles=handles)
     text = module if str(args.output).endswith(".py") else stub

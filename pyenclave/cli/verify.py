@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from pyenclave._files import read_file
 from pyenclave.cli import output
 
 if TYPE_CHECKING:
@@ -96,14 +97,6 @@ def moment(option: str, text: str | None) -> datetime | None:
     return found
 
 
-def _read(path: str, limit: int) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"{path} has more than {limit} bytes")
-    return data
-
-
 def roots_of(paths: list[str]) -> list[bytes]:
     """Read the certificates of --root, DER."""
     from pyenclave.errors import EvidenceFormatError
@@ -111,7 +104,7 @@ def roots_of(paths: list[str]) -> list[bytes]:
 
     roots: list[bytes] = []
     for path in paths:
-        data = _read(path, _MAX_ROOT)
+        data = read_file(path, limit=_MAX_ROOT)
         if not data:
             raise ValueError(f"--root: {path} is empty")
         try:
@@ -137,7 +130,7 @@ def _verify(args: argparse.Namespace) -> int:
     nonce = output.hex_of("--nonce", args.nonce)
     endorsements = _endorsements(args.endorsements)
     result = appraise(
-        _read(args.evidence, MAX_EVIDENCE),
+        read_file(args.evidence, limit=MAX_EVIDENCE),
         policy=policy_of(args.policy),
         nonce=nonce,
         freshness="not_checked" if nonce is None else "required",

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pyenclave._files import read_file
 from pyenclave.collateral.http import Response
 from pyenclave.errors import CollateralError
 from pyenclave.formats import jsonstrict
@@ -74,8 +75,7 @@ class Cache:
     def get(self, url: str) -> Response | None:
         """Return the answer that is kept for *url*, unless it is too old or damaged."""
         try:
-            with open(self._file(url), "rb") as file:
-                data = file.read(_MAX_ENTRY + 1)
+            data = read_file(self._file(url), limit=_MAX_ENTRY)
             value = jsonstrict.loads(
                 data, "cache entry", error=CollateralError, max_size=_MAX_ENTRY, max_depth=3
             )
@@ -158,7 +158,10 @@ class Cache:
             seen: dict[str, int] = {}
             if path.exists():
                 value = jsonstrict.loads(
-                    path.read_bytes(), str(path), error=CollateralError, max_size=_MAX_SEEN
+                    read_file(path, limit=_MAX_SEEN),
+                    str(path),
+                    error=CollateralError,
+                    max_size=_MAX_SEEN,
                 )
                 if not isinstance(value, dict) or not all(
                     type(item) is int for item in value.values()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
+from pyenclave._files import read_file
 from pyenclave._locks import Lock
 from pyenclave.errors import CollateralError
 from pyenclave.formats.retry_after import retry_after
@@ -31,6 +32,7 @@ __all__ = ["METADATA_HOST", "Client", "Response"]
 METADATA_HOST: Final = "169.254.169.254"
 _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
 _CHUNK: Final = 64 << 10
+_MAX_CA: Final = 4 << 20  # bytes of a file of authorities
 # What PCCS means by its statuses (Intel's PCCS, "status codes"); others speak for themselves.
 _MEANING: Final = {
     400: "the request is not understood",
@@ -122,8 +124,12 @@ class Client:
         """Return the TLS settings: certificates and names are checked, TLS 1.2 or later."""
         if self._context is None:
             try:
-                context = ssl.create_default_context(cafile=self.ca_file, cadata=self.ca_data)
-            except (OSError, ssl.SSLError) as error:
+                trusted = self.ca_data
+                if self.ca_file is not None:
+                    text = read_file(self.ca_file, limit=_MAX_CA).decode("ascii", "replace")
+                    trusted = f"{trusted or ''}\n{text}"  # never empty: that is the system's
+                context = ssl.create_default_context(cadata=trusted)
+            except (OSError, ValueError) as error:
                 raise CollateralError(
                     "the file of trusted authorities cannot be read", found=str(error)
                 ) from None

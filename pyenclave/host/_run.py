@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from pyenclave import _core
+from pyenclave._files import read_file
 from pyenclave._locks import Lock
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
@@ -60,13 +61,9 @@ def read_image(source: Any) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     try:
-        with open(source, "rb") as file:
-            data = file.read(MAX_IMAGE + 1)
+        return read_file(source, limit=MAX_IMAGE)
     except OSError as error:
         raise ImageError(f"the image cannot be read: {error}") from None
-    if len(data) > MAX_IMAGE:
-        raise ImageError("the image is too large", expected=f"at most {MAX_IMAGE} bytes")
-    return data
 
 
 class Run:

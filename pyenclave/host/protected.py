@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
 from pyenclave import _core
+from pyenclave._files import read_file
 from pyenclave._memfd import sealed
 from pyenclave._native import cpu_features
 from pyenclave.errors import (
     EnclaveClosedError,
     EnclaveError,
-    ImageError,
     ProtectionError,
     UnknownFunctionError,
 )
@@ -83,11 +83,7 @@ def _sealed_copy(data: bytes) -> int:
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(_MOST_FILE + 1)
-    if len(data) > _MOST_FILE:
-        raise ImageError(f"{path}: too large", expected=f"<= {_MOST_FILE}", found="more")
-    return data
+    return read_file(path, limit=_MOST_FILE)
 
 
 _open: weakref.WeakSet[_core.ProtectedCode] = weakref.WeakSet()

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyenclave._files import read_file
 from pyenclave.calls import files as files_of_host
 from pyenclave.calls import services as services_of_host
 from pyenclave.errors import ArgumentError, EvidenceFormatError, ImageError, ManifestError
@@ -395,9 +396,7 @@ def _read(path: Path, what: str) -> bytes:
     if not path.is_file():
         raise ImageError(f"{what}: {path} is not a file")
     try:
-        # No more than the file has: read(n) sets n bytes aside before it reads any.
-        with path.open("rb") as file:
-            return file.read(min(MAX_IMAGE, os.fstat(file.fileno()).st_size))
+        return read_file(path, limit=MAX_IMAGE)
     except OSError as error:
         raise ImageError(f"{what}: {path} cannot be read: {error.strerror}") from None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
+from pyenclave._files import open_file
 from pyenclave.errors import RuntimeLockError
 from pyenclave.formats.lock import Lock, Roots, this_python
 
@@ -77,7 +77,5 @@ def check(lock: Lock, roots: Roots) -> None:
 
 
 def _hash(path: str) -> str:
-    # Not a pipe or device: opening one could block.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb", buffering=0) as file:
+    with open(open_file(path), "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from pyenclave._files import read_file
 from pyenclave.errors import ManifestError
 from pyenclave.formats.image import MAX_SHARED, MAX_THREADS, PAGE
 from pyenclave.formats.release import service_url, split_kid
@@ -394,12 +395,9 @@ def load(path: str | Path) -> Manifest:
     if path.is_dir():
         path = path / "enclave.toml"
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_MANIFEST + 1)
+        data = read_file(path, limit=_MAX_MANIFEST)
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > _MAX_MANIFEST:
-        raise ManifestError(f"{path}: is too long", expected=f"<= {_MAX_MANIFEST} bytes")
     try:
         values = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

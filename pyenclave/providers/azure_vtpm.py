@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from pyenclave._files import read_file
 from pyenclave.errors import BindingError, EvidenceFormatError, ProviderError, TpmError
 from pyenclave.formats import hcl, tpm_wire
 from pyenclave.formats.hcl import HclReport, RuntimeClaims
@@ -261,9 +262,9 @@ def _optional_files(tpm: Tpm, event_log: str | os.PathLike[str] | None) -> Mappi
         with contextlib.suppress(TpmError):  # not written yet: the hardware report says the same
             files["ak-cert-nv.der"] = tpm.nv_read(NV_AK_CERTIFICATE)
     if event_log is not None:
-        with contextlib.suppress(OSError), open(event_log, "rb") as file:
-            data = file.read(_MAX_EVENT_LOG + 1)
-            if 0 < len(data) <= _MAX_EVENT_LOG:
+        with contextlib.suppress(OSError):
+            data = read_file(event_log, limit=_MAX_EVENT_LOG)
+            if data:
                 files["tpm-eventlog.bin"] = data
     return files
 

@@ -86,9 +86,14 @@ def read_key_file(path: str | os.PathLike[str]) -> bytes:
         OSError: It cannot be read.
 
     """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    regular = stat.S_ISREG(os.stat(path).st_mode)  # opening a device may do something
+    if regular:
+        flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+        fd = os.open(path, os.O_RDONLY | flags)
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        if not regular:
+            os.close(fd)
+    if not regular:
         raise ValueError(f"{os.fspath(path)!r} is no regular file, so no key file")
     with os.fdopen(fd, "rb") as file:
         key = file.read(KEY_SIZE + 1)

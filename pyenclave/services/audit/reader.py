@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
+from pyenclave._files import open_file
 from pyenclave.errors import AuditError
 from pyenclave.formats.audit_chain import Finding, Item
 from pyenclave.formats.audit_log import (
@@ -77,7 +78,7 @@ def open_log(source: str) -> Iterator[Log]:
             yield log
         return
     path = Path(source)
-    with path.open("rb") as file:
+    with open(open_file(path, pipes=True), "rb") as file:
         if not file.peek(len(_SQLITE)).startswith(_SQLITE):
             exported = read_export(file)
             yield Log(exported.start, exported.items, None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from pyenclave._files import read_file
 from pyenclave.errors import ConfigurationError
 from pyenclave.services.identity.trust import Challenge, TrustedIssuer, check_tenants, entra
 from pyenclave.services.web.limits import Limits
@@ -227,11 +228,7 @@ def _issuer(
 
 
 def _bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(_MAX_FILE + 1)
-    if len(data) > _MAX_FILE:
-        raise ConfigurationError(f"configuration: {path} is too large")
-    return data
+    return read_file(path, limit=_MAX_FILE)
 
 
 def _lists(document: Mapping[str, Any], name: str) -> list[Any]:

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final, Literal, overload
 
 from cryptography import x509
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pyenclave._files import read_file
 from pyenclave.errors import PlatformUnavailableError
 
 __all__ = ["LOCAL_NAMES", "DevCa", "ServerTls", "private_file"]
@@ -35,6 +35,7 @@ _SKEW: Final = timedelta(hours=1)
 _CA_DAYS: Final = 3650
 _LEAF_DAYS: Final = 90
 _MAX_FILE: Final = 64 << 10
+_MAX_PEM: Final = 1 << 20
 
 LeafKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -58,8 +59,12 @@ class ServerTls:
     @classmethod
     def from_files(cls, certificate: str, key: str, ca: str | None = None) -> ServerTls:
         """Read PEM files."""
-        authority = None if ca is None else Path(ca).read_bytes()
-        return cls(chain=Path(certificate).read_bytes(), key=Path(key).read_bytes(), ca=authority)
+        authority = None if ca is None else read_file(ca, limit=_MAX_PEM)
+        return cls(
+            chain=read_file(certificate, limit=_MAX_PEM),
+            key=read_file(key, limit=_MAX_PEM),
+            ca=authority,
+        )
 
     def context(self) -> ssl.SSLContext:
         """
@@ -126,7 +131,7 @@ def private_file(path: str | os.PathLike[str], data: bytes) -> bytes:
                 os.link(aside, target)
         finally:
             os.unlink(aside)
-    fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
@@ -304,7 +309,7 @@ def _authority(
 def _public_file(path: str, data: bytes) -> None:
     """Write a public file as a whole, if it is not there as it should be."""
     with contextlib.suppress(FileNotFoundError):
-        if Path(path).read_bytes() == data:
+        if read_file(path, limit=_MAX_PEM) == data:
             return
     aside = f"{path}.{os.getpid()}-{secrets.token_hex(8)}"
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)

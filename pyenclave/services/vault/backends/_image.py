@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from pyenclave._files import read_file
 from pyenclave._platform.state import State
 from pyenclave.errors import EvidenceFormatError, ImageError, PlatformUnavailableError
 from pyenclave.formats import jose, jsonstrict
@@ -76,11 +77,10 @@ def _system_roots() -> bytes:
     own = ssl.get_default_verify_paths().cafile
     for path in (*([own] if own else []), *_BUNDLES):
         try:
-            with Path(path).open("rb") as file:
-                data = file.read(_MAX_ROOTS + 1)
+            data = read_file(path, limit=_MAX_ROOTS)
         except OSError:
             continue
-        if len(data) <= _MAX_ROOTS and (found := _CERTIFICATE.findall(data)):
+        if found := _CERTIFICATE.findall(data):
             return b"\n".join(item.replace(b"\r", b"") for item in found) + b"\n"
     return b""
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from pyenclave._files import open_file
 from pyenclave.errors import ConfigurationError, ServiceError
 from pyenclave.formats import jose, jwa, vault_keys
 from pyenclave.formats.key_context import KeyContext
@@ -91,7 +92,7 @@ class TokenPlace:
 
         """
         try:
-            with open(self.pin_file, "rb") as file:
+            with open(open_file(self.pin_file), "rb") as file:
                 status = os.fstat(file.fileno())
                 data = file.read(_MAX_PIN + 1)
         except OSError as error:

@@ -19,13 +19,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from pyenclave._files import read_file
 from pyenclave.collateral.http import Client
 from pyenclave.errors import (
     CollateralError,
@@ -142,7 +142,7 @@ class AuthorityKeys:
         for item in authorities:
             jwks = None
             if item.jwks_file is not None:
-                data = Path(item.jwks_file).read_bytes()[: MAX_SIZE + 1]
+                data = read_file(item.jwks_file, limit=MAX_SIZE)
                 jwks = Jwks.from_bytes(data, f"keys of {item.url}")
             url = normal_authority(item.url)
             known.append(KnownAuthority(url=url, ca_pem=item.ca_pem, jwks=jwks))
