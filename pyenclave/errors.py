@@ -136,11 +136,13 @@ class RuntimeLockError(ImageError):
         super().__init__(message, **details)
         self.files = tuple(files)
 
+    def shown(self) -> tuple[str, ...]:
+        """Return the lines that the message has below it: the first of *files*."""
+        more = (f"… and {len(self.files) - 20} more",) if len(self.files) > 20 else ()
+        return self.files[:20] + more
+
     def __str__(self) -> str:
-        text = super().__str__()
-        shown = "".join(f"\n  {line}" for line in self.files[:20])
-        more = f"\n  … and {len(self.files) - 20} more" if len(self.files) > 20 else ""
-        return text + shown + more
+        return "\n  ".join([super().__str__(), *self.shown()])
 
 
 class LaunchError(EnclaveError):

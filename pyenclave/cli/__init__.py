@@ -166,9 +166,11 @@ def _main(arguments: list[str]) -> int:
         code: int = args.function(args)
         sys.stdout.flush()
     except errors.EnclaveError as error:
+        rows = error.shown() if isinstance(error, errors.RuntimeLockError) else ()
         return output.report_error(
             error.code,
-            str(error),
+            errors.EnclaveError.__str__(error) if rows else str(error),
+            rows=rows,
             as_json=args.json,
             exit_code=2 if isinstance(error, _UNREADABLE) or _no_answer(error) else 1,
         )

@@ -163,7 +163,7 @@ def _show(args: argparse.Namespace) -> int:
         for line in text.findings(report):
             output.remark(output.printable(line))
     if args.reference and not rows:
-        output.remark(f"pyenclave: no row {output.line(args.reference)}")
+        output.note(f"no row {args.reference}")
         return 1
     return 0 if report.intact else 1
 

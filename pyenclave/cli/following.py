@@ -75,7 +75,7 @@ def _follow(args: argparse.Namespace) -> int:
         for line in text.alarms(found):
             output.remark(line)
         if not found.found:
-            output.remark(f"pyenclave: the log has no row of the key {key}")
+            output.note(f"the log has no row of the key {key}")
     return 0 if found.holds and found.found else 1
 
 

@@ -143,7 +143,7 @@ def _data_key(path: str) -> bytes:
     except FileExistsError:
         key = read_key_file(path)
         if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            print(f"pyenclave: others may read the key file {path} (chmod 600)", file=sys.stderr)
+            output.note(f"others may read the key file {path} (chmod 600)")
         return key
     return read_key_file(path)
 

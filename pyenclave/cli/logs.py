@@ -65,7 +65,7 @@ def _logs(args: argparse.Namespace) -> int:
     if not found:
         wanted = args.enclave or args.id
         text = f"no log of a debug enclave matches {wanted!r}; see 'pyenclave logs'"
-        print(f"pyenclave: {output.printable(text)}", file=sys.stderr)
+        output.note(text)
     return 0 if found else 1
 
 

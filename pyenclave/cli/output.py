@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ __all__ = [
     "hex_of",
     "json_text",
     "line",
+    "note",
     "paint",
     "print_json",
     "printable",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+_PAINT = re.compile(rf"(\x1b\[(?:0|{'|'.join(_COLOURS.values())})m)")
 
 
 def _coloured(stream: TextIO) -> bool:
@@ -43,18 +46,36 @@ def paint(text: str, colour: str, *, stream: TextIO | None = None) -> str:
 
 def printable(text: str) -> str:
     """Escape control characters, so that no data can steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    """Return a character as Python writes it. A name that is no text has surrogates."""
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def say(text: str = "") -> None:
-    """Print a line for people on stdout."""
-    print(text if _coloured(sys.stdout) else printable(text))
+    """Print a line for people on stdout. Of what steers a terminal it keeps our colours only."""
+    if _coloured(sys.stdout):
+        parts = _PAINT.split(text)
+        parts[::2] = map(printable, parts[::2])
+        text = "".join(parts)
+    else:
+        text = printable(text)
+    print(text)
 
 
 def remark(text: str) -> None:
     """Print a line on stderr, after what stdout was given: they may be one pipe or file."""
     sys.stdout.flush()
     print(text, file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """Print what a command has to say beside its result: on stderr, on one line."""
+    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # its terminal may be gone
+        print(f"pyenclave: {line(text)}", file=sys.stderr, flush=True)
 
 
 def line(text: str) -> str:
@@ -113,8 +134,10 @@ def _unicode() -> bool:
 def json_text(value: object, *, default: Callable[[Any], Any] = str) -> str:
     """Return *value* as JSON; what standard output has no character for is escaped."""
     text = json.dumps(value, ensure_ascii=not _unicode(), default=default)
-    # A file's name may be no text: what no encoding has is written as JSON's own escape.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if text.isprintable():
+        return text
+    # A file's name may be no text, and data may steer the terminal: JSON has escapes of its own.
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def give_up_stdout() -> None:
@@ -125,17 +148,26 @@ def give_up_stdout() -> None:
         os.close(null)
 
 
-def report_error(code: str, message: str, *, as_json: bool, exit_code: int) -> int:
-    """Say an error on stderr (and as JSON on stdout) and return *exit_code*."""
+def report_error(
+    code: str, message: str, *, as_json: bool, exit_code: int, rows: Sequence[str] = ()
+) -> int:
+    """
+    Say an error on stderr (and as JSON on stdout) and return *exit_code*.
+
+    Names in *message* are not ours: it stays on one line, whatever they hold, and each of *rows*
+    on one below it.
+    """
     try:
         if as_json:
-            print_json({"error": {"code": code, "message": message}})
+            text = "\n  ".join([message, *rows])
+            print_json({"error": {"code": code, "message": text}})
         sys.stdout.flush()
     except OSError:
         give_up_stdout()
     with contextlib.suppress(OSError):  # its terminal may be gone: the exit code tells
         label = paint("error", "red", stream=sys.stderr)
-        print(f"pyenclave: {label} [{code}]: {printable(message)}", file=sys.stderr, flush=True)
+        text = "\n  ".join(map(line, [message, *rows]))
+        print(f"pyenclave: {label} [{code}]: {text}", file=sys.stderr, flush=True)
     return exit_code
 
 

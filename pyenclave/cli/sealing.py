@@ -131,7 +131,7 @@ def key_sealer(path: str, name: bytes | None) -> Sealer:
 
     key = HeldKey(read_key_file(path))
     if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        print(f"pyenclave: others may read the key file {path} (chmod 600)", file=sys.stderr)
+        output.note(f"others may read the key file {path} (chmod 600)")
     return KeySealer(key, name or b"")
 
 
@@ -174,13 +174,9 @@ def report_folder(args: argparse.Namespace, report: Report, verb: str) -> int:
         output.print_json(result)
         return report.exit_code
     for item in result["failed"]:
-        print(
-            f"pyenclave: {output.line(item['file'])}: [{item['code']}] "
-            f"{output.printable(item['message'])}",
-            file=sys.stderr,
-        )
+        output.note(f"{item['file']}: [{item['code']}] {item['message']}")
     for path in result["left_out"]:
-        print(f"pyenclave: left out: {output.line(path)}", file=sys.stderr)
+        output.note(f"left out: {path}")
     text = f"{report.folder}: {report.done} files {verb}"
     if report.verified:
         text += f", {report.verified} were done before and compared"

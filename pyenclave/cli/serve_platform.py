@@ -17,6 +17,7 @@ from pyenclave._platform.client import PlatformClient
 from pyenclave._platform.endpoint import Endpoint, runtime_name
 from pyenclave._platform.state import State
 from pyenclave.calls.ocalls import Ocall
+from pyenclave.cli import output
 from pyenclave.errors import EnclaveError
 from pyenclave.formats.image import Image
 from pyenclave.formats.lock import Roots
@@ -99,11 +100,10 @@ def _again(client: PlatformClient, warm: list[str], *, quiet: bool) -> PlatformC
     try:
         client = _begin(warm)
     except (EnclaveError, OSError) as error:
-        print(f"pyenclave: the platform does not start: {error}", file=sys.stderr, flush=True)
+        output.note(f"the platform does not start: {error}")
     else:
         if not quiet:
-            text = f"pyenclave: the platform had ended; pid {client.hello.pid} runs now"
-            print(text, file=sys.stderr, flush=True)
+            output.note(f"the platform had ended; pid {client.hello.pid} runs now")
     return client
 
 

@@ -371,7 +371,7 @@ def test_progress_is_for_terminals_only(plain, key, capsys, monkeypatch):
     shown = capsys.readouterr()
     assert "100%" in shown.err
     assert "a/one" in shown.err
-    assert "na\\xdcffme\\n" in shown.err
+    assert "na\\udcffme\\n" in shown.err
     assert "%" not in shown.out
 
 
