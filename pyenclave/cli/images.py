@@ -131,35 +131,40 @@ def _keygen(args: argparse.Namespace) -> int:
     return _say(args, result, f"{args.output}: new signing key\nMRSIGNER {mrsigner}")
 
 
-def _data_key(path: str) -> bytes:
-    """Return the data key of a file, which is made if it is not there."""
+def _data_key(path: str) -> tuple[bytes, bool]:
+    """Return the data key of a file, or a new one for it, and whether it is new."""
     import stat
 
-    from pyenclave.image import keys
     from pyenclave.sealed._held import KEY_SIZE, read_key_file
 
-    try:
-        keys.write_new(path, os.urandom(KEY_SIZE))
-    except FileExistsError:
-        key = read_key_file(path)
-        if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            output.note(f"others may read the key file {path} (chmod 600)")
-        return key
-    return read_key_file(path)
+    if not os.path.lexists(path):
+        return os.urandom(KEY_SIZE), True
+    key = read_key_file(path)
+    if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        output.note(f"others may read the key file {path} (chmod 600)")
+    return key, False
 
 
 def _build(args: argparse.Namespace) -> int:
     from pyenclave.formats.image import Image
     from pyenclave.formats.lock import MAX_LOCK
-    from pyenclave.image import build
+    from pyenclave.image import build, keys
     from pyenclave.measurement.image import measure_image
 
     lock = read_file(args.lock, limit=MAX_LOCK) if args.lock else None
-    data_key = None if args.data_key_file is None else _data_key(args.data_key_file)
+    data_key, new = None, False
+    if args.data_key_file is not None:
+        data_key, new = _data_key(args.data_key_file)
     data = build.build(args.source, lock=lock, data_key=data_key)
     image = Image.parse(data)
     path = args.output or f"{image.info.name.replace('/', '_')}.enclave"
-    build.write_image(path, data)
+
+    def keep() -> None:
+        # A build that failed leaves no key, and no image is without the one that opens it.
+        if new and data_key is not None:
+            keys.write_new(args.data_key_file, data_key)
+
+    build.write_image(path, data, first=keep)
     if args.write_lock:
         build.write_image(args.write_lock, image.lock_bytes)
     mrenclave = measure_image(image).hex()

@@ -7,6 +7,7 @@ Processes are started whole: no signal comes between one and the note of it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import Final
 
 __all__ = ["folder", "undisturbed"]
 
+_PREFIX: Final = "pyenclave-demo-"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE: Final = 100
 _PAUSE: Final = 0.05  # seconds
@@ -27,10 +29,12 @@ _PAUSE: Final = 0.05  # seconds
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
     """Give a temporary folder, for state directories too: a platform may write to its end."""
-    path = Path(tempfile.mkdtemp(prefix="pyenclave-demo-"))
+    _sweep()
+    path, held = _make()
     try:
         yield path
     finally:
+        os.close(held)
         for _ in range(_PATIENCE):  # the platform ends a second after its last host
             shutil.rmtree(path, ignore_errors=True)
             if not path.exists():
@@ -38,6 +42,35 @@ def folder() -> Iterator[Path]:
             time.sleep(_PAUSE)
         else:
             shutil.rmtree(path)  # and says why it cannot
+
+
+def _make() -> tuple[Path, int]:
+    """Return a new folder, and the descriptor that holds its lock. It has its name when locked."""
+    made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
+    fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps it
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = made.with_name(made.name[1:])
+        made.rename(path)
+    except BaseException:
+        os.close(fd)
+        made.rmdir()
+        raise
+    return path, fd
+
+
+def _sweep() -> None:
+    """Remove what demos left that were killed: folders of this user whose lock nobody holds."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(fd).st_uid == os.geteuid():
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(fd)
 
 
 @contextlib.contextmanager

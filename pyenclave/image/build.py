@@ -14,7 +14,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -319,13 +319,14 @@ def _encrypt(
     )
 
 
-def write_image(path: str | Path, data: bytes) -> None:
+def write_image(path: str | Path, data: bytes, *, first: Callable[[], None] | None = None) -> None:
     """
     Write an image whole or not at all.
 
     Args:
         path: Where; what is there is replaced.
         data: The image.
+        first: Called when all of it is written, before it has its name.
 
     Raises:
         OSError: It cannot be written, or what is there is no file.
@@ -337,11 +338,13 @@ def write_image(path: str | Path, data: bytes) -> None:
     try:
         with temporary.open("xb") as file:
             file.write(data)
+        if first is not None:
+            first()
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename in (str(temporary), None):
             # The caller named this file, not the one beside it.
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pyenclave.demo import _starting
+
 # Each signal does what it does by itself, whatever the tests were started with.
 COMMAND = """
 import signal, sys
@@ -30,6 +32,51 @@ def _runs(pid: int) -> bool:
         return not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].startswith(" Z")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+HOLDER = """
+import sys
+from pyenclave.demo import _starting
+with _starting.folder() as path:
+    (path / "state").mkdir()
+    (path / "state" / "file").write_text("text")
+    print(path, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_demo_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holders = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+        for _ in range(2)
+    ]
+    folders = [Path(holder.stdout.readline().strip()) for holder in holders]
+    try:
+        assert all((folder / "state" / "file").exists() for folder in folders)
+        holders[0].kill()
+        holders[0].wait()
+        assert folders[0].exists()
+        (tmp_path / "pyenclave-demo-file").write_text("no folder")
+        (tmp_path / "pyenclave-demo-link").symlink_to(folders[1])
+        (tmp_path / "other").mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with _starting.folder() as own:
+            assert own.parent == tmp_path
+            left = {path.name for path in tmp_path.iterdir()}
+    finally:
+        for holder in holders:
+            holder.communicate()
+    others = {"pyenclave-demo-file", "pyenclave-demo-link", "other"}
+    assert left == {own.name, folders[1].name} | others
+    assert {path.name for path in tmp_path.iterdir()} == others
 
 
 @pytest.mark.slow

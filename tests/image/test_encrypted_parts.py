@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -317,6 +318,30 @@ def test_the_command_makes_the_data_key_once_and_keeps_it(
     assert "others may read" in capsys.readouterr().err
     key.write_bytes(bytes(31))
     assert cli.main(command) == 2
+
+
+def test_a_build_that_fails_leaves_no_new_key(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    plain = tmp_path / "plain.py"
+    plain.write_text("import pyenclave\n\n\n@pyenclave.ecall\ndef f() -> int:\n    return 1\n")
+    key, out = tmp_path / "algo.key", tmp_path / "x.enclave"
+    tail = ["--data-key-file", str(key)]
+    assert cli.main(["build", str(plain), "-o", str(out), *tail]) == 2
+    assert "a data key is given" in capsys.readouterr().err
+    assert cli.main(["build", str(folder), "-o", str(tmp_path / "no" / "x"), *tail]) == 2
+    assert f"No such file or directory: {tmp_path / 'no' / 'x'}" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["plain.py"]
+
+
+def test_a_key_that_cannot_be_kept_leaves_no_image(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Nobody could open it."""
+    key, out = tmp_path / "no" / "algo.key", tmp_path / "x.enclave"
+    assert cli.main(["build", str(folder), "-o", str(out), "--data-key-file", str(key)]) == 2
+    assert f"No such file or directory: {key}" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_image_without_encrypted_parts_is_what_it_was(built: bytes):
