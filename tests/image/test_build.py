@@ -139,6 +139,7 @@ build.build(sys.argv[1], out=sys.argv[3])
 """
 
 
+@pytest.mark.no_asan(reason="the other process gets an environment of its own")
 @pytest.mark.parametrize(
     ("umask", "environment"),
     [
