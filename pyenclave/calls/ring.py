@@ -21,8 +21,8 @@ __all__ = ["DEFAULT_SLOT", "SEALS", "check", "create", "layout", "map_ring", "sl
 
 # Payload bytes of a slot. Longer messages cross in fragments of this size.
 DEFAULT_SLOT = 128 * 1024
-_HEADER: Final = 32
-_FRAGMENTS: Final = 16  # places for them in a slot
+_AREA: Final = 128  # where in a slot long messages lie; a multiple of the alignment
+_FRAGMENTS: Final = 16  # for so many there is room
 _ALIGNMENT: Final = 128
 _PAGE = 4096  # on every machine: what an image says does not depend on it
 # Seals of a ring: its size is fixed and no seal can be added. It stays writable by both sides.
@@ -52,7 +52,7 @@ def layout(lanes: int, slot_size: int = DEFAULT_SLOT, *, shared: int = 0) -> int
 
 def slot_stride(slot_size: int = DEFAULT_SLOT) -> int:
     """Return the bytes of one slot with header and padding (docs/formats/ring.md, "Memory")."""
-    return -(-(_HEADER + _FRAGMENTS * (slot_size // 2)) // _ALIGNMENT) * _ALIGNMENT
+    return -(-(_AREA + _FRAGMENTS * (slot_size // 2)) // _ALIGNMENT) * _ALIGNMENT
 
 
 def create(lanes: int, slot_size: int = DEFAULT_SLOT, *, shared: int = 0) -> int:

@@ -23,7 +23,7 @@ static const uint8_t kinds[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 129, 130, 131, 13
 
 static size_t slot_at(int reply)
 {
-    const size_t stride = (PYE_LANE_HEADER_SIZE + 8 * SLOT + 127) / 128 * 128;
+    const size_t stride = 128 + 8 * SLOT;
     return PYE_RING_PAGE + PYE_LANE_STATE_SIZE + (reply ? stride : 0);
 }
 

@@ -13,8 +13,10 @@ HALF = SLOT // 2  # a fragment of a message that is longer than a slot
 LIMIT = 2500
 HEADER = struct.Struct("<IHHIIQQ")
 STATE = 256
-AREA = 16 * HALF  # fragments lie in sixteen places by turns
-SIDE = 1152  # header and area of one slot, to the next multiple of 128
+SHORT = 64  # a message of at most so many bytes lies behind the header,
+BEGIN = 128  # others here or where the last one ended,
+AREA = 16 * HALF  # within so many bytes
+SIDE = BEGIN + AREA
 STRIDE = 256 + 2 * SIDE
 CALL, PING, ATTEST, NEXT, ABORT, BATCH = 1, 2, 3, 4, 5, 6
 OCALL_RESULT, OCALL_ERROR, MORE, STOP = 7, 8, 9, 10
@@ -53,7 +55,7 @@ class Ring:
     def offset(self, side: str, lane: int = 0) -> int:
         return 4096 + 4096 + lane * STRIDE + STATE + (SIDE if side == "reply" else 0)
 
-    def put(self, side, on=0, payload=b"", **fields):
+    def put(self, side, on=0, payload=b"", place=None, **fields):
         """Write a frame as a hostile peer would: any header, any payload."""
         header = {
             "sequence": 1, "kind": CALL if side == "request" else RESULT, "index": 0,
@@ -61,12 +63,14 @@ class Ring:
         }  # fmt: skip
         header.update(fields)
         at = self.offset(side, on)
-        self.whole[at + 32 : at + 32 + len(payload)] = payload
+        if place is None:
+            place = 32 if header["total"] <= SHORT else BEGIN
+        self.whole[at + place : at + place + len(payload)] = payload
         self.whole[at : at + 32] = HEADER.pack(*header.values())
 
     def get(self, side, lane=0):
         at = self.offset(side, lane)
-        return HEADER.unpack(self.whole[at : at + 32]), self.whole[at + 32 : at + 32 + AREA]
+        return HEADER.unpack(self.whole[at : at + 32]), self.whole[at + 32 : at + SIDE]
 
     def canaries(self) -> bool:
         end = 4096 + self.size

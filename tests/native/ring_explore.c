@@ -359,9 +359,27 @@ static void host_three(void)
 
 static void host_long(void)
 {
-    /* Three fragments there, five back: one more than there are places. */
+    /* Three fragments there, five back: more than the area has room for. */
     if (call(1, ECHO, 15, 30)) {
         (void)call(2, ECHO, 1, 1);
+    }
+    app.ended[HOST] = 1;
+}
+
+/* Long messages of one piece, short ones and fragments, each where another kind lay before. */
+static void host_pieces(void)
+{
+    if (call(1, ECHO, 10, 12) && call(2, ECHO, 8, 1) && call(3, ECHO, 12, 15)) {
+        (void)call(4, ECHO, 9, 9);
+    }
+    app.ended[HOST] = 1;
+}
+
+/* What is given up may have been stored ahead: both sides still agree where the next one lies. */
+static void host_long_then_piece(void)
+{
+    if (call(1, ECHO, 15, 15)) {
+        (void)call(2, ECHO, 10, 10);
     }
     app.ended[HOST] = 1;
 }
@@ -472,6 +490,7 @@ static const ring_case cases[] = {
     {"fragments-back", {host_long, worker}, {1, 1}, LIMITS},
     {"fragments", {host_long, worker}, {1, 2}, LIMITS},
     {"fragments-there", {host_long_there, worker}, {1, 2}, LIMITS},
+    {"pieces", {host_pieces, worker}, {1, 1}, LIMITS},
     {"ocall", {host_ocall, worker}, {1, 2}, LIMITS},
     {"nested", {host_nested, worker}, {1, 1}, LIMITS},
     {"stream", {host_stream, worker}, {1, 2}, LIMITS},
@@ -483,6 +502,8 @@ static const ring_case cases[] = {
     /* A caller that gives up at any moment, and the next call. */
     {"given-up", {host_two, worker}, {1, 1}, LIMITS, .timeouts = 2, .plan = GIVES_UP},
     {"given-up-fragments", {host_long, worker}, {1, 1}, LIMITS, .timeouts = 2, .plan = GIVES_UP},
+    {"given-up-piece", {host_long_then_piece, worker}, {1, 1}, LIMITS, .timeouts = 2,
+     .plan = GIVES_UP},
     {"given-up-ocall", {host_ocall, worker}, {1, 1}, LIMITS, .timeouts = 2, .plan = GIVES_UP},
     {"given-up-stream", {host_stream, worker}, {1, 1}, LIMITS, .timeouts = 2, .plan = GIVES_UP},
     {"given-up-too-long", {host_too_long, worker}, {1, 1}, .limit = {RING_LIMIT, 64},
@@ -495,6 +516,7 @@ static const ring_case cases[] = {
     {"hostile", {host_two, worker}, {1, 1}, LIMITS, .writes = 1},
     {"hostile-back", {host_back, worker}, {1, 1}, LIMITS, .writes = 1},
     {"hostile-fragments", {host_there_and_back, worker}, {1, 1}, LIMITS, .writes = 1},
+    {"hostile-pieces", {host_pieces, worker}, {1, 1}, LIMITS, .writes = 1},
     {"hostile-ocall", {host_ocall, worker}, {1, 1}, LIMITS, .writes = 1},
     {"hostile-stream", {host_stream, worker}, {1, 1}, LIMITS, .writes = 1},
     {"hostile-given-up", {host_there_and_back, worker}, {1, 1}, LIMITS, .timeouts = 1, .writes = 1,

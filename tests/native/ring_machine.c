@@ -14,8 +14,9 @@ enum {
     /* Words: the states of both sides, then both headers. */
     HOST_ASLEEP, HOST_CPU, WORKER_ASLEEP, WORKER_CPU, WORKER_TAKEN, REQUEST, REPLY = REQUEST + 4,
     WORDS = REPLY + 4,
-    /* Writes and reads of each place of each slot: knowledge only, the bytes are where they are. */
-    WROTE = WORDS, READ = WROTE + 2 * PLACES, KNOWN = READ + 2 * PLACES,
+    /* Writes and reads of each line of each slot: knowledge only, the bytes are where they are. */
+    LINES = (AREA + PLACES * RING_SLOT / 2 + LINE - 1) / LINE,
+    WROTE = WORDS, READ = WROTE + 2 * LINES, KNOWN = READ + 2 * LINES,
     MOST_VALUES = 200, STACK = 65536, MOST_CHOICES = 65536, MOST_EVENTS = 8192, SLEEP_OUTSIDE = 1
 };
 _Static_assert(KNOWN <= 32, "a view is four words");
@@ -39,7 +40,7 @@ typedef struct {
     int sleeps_on;
     view now; /* what it may not be given less than */
     uint64_t past; /* hash of what it was given since it was settled */
-    uint8_t fetched[4 + PLACES]; /* since this side's last frame: header words, places */
+    uint8_t fetched[4 + LINES]; /* since this side's last frame: header words, lines */
     const uint8_t *buffer;
     size_t buffer_len;
     pye_lane *lane;
@@ -59,7 +60,7 @@ static int self;
 static jmp_buf machine;
 static ucontext_t machine_start;
 static message values[WORDS][MOST_VALUES];
-static uint8_t last[32]; /* the newest of each word and place */
+static uint8_t last[32]; /* the newest of each word and line */
 static const view nothing;
 static view common;      /* of sequentially consistent operations */
 static uint32_t timeouts_left, kills_left, writes_left;
@@ -91,8 +92,8 @@ enum { LOADS, STORES, FENCE, WAITS, WAKES, COPIES_IN, COPIES_OUT, TIMES_OUT, DIE
 
 void ring_violation(const char *format, ...)
 {
-    static const char *const whats[] = {"loads", "stores", "fence", "waits", "wakes", "reads place",
-                                        "writes place", "times out", "dies", "hostile", "--"};
+    static const char *const whats[] = {"loads", "stores", "fence", "waits", "wakes", "reads line",
+                                        "writes line", "times out", "dies", "hostile", "--"};
     static const char *const words[] = {
         "host asleep", "host cpu", "worker asleep", "worker cpu", "worker taken",
         "request sequence", "request length", "request total", "request offset",
@@ -182,8 +183,7 @@ static int is_shared(const void *at)
 
 static size_t slot_at(int slot)
 {
-    const size_t stride = (PYE_LANE_HEADER_SIZE + PLACES * RING_SLOT / 2 + ALIGNMENT - 1) /
-                          ALIGNMENT * ALIGNMENT;
+    const size_t stride = (AREA + PLACES * RING_SLOT / 2 + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     return PYE_LANE_STATE_SIZE + (size_t)slot * stride;
 }
 
@@ -331,33 +331,32 @@ static void touch(const uint8_t *at, size_t len, int writes)
 {
     actor *me = &actors[self];
     const int slot = writes ? self : !self;
-    const uint8_t *payload = base + slot_at(slot) + PYE_LANE_HEADER_SIZE;
-    const size_t half = RING_SLOT / 2;
+    const size_t from = (size_t)(at - (base + slot_at(slot)));
+    const size_t end = AREA + PLACES * RING_SLOT / 2;
 
-    if (at < payload || len > PLACES * half || (size_t)(at - payload) > PLACES * half - len) {
+    if (at < base + slot_at(slot) + PYE_LANE_HEADER_SIZE || len > end || from > end - len) {
         ring_violation("%s %zu bytes beside the payload", writes ? "writes" : "reads", len);
     }
-    for (size_t place = (size_t)(at - payload) / half;
-         place < PLACES && place * half < (size_t)(at - payload) + len; place++) {
-        const int wrote = WROTE + slot * PLACES + (int)place;
-        const int read = READ + slot * PLACES + (int)place;
+    for (size_t line = from / LINE; line * LINE < from + len; line++) {
+        const int wrote = WROTE + slot * LINES + (int)line;
+        const int read = READ + slot * LINES + (int)line;
 
         if (current->writes == 0 && me->now.at[wrote] != last[wrote]) {
-            ring_violation("a race: place %zu is %s while it is written", place,
+            ring_violation("a race: line %zu is %s while it is written", line,
                            writes ? "written" : "read");
         }
         if (writes && current->writes == 0 && me->now.at[read] != last[read]) {
-            ring_violation("a race: place %zu is written while it is read", place);
+            ring_violation("a race: line %zu is written while it is read", line);
         }
-        if (!writes && ++me->fetched[4 + place] > 1) {
-            ring_violation("place %zu of one frame is read twice", place);
+        if (!writes && ++me->fetched[4 + line] > 1) {
+            ring_violation("line %zu of one frame is read twice", line);
         }
         const int which = writes ? wrote : read;
         if (last[which] == UINT8_MAX) {
             ring_violation("a run that copies for ever");
         }
         me->now.at[which] = ++last[which];
-        note(writes ? COPIES_OUT : COPIES_IN, WORDS, place);
+        note(writes ? COPIES_OUT : COPIES_IN, WORDS, line);
     }
 }
 
@@ -535,6 +534,7 @@ static uint64_t state_hash(void)
 
         memset(&lane.spin, 0, sizeof(lane.spin)); /* how long: the clock makes all waits long */
         memset(&lane.spin_bulk, 0, sizeof(lane.spin_bulk));
+        lane.copy.began = lane.piece.began = 0; /* all are too short to be timed */
         mix_bytes(&hash, &lane, sizeof(lane));
         mix(&hash, one->past);
         mix(&hash, (uint64_t)one->status << 8 | (uint64_t)one->sleeps_on);

@@ -38,7 +38,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     choice, at = ctypes.POINTER(Choice), ctypes.c_void_p
     for name, arguments in (
         ("pye_copy_init", [choice]), ("pye_copy_choose", [choice]),
-        ("pye_copy_began", [choice, word]), ("pye_copy_ended", [choice, word, word]),
+        ("pye_copy_began", [choice, word]), ("pye_copy_ended", [choice, word, word, word]),
         ("pye_copy_into", [at, at, size, byte]), ("pye_copy_out", [at, at, size]),
         ("pye_copy_zero", [at, size]),
     ):  # fmt: skip
@@ -82,14 +82,16 @@ def test_bytes_arrive_and_none_beside_them(
             assert area[end:].count(0xA5) == len(area) - end
 
 
-def messages(copies: ctypes.CDLL, choice: Choice, costs: list[tuple[int, int]]) -> list[int]:
+def messages(
+    copies: ctypes.CDLL, choice: Choice, costs: list[tuple[int, int]], unseen: int = 0
+) -> list[int]:
     """Return the ways of messages of 1 MiB, of which each way costs so many ticks for a KiB."""
     ways = []
     for pair in costs:
         copies.pye_copy_choose(choice)
         ways.append(choice.way)
         copies.pye_copy_began(choice, 1000)
-        copies.pye_copy_ended(choice, 1000 + pair[choice.way] * 1024, 1 << 20)
+        copies.pye_copy_ended(choice, 1000 + pair[choice.way] * 1024, 1 << 20, unseen)
     return ways
 
 
@@ -111,6 +113,14 @@ def test_the_way_that_costs_less_is_taken(copies: ctypes.CDLL, choice: Choice, b
     assert ways[:2] == [CACHED, PAST]
     assert ways[2:].count(1 - better) < 10
     assert ways[-10:] == [better] * 10
+
+
+def test_what_only_the_reader_pays_counts_against_the_way_past_the_caches(
+    copies: ctypes.CDLL, choice: Choice
+) -> None:
+    assert messages(copies, choice, [(300, 100)] * 1000, unseen=250)[-10:] == [CACHED] * 10
+    copies.pye_copy_init(choice)
+    assert messages(copies, choice, [(300, 100)] * 1000, unseen=100)[-10:] == [PAST] * 10
 
 
 def test_trials_of_the_other_way_become_seldom_but_never_end(
@@ -142,9 +152,9 @@ def test_a_message_whose_time_was_not_begun_teaches_nothing(
     copies: ctypes.CDLL, choice: Choice
 ) -> None:
     before = bytes(choice)
-    copies.pye_copy_ended(choice, 10**6, 1 << 20)
+    copies.pye_copy_ended(choice, 10**6, 1 << 20, 0)
     assert bytes(choice) == before
     copies.pye_copy_began(choice, 5)
     began = bytes(choice)
-    copies.pye_copy_ended(choice, 10**6, 1023)
+    copies.pye_copy_ended(choice, 10**6, 1023, 0)
     assert bytes(choice) == began

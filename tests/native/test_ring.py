@@ -18,6 +18,7 @@ from ring_ends import (
     AREA,
     ATTEST,
     BATCH,
+    BEGIN,
     CALL,
     ERROR,
     HALF,
@@ -27,6 +28,8 @@ from ring_ends import (
     OCALL_RESULT,
     PING,
     RESULT,
+    SHORT,
+    SIDE,
     SLOT,
     STOP,
     STRIDE,
@@ -363,22 +366,23 @@ def test_BND_17_a_later_reply_fragment_with_other_sizes_is_refused():
 
 
 def test_the_next_fragment_is_written_before_the_last_is_acknowledged():
-    """It lies in the next place, so that what the receiver copies meanwhile stays as it is."""
+    """It lies behind that one, so that what the receiver copies meanwhile stays as it is."""
     ring = Ring()
     data = bytes(range(1, 251))
     assert write(ring.hosts[0], CALL, data) == lib.PYE_E_TIMEOUT
     header, slot = ring.get("request")
     assert header == (1, CALL, 0, HALF, 0, 250, 0)
-    assert slot == data[:SLOT] + bytes(AREA - SLOT)
+    assert slot == bytes(BEGIN - 32) + data[:SLOT] + bytes(AREA - SLOT)
     assert wait(ring.workers[0])[0] == lib.PYE_OK
     out = ffi.new("uint8_t[]", 250)
     assert lib.pye_lane_read(ring.workers[0], out, 250, 0) == lib.PYE_E_TIMEOUT
     assert write(ring.hosts[0], CALL, data) == lib.PYE_E_TIMEOUT
     header, slot = ring.get("request")
     assert header == (2, CALL, 0, HALF, 0, 250, HALF)
-    assert slot == data[: SLOT + HALF] + bytes(AREA - SLOT - HALF)
+    assert slot == bytes(BEGIN - 32) + data[: SLOT + HALF] + bytes(AREA - SLOT - HALF)
     # What a hostile host does to the place that was acknowledged has no effect any more.
-    ring.whole[ring.offset("request") + 32 : ring.offset("request") + 32 + HALF] = b"!" * HALF
+    first = ring.offset("request") + BEGIN
+    ring.whole[first : first + HALF] = b"!" * HALF
     assert lib.pye_lane_read(ring.workers[0], out, 250, 0) == lib.PYE_E_TIMEOUT
     assert bytes(ffi.buffer(out, SLOT)) == data[:SLOT]
 
@@ -494,8 +498,78 @@ def test_BND_07_nothing_of_a_longer_message_stays_behind_a_shorter_one():
     transfer(ring.workers[0], RESULT, b"ok", ring.hosts[0])
     header, payload = ring.get("reply")
     assert header == (9, RESULT, 0, 2, 0, 2, 0)
-    assert payload == b"ok" + bytes(AREA - 2)
+    assert payload == b"ok" + bytes(SIDE - 32 - 2)
     assert b"SECRET" not in ring.whole[:]
+
+
+def test_long_messages_go_on_where_the_last_one_ended_and_short_ones_do_not():
+    ring = Ring()
+    host, worker = ring.hosts[0], ring.workers[0]
+    at = ring.offset("request")
+    begins = []
+    for number in range(20):
+        size = (65, 128, 100, 64)[number % 4]
+        data = bytes([number + 1]) * size
+        header, got = transfer(host, CALL, data, worker)
+        assert (header.total, got) == (size, data)
+        begins.append(ring.whole[at : at + SIDE].index(data))
+        assert transfer(worker, RESULT, b"", host)[1] == b""
+        if size <= SHORT:  # BND-07
+            assert ring.whole[at + 32 : at + SIDE] == data + bytes(SIDE - 32 - size)
+    # Each takes whole lines, and one that would go beyond the end lies at the beginning.
+    places = [128 + 128 * (i % 8) for i in range(15)]
+    assert begins == [32 if i % 4 == 3 else places[i - i // 4] for i in range(20)]
+
+
+def test_a_payload_that_ends_with_the_area_is_followed_by_one_at_its_beginning():
+    ring = Ring()
+    host, worker = ring.hosts[0], ring.workers[0]
+    at = ring.offset("request")
+    for size in (600, 360):  # ten lines and six
+        transfer(host, CALL, b"\1" * size, worker)
+        transfer(worker, RESULT, b"", host)
+    assert ring.whole[at + SIDE - 64 : at + SIDE - 24] == b"\1" * 40
+    transfer(host, CALL, b"\2" * 65, worker)
+    assert ring.whole[at + BEGIN : at + BEGIN + 65] == b"\2" * 65
+    assert ring.canaries()
+
+
+def test_both_ends_agree_where_the_next_one_lies_after_one_was_dropped():
+    """The fragment that was written ahead of its turn was never sent."""
+    ring = Ring()
+    host, worker = ring.hosts[0], ring.workers[0]
+    assert write(host, CALL, b"\1" * 300) == lib.PYE_E_TIMEOUT
+    assert wait(worker)[0] == lib.PYE_OK
+    assert read(worker, 300)[0] == lib.PYE_E_TIMEOUT
+    for _ in range(3):
+        rc = lib.pye_lane_drain(host, 0)
+        if rc == lib.PYE_OK:
+            break
+        assert read(worker, 300)[0] == lib.PYE_E_CLOSED
+    assert rc == lib.PYE_OK
+    data = bytes(range(100))
+    assert transfer(host, CALL, data, worker)[1] == data
+    assert transfer(worker, RESULT, data, host)[1] == data
+
+
+def test_BND_01_BND_05_where_a_payload_lies_is_nothing_that_the_peer_says():
+    """Fragments of a hostile host, as announced, more of them than the area has room for."""
+    ring = Ring(limit=100_000)
+    worker = ring.workers[0]
+    total = 70 * HALF
+    out = ffi.new("uint8_t[]", total)
+    for number in range(70):
+        place = BEGIN + number % 16 * HALF
+        ring.put(
+            "request", sequence=number + 1, payload=bytes([number]) * HALF, total=total,
+            offset=number * HALF, place=place,
+        )  # fmt: skip
+        if number == 0:
+            assert wait(worker)[0] == lib.PYE_OK
+        rc = lib.pye_lane_read(worker, out, total, 0)
+        assert rc == (lib.PYE_OK if number == 69 else lib.PYE_E_TIMEOUT)
+    assert bytes(ffi.buffer(out)) == b"".join(bytes([i]) * HALF for i in range(70))
+    assert ring.canaries()
 
 
 def test_turns_are_kept():

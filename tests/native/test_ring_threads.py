@@ -122,8 +122,8 @@ def test_the_flipper_finds_a_size_that_is_read_again(tmp_path: Path) -> None:
     source = ring_faults.broken_source(
         tmp_path,
         "lane.c",
-        "lane->in + place_of(lane), lane->length);",
-        "lane->in + place_of(lane), *word_at(lane->in, 8));",
+        "lane->in + lane->in_at, lane->length);",
+        "lane->in + lane->in_at, *word_at(lane->in, 8));",
     )
     done = run(build(tmp_path, ASAN, source), 200_000, "1", "flip")
     assert done.returncode != 0

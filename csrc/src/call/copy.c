@@ -12,7 +12,7 @@
 
 #define LINE 64
 #define LEAST 4096 /* less is not worth a loop of its own */
-#define ZERO_PAST 65536
+#define ZERO_PAST 4096
 #define PAUSE_SHORTEST 16
 #define PAUSE_LONGEST 1024
 
@@ -43,7 +43,7 @@ void pye_copy_began(copy_choice *choice, uint64_t now)
     choice->began = now;
 }
 
-void pye_copy_ended(copy_choice *choice, uint64_t now, uint64_t len)
+void pye_copy_ended(copy_choice *choice, uint64_t now, uint64_t len, uint64_t unseen)
 {
     const uint32_t way = choice->way;
     const uint64_t ticks = now - choice->began;
@@ -52,7 +52,7 @@ void pye_copy_ended(copy_choice *choice, uint64_t now, uint64_t len)
     if (choice->began == 0 || len < 1024) {
         return;
     }
-    const uint64_t cost = ticks / (len / 1024) + 1;
+    const uint64_t cost = ticks / (len / 1024) + 1 + (way == COPY_PAST ? unseen : 0);
     if (old == 0 || cost <= old) {
         choice->cost[way] = cost;
     } else { /* who lost the processor for a moment is not taken for slow */

@@ -22,12 +22,17 @@ typedef struct {
 
 void pye_copy_init(copy_choice *choice);
 
-/* A message of several fragments begins. */
+/* A message begins that is judged: of several fragments, or a long one of one piece. */
 void pye_copy_choose(copy_choice *choice);
 
-/* The rest of it is timed from now, `now` in ticks; and was `len` bytes, all written at `now`. */
+/* What is not timed of one piece: ticks for each KiB that its reader fetches from memory, not from
+ * the other core's caches. */
+#define COPY_UNSEEN 256
+
+/* The rest of it is timed from now, `now` in ticks; and was `len` bytes, all written at `now`, of
+ * which each KiB costs the reader `unseen` ticks more if it went past the caches. */
 void pye_copy_began(copy_choice *choice, uint64_t now);
-void pye_copy_ended(copy_choice *choice, uint64_t now, uint64_t len);
+void pye_copy_ended(copy_choice *choice, uint64_t now, uint64_t len, uint64_t unseen);
 
 /* `to` in a slot. Its stores are visible to who sees what is released after it. */
 void pye_copy_into(uint8_t *to, const uint8_t *from, size_t len, uint32_t way);

@@ -38,36 +38,38 @@ static inline pye_status take(pye_lane *lane, pye_lane_header *out, uint32_t sli
                   broken(lane, "control"));
     PYE_REFUSE_IF(header.length != fragment_length(lane, header.total, header.offset),
                   broken(lane, "fragment"));
+    lane->in_at = payload_at(lane, lane->in_next, header.total, header.length);
+    if (is_long(lane, header.total)) {
+        lane->in_next = payload_after(lane, lane->in_at, header.length);
+    }
     lane->sequence = header.sequence;
     lane->seen = header.sequence;
     *out = header;
     return PYE_OK;
 }
 
-/* BND-07: nothing of an earlier message stays behind the `length` bytes of this one. */
+/* BND-07: nothing of an earlier message stays behind the `length` bytes of this short one. */
 static inline void clear_behind(pye_lane *lane, uint32_t length)
 {
-    uint8_t *payload = lane->out + PYE_LANE_HEADER_SIZE;
+    const uint32_t end = PYE_LANE_HEADER_SIZE + length;
 
     if (lane->used > length) {
-        pye_copy_zero(payload + length, lane->used - length);
+        pye_copy_zero(lane->out + end, lane->used - length);
     }
     lane->used = length;
-    for (uint32_t place = 0; lane->dirty != 0; place++, lane->dirty >>= 1) {
-        const size_t start = (size_t)place * lane->half;
-        const size_t end = start + lane->half;
-
-        if ((lane->dirty & 1) != 0 && end > length) {
-            const size_t from = start > length ? start : length;
-            pye_copy_zero(payload + from, end - from);
-        }
+    if (lane->dirty_end > end) {
+        const uint32_t from = lane->dirty > end ? lane->dirty : end;
+        pye_copy_zero(lane->out + from, lane->dirty_end - from);
     }
+    lane->dirty_end = 0;
 }
 
 static inline void publish(pye_lane *lane, uint16_t kind, uint16_t index, uint32_t length,
                            uint64_t total, uint64_t offset)
 {
-    if (total <= lane->slot_size && !is_control(kind)) {
+    if (is_long(lane, total)) {
+        lane->out_next = payload_after(lane, lane->out_at, length);
+    } else if (!is_control(kind)) {
         clear_behind(lane, length);
     }
     __atomic_store_n(long_at(lane->out, 8), (uint64_t)lane->number << 32 | length,

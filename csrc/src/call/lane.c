@@ -22,7 +22,7 @@ _Static_assert(offsetof(pye_lane_header, offset) == 24, "docs/formats/ring.md: h
 
 static size_t slot_stride(uint32_t slot_size)
 {
-    const size_t raw = (size_t)PYE_LANE_HEADER_SIZE + (size_t)PLACES * (slot_size / 2);
+    const size_t raw = (size_t)AREA + (size_t)PLACES * (slot_size / 2);
 
     return (raw + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
@@ -68,11 +68,13 @@ pye_status pye_lane_new(pye_lane **out, void *memory, size_t memory_len, uint32_
     lane->limit = limit;
     lane->slot_size = slot_size;
     lane->half = slot_size / 2;
+    lane->shorts = slot_size / SHORT_PART > SHORT_LEAST ? slot_size / SHORT_PART : SHORT_LEAST;
     lane->number = number;
     lane->phase = lane->host ? TURN : AWAIT;
     spin_init(&lane->spin);
     spin_init(&lane->spin_bulk);
     pye_copy_init(&lane->copy);
+    pye_copy_init(&lane->piece);
     *out = lane;
     rc = PYE_OK;
 done:
@@ -212,18 +214,29 @@ static void gather(uint8_t *to, const pye_segment *segments, size_t num, uint64_
     }
 }
 
-/* Put the fragment at `offset` where frame `sequence` has it. */
+/* Put the fragment at `offset` where the next one lies. */
 static void store(pye_lane *lane, const pye_segment *segments, size_t num, uint64_t offset,
-                  uint64_t length, uint32_t sequence)
+                  uint32_t length)
 {
-    const uint32_t place = fragment_place(lane, lane->whole, sequence);
+    const uint32_t at = payload_at(lane, lane->out_next, lane->whole, length);
     uint32_t way = COPY_CACHED;
 
-    if (lane->whole > lane->slot_size) {
-        lane->dirty |= (uint32_t)1 << place;
-        way = lane->copy.way;
+    if (is_long(lane, lane->whole)) {
+        lane->dirty = lane->dirty_end == 0 || at < lane->dirty ? at : lane->dirty;
+        lane->dirty_end = at + length > lane->dirty_end ? at + length : lane->dirty_end;
+        way = lane->whole > lane->slot_size ? lane->copy.way : lane->piece.way;
     }
-    gather(lane->out + place_offset(lane, place), segments, num, offset, (size_t)length, way);
+    lane->out_at = at;
+    gather(lane->out + at, segments, num, offset, length, way);
+}
+
+/* A long message of one piece is all that the writer can time: it does not see the reader. */
+static void store_piece(pye_lane *lane, const pye_segment *segments, size_t num, uint32_t length)
+{
+    pye_copy_choose(&lane->piece);
+    pye_copy_began(&lane->piece, spin_clock());
+    store(lane, segments, num, 0, length);
+    pye_copy_ended(&lane->piece, spin_clock(), length, COPY_UNSEEN);
 }
 
 pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
@@ -272,8 +285,10 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         }
         const uint64_t offset = lane->sent;
         const uint32_t length = (uint32_t)fragment_length(lane, total, offset);
-        if (!lane->prepared) {
-            store(lane, segments, num, offset, length, lane->sequence + (lane->host ? 1 : 0));
+        if (!lane->prepared && total <= lane->slot_size && is_long(lane, total)) {
+            store_piece(lane, segments, num, length);
+        } else if (!lane->prepared) {
+            store(lane, segments, num, offset, length);
         }
         if (offset == lane->half) { /* the reader is awake from here on */
             pye_copy_began(&lane->copy, spin_clock());
@@ -283,13 +298,13 @@ pye_status pye_lane_write(pye_lane *lane, uint16_t kind, uint16_t index,
         publish(lane, kind, index, length, total, offset);
         if (lane->phase == AWAIT) {
             if (total > lane->slot_size) {
-                pye_copy_ended(&lane->copy, spin_clock(), total - lane->half);
+                pye_copy_ended(&lane->copy, spin_clock(), total - lane->half, 0);
             }
             return PYE_OK;
         }
-        /* The next place is free: its fragment was acknowledged before this one went out. */
-        store(lane, segments, num, lane->sent, fragment_length(lane, total, lane->sent),
-              lane->sequence + 1);
+        /* The next place is free: all before the fragment that is out were acknowledged. */
+        store(lane, segments, num, lane->sent,
+              (uint32_t)fragment_length(lane, total, lane->sent));
         lane->prepared = 1;
     }
 }
@@ -310,12 +325,6 @@ static void scatter(uint8_t *head, size_t head_len, uint8_t *body, uint64_t offs
     if (len > 0) {
         pye_copy_out(body + (offset - head_len), from, len);
     }
-}
-
-/* Where the fragment lies that was just taken. */
-static size_t place_of(const pye_lane *lane)
-{
-    return place_offset(lane, fragment_place(lane, lane->total, lane->sequence));
 }
 
 pye_status pye_lane_read(pye_lane *lane, uint8_t *out, size_t out_len, uint32_t slice_ms)
@@ -354,8 +363,7 @@ pye_status pye_lane_read_split(pye_lane *lane, uint8_t *head, size_t head_len, u
             lane->length = header.length;
         }
         /* The payload's one read from shared memory; received + length <= total was checked. */
-        scatter(head, head_len, body, lane->received,
-                lane->in + place_of(lane), lane->length);
+        scatter(head, head_len, body, lane->received, lane->in + lane->in_at, lane->length);
         lane->received += lane->length;
         if (lane->received == lane->total) {
             lane->phase = TURN;

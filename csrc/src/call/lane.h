@@ -8,11 +8,18 @@
 #include "pyenclave/call.h"
 
 #define ALIGNMENT 128 /* processors fetch lines in pairs */
-/* For fragments. By the time a line is written again it has mostly left the reader's second cache,
- * where that has 1 MiB: to take it from there costs several times more (bench/README.md). */
+/* The area of a slot has room for so many fragments. By the time a line is written again it has
+ * mostly left the reader's second cache, where that has 1 MiB: to take it from there costs several
+ * times more (bench/README.md). */
 #ifndef PLACES /* tests */
 #define PLACES 16
 #endif
+#ifndef AREA /* tests */
+#define AREA 128 /* where it begins */
+#endif
+#define SHORT_PART 16   /* a short message is at most this part of a slot */
+#define SHORT_LEAST 64u /* but so much may always be one */
+#define LINE 64u        /* payloads in the area begin at a line */
 #define STATE_ASLEEP 0
 #define STATE_CPU 4
 #define STATE_TAKEN 64 /* in a line of its own that nobody reads before the worker is gone */
@@ -29,7 +36,7 @@ enum phase {
     BROKEN
 };
 
-_Static_assert(PLACES <= 32, "pye_lane.dirty has a bit for each");
+_Static_assert(PLACES >= 4, "what is written ahead is beside what is read, also where the area ends");
 
 struct pye_lane {
     uint8_t *in;  /* the other side's slot */
@@ -48,10 +55,17 @@ struct pye_lane {
     uint32_t number;
     uint32_t sequence; /* of the exchange that is under way */
     uint32_t seen;     /* last sequence taken from `in` */
-    uint32_t used;     /* bytes of `out` that are not zero, of a message that is no fragment */
-    uint32_t dirty;    /* places with fragments, a bit each */
-    uint32_t half;     /* bytes of a fragment, one of PLACES */
+    uint32_t used;     /* bytes of `out` that are not zero, of a short message */
+    uint32_t dirty;    /* from here on in `out` long ones were */
+    uint32_t dirty_end; /* up to here; 0: none */
+    uint32_t half;     /* bytes of a fragment */
+    uint32_t shorts;   /* bytes of the longest short message */
+    uint32_t in_next;  /* of the area of `in`: where the next payload begins, if it fits there */
+    uint32_t out_next; /* likewise */
+    uint32_t in_at;    /* where in `in` the payload of the frame lies that was taken last */
+    uint32_t out_at;   /* where in `out` that lies which is stored, published or not */
     copy_choice copy;  /* of messages of several fragments that are written */
+    copy_choice piece; /* of long ones of one piece */
     int prepared;      /* the next fragment of the message that is written is in the slot */
     uint32_t cpu;      /* as published: number + 1, or 0 */
     uint32_t length;   /* of the fragment in the slot */
@@ -86,9 +100,7 @@ static inline pye_status broken(pye_lane *lane, const char *check)
     return PYE_E_PROTOCOL;
 }
 
-/* How long the fragment at `offset` of a message of `total` bytes must be. Fragments lie in the
- * slot's PLACES by turns, also those of one message after those of another: while the receiver copies
- * one, the sender writes the next. */
+/* How long the fragment at `offset` of a message of `total` bytes must be. */
 static inline uint64_t fragment_length(const pye_lane *lane, uint64_t total, uint64_t offset)
 {
     const uint64_t left = total - offset;
@@ -96,15 +108,29 @@ static inline uint64_t fragment_length(const pye_lane *lane, uint64_t total, uin
     return total <= lane->slot_size || left < lane->half ? left : lane->half;
 }
 
-/* Which place the fragment has that crosses with frame `sequence`; of private numbers only. */
-static inline uint32_t fragment_place(const pye_lane *lane, uint64_t total, uint32_t sequence)
+static inline int is_long(const pye_lane *lane, uint64_t total)
 {
-    return total <= lane->slot_size ? 0 : (sequence - 1) % PLACES;
+    return total > lane->shorts;
 }
 
-static inline size_t place_offset(const pye_lane *lane, uint32_t place)
+/* Where in the slot a payload of `length` bytes lies, checked, of a message of `total`: behind the
+ * header, or, of a long one, in the area behind the last that lay there. So while the receiver copies
+ * one fragment, the sender writes the next. Of private numbers only, which both sides have alike. */
+static inline uint32_t payload_at(const pye_lane *lane, uint32_t next, uint64_t total,
+                                  uint32_t length)
 {
-    return PYE_LANE_HEADER_SIZE + (size_t)place * lane->half;
+    if (!is_long(lane, total)) {
+        return PYE_LANE_HEADER_SIZE;
+    }
+    return AREA + (length > PLACES * lane->half - next ? 0 : next);
+}
+
+/* Where in the area the next one begins, after one that is published, or taken. */
+static inline uint32_t payload_after(const pye_lane *lane, uint32_t at, uint32_t length)
+{
+    const uint32_t end = (at - AREA + length + LINE - 1) / LINE * LINE;
+
+    return end < PLACES * lane->half ? end : 0;
 }
 
 /* await.c: wait until the other side's word moves on from what was last taken. PYE_E_TIMEOUT: it
