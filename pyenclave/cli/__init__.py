@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyenclave import __version__, errors
 from pyenclave.cli import output
@@ -76,7 +76,7 @@ def _no_answer(error: errors.EnclaveError) -> bool:
 
 def _unreadable(error: OSError, *, as_json: bool) -> int:
     if isinstance(error, BrokenPipeError):
-        output.give_up_stdout()  # its reader left; nothing more can be said to it
+        output.give_up(sys.stdout)  # its reader left; nothing more can be said to it
         return 1
     name = error.filename
     where = f": {os.fsdecode(name)}" if isinstance(name, str | bytes) and name else ""
@@ -98,6 +98,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise _UsageError(self, message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse drops what nobody takes, and says that all is well.
+        (file or sys.stderr).write(message)
 
 
 def _parser(only: str | None) -> argparse.ArgumentParser:
@@ -153,9 +157,11 @@ def _main(arguments: list[str]) -> int:
     try:
         args = _parser(only).parse_args(arguments)
     except _UsageError as error:
-        error.parser.print_usage(sys.stderr)
+        output.tell(error.parser.format_usage(), end="")
         as_json = "--json" in arguments
         return output.report_error("usage", str(error), as_json=as_json, exit_code=2)
+    except OSError as error:  # of --help, where what is printed is not buffered
+        return _unreadable(error, as_json=False)
     except SystemExit:  # --help and --version have printed; whether anybody took it shows here
         try:
             sys.stdout.flush()

@@ -51,7 +51,7 @@ class Bar:
 
     def __exit__(self, *exc: object) -> None:
         if self._live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            output.tell("\r\x1b[K", end="")
 
     def add(self, count: int) -> None:
         """Say that *count* bytes more are done."""
@@ -87,4 +87,4 @@ class Bar:
         if self._files > 1:
             text += f"  {self._done_files}/{self._files}  {output.line(self._name)}"
         width = shutil.get_terminal_size().columns - 1
-        print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
+        output.tell(f"\r\x1b[K{text[:width]}", end="")

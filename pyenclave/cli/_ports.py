@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 from typing import Final
 
+from pyenclave.cli import output
 from pyenclave.errors import PlatformUnavailableError
 
 __all__ = ["kept"]
@@ -55,10 +55,8 @@ def kept(host: str, state_dir: str | os.PathLike[str], name: str) -> socket.sock
         if error.errno not in _TAKEN:
             raise
     sock = bound(host)
-    print(
-        f"{name}: port {port}, where it was before, is in use; it is now {sock.getsockname()[1]}",
-        file=sys.stderr,
-        flush=True,
+    output.tell(
+        f"{name}: port {port}, where it was before, is in use; it is now {sock.getsockname()[1]}"
     )
     return sock
 

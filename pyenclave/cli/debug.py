@@ -112,7 +112,7 @@ def _list(enclaves: Sequence[EnclaveInfo], *, as_json: bool) -> int:
 
 
 def _note(text: str) -> None:
-    print(f"[{output.line(text)}]", file=sys.stderr, flush=True)
+    output.tell(f"[{output.line(text)}]")
 
 
 class _EndedError(Exception):
@@ -161,7 +161,7 @@ class _Dialogue:
         except _EndedError:
             _note("the enclave ended")
         except KeyboardInterrupt:
-            print(file=sys.stderr)
+            output.tell("")
             _note("detached; the function goes on")
         return 0
 

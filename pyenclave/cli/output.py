@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 __all__ = [
     "Progress",
-    "give_up_stdout",
+    "give_up",
     "hex_of",
     "json_text",
     "line",
@@ -27,6 +27,7 @@ __all__ = [
     "report_error",
     "say",
     "table",
+    "tell",
 ]
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
@@ -68,14 +69,21 @@ def say(text: str = "") -> None:
 def remark(text: str) -> None:
     """Print a line on stderr, after what stdout was given: they may be one pipe or file."""
     sys.stdout.flush()
-    print(text, file=sys.stderr)
+    tell(text)
+
+
+def tell(text: str, *, end: str = "\n") -> None:
+    """Print on stderr at once. Where nobody takes it the result is the same, and the exit code."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        give_up(sys.stderr)
 
 
 def note(text: str) -> None:
     """Print what a command has to say beside its result: on stderr, on one line."""
     sys.stdout.flush()
-    with contextlib.suppress(OSError):  # its terminal may be gone
-        print(f"pyenclave: {line(text)}", file=sys.stderr, flush=True)
+    tell(f"pyenclave: {line(text)}")
 
 
 def line(text: str) -> str:
@@ -116,10 +124,14 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def ready() -> bool:
     """Whether there is a standard output; without a standard error the null device is one."""
+    # What is opened next would be the error output of whatever is called, or be read as input.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
     if sys.stdout is None:
-        print("pyenclave: error [unreadable]: standard output is closed", file=sys.stderr)
+        tell("pyenclave: error [unreadable]: standard output is closed")
         return False
     if isinstance(sys.stdout, io.TextIOWrapper) and not _unicode():
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -140,11 +152,11 @@ def json_text(value: object, *, default: Callable[[Any], Any] = str) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
-def give_up_stdout() -> None:
-    """Let what nobody takes go nowhere, so that the interpreter does not try again at its end."""
+def give_up(stream: TextIO) -> None:
+    """Let what nobody takes go nowhere: the interpreter tries again at its end, and exits so."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
 
 
@@ -163,11 +175,10 @@ def report_error(
             print_json({"error": {"code": code, "message": text}})
         sys.stdout.flush()
     except OSError:
-        give_up_stdout()
-    with contextlib.suppress(OSError):  # its terminal may be gone: the exit code tells
-        label = paint("error", "red", stream=sys.stderr)
-        text = "\n  ".join(map(line, [message, *rows]))
-        print(f"pyenclave: {label} [{code}]: {text}", file=sys.stderr, flush=True)
+        give_up(sys.stdout)
+    label = paint("error", "red", stream=sys.stderr)
+    text = "\n  ".join(map(line, [message, *rows]))
+    tell(f"pyenclave: {label} [{code}]: {text}")
     return exit_code
 
 
@@ -207,11 +218,11 @@ class Progress:
             return
         line = f"[{time.monotonic() - self._start:6.1f} s] {printable(text)}"
         if self._live:
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            tell(f"\r\x1b[K{line}", end="")
         else:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     def done(self) -> None:
         """End the line."""
         if self._live and not self._quiet:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            tell("\r\x1b[K", end="")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pyenclave._files import read_file
 from pyenclave._platform.state import State
+from pyenclave.cli import output
 from pyenclave.cli._ports import kept
 from pyenclave.cli._serve_options import add_services
 from pyenclave.cli.verify import moment
@@ -195,11 +196,9 @@ def _development(args: argparse.Namespace) -> int:
         config = _evidence(args, config)
         if config.dangerous_evidence_time is not None:
             line["time"] = shown = config.dangerous_evidence_time.isoformat()
-            print(
+            output.tell(
                 f"WARNING: evidence is judged as of {shown}, not of now. What was valid then gets "
-                "a token, revoked and expired or not; each says so (x-pyenclave-evidence-time).",
-                file=sys.stderr,
-                flush=True,
+                "a token, revoked and expired or not; each says so (x-pyenclave-evidence-time)."
             )
         _check_database(config)
         service = _build(args.service, config)

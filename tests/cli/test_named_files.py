@@ -150,6 +150,8 @@ ELSE_OF = {
 RUNNER = """
 import contextlib, io, json, resource, shlex, sys
 import pyenclave.cli
+from pyenclave._native import drop_capabilities
+drop_capabilities()  # which has root refused what its owner may not read
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 for line in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
@@ -266,6 +268,9 @@ def bad_of(kind: str, folder: Path) -> tuple[str, str]:
     if kind == "folder":
         path.mkdir()
         return str(path), "Is a directory"
+    if kind == "unreadable":
+        path.touch(mode=0o000)
+        return str(path), "Permission denied"
     with path.open("xb") as file:
         file.truncate(1 << 40)
     return str(path), "too long"
@@ -284,7 +289,7 @@ OWN_WORDS = (
 )
 
 
-@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "folder", "endless"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "folder", "endless", "unreadable"])
 def test_what_is_no_file_is_refused_by_name(place: Path, tmp_path: Path, kind: str) -> None:
     bad, words = bad_of(kind, tmp_path)
     lines = ROWS.strip().splitlines()
