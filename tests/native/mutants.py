@@ -177,7 +177,7 @@ class Mutants:
         every = list(range(len(self.items)))
         pid, reader = self.fork(every, 0)
         seen = set()
-        for index, bad, seconds, fired in self.lines(pid, reader, 300):
+        for index, bad, seconds, fired in self.lines(pid, reader, 300 * self.options.patience):
             seen.add(index)
             learnt.seconds[index] = seconds
             if bad:
@@ -213,13 +213,13 @@ class Mutants:
         chosen = []
         for index in tests:
             spent += learnt.seconds[index]
-            if spent > SECONDS_A_CHECK and chosen:
+            if spent > SECONDS_A_CHECK * self.options.patience and chosen:
                 break
             chosen.append(index)
         pid, reader = self.fork(chosen, number)
         seen = 0
         killed = False
-        for _, bad, _, _ in self.lines(pid, reader, 3 * spent + 3):
+        for _, bad, _, _ in self.lines(pid, reader, (3 * spent + 3) * self.options.patience):
             seen += 1
             killed = killed or bad
         self.state.mutate(0)
@@ -258,6 +258,9 @@ def main() -> int:
     parser.add_argument("--build", type=Path, help="a folder to build in, kept")
     parser.add_argument("--only", default="", help="only checks whose name has this in it")
     parser.add_argument("--verbose", action="store_true", help="one line a check")
+    parser.add_argument(
+        "--patience", type=int, default=1, help="by what to multiply each limit of time"
+    )
     options = parser.parse_args()
     if "PYE_PROOF_STATE" in os.environ:
         return run(options)
@@ -278,7 +281,8 @@ def main() -> int:
             "PYE_PROOF_HOME": str(home),
         }
         tests = [str(test.resolve()) for test in options.tests]
-        arguments = [f"--only={options.only}", *(["--verbose"] if options.verbose else []), *tests]
+        arguments = [f"--only={options.only}", f"--patience={options.patience}",
+                     *(["--verbose"] if options.verbose else []), *tests]  # fmt: skip
         command = [sys.executable, str(Path(__file__).resolve()), *arguments]
         return subprocess.run(command, env=environment, check=False).returncode
 
@@ -300,7 +304,7 @@ def run(options: argparse.Namespace) -> int:
         "no:cacheprovider",
         "-p",
         "no:faulthandler",
-        "--timeout=60",
+        f"--timeout={60 * options.patience}",
         "--hypothesis-seed=0",
     ]
     code = pytest.main(

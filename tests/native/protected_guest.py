@@ -57,7 +57,7 @@ try:
         environment = os.environ | {{"PYTHONPATH": str(proof), "PYE_PROOF_HOME": str(proof),
                                     "PYE_PROOF_STATE": "/tmp/state"}}
         command = [sys.executable, "{root}/tests/native/mutants.py", "--only", "linux/protect",
-                   "--verbose", *{tests!r}]
+                   "--patience", "10", "--verbose", *{tests!r}]
         good.append(subprocess.run(command, env=environment).returncode == 0)
     for broken in sorted(pathlib.Path("{folder}/broken").glob("*.so")):
         core.write_bytes(broken.read_bytes())

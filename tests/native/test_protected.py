@@ -445,7 +445,7 @@ def test_a_closed_library_refuses_and_is_gone(made: Path) -> None:
             use()
     assert all(fault(address) == errno.EFAULT for address in found.values())  # not mapped
     with open("/proc/self/maps", encoding="utf-8") as maps:
-        assert "pyenclave-protected" not in maps.read()
+        assert "memfd:pyenclave-protected" not in maps.read()
 
 
 def test_closing_leaves_what_was_loaded_not_what_was_kept(made: Path) -> None:
