@@ -607,6 +607,7 @@ class ProtectedCode:
         fd: int,
         names: tuple[str, ...],
         ranges: tuple[tuple[int, int], ...],
+        variables: tuple[tuple[str, int], ...],
         first: int,
         memory: int,
         stack: int,

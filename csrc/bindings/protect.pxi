@@ -3,15 +3,37 @@
 cdef extern from *:
     """
     #include <dlfcn.h>
-    /* Where the object that has `symbol` was put: the address of its first segment. */
-    static size_t protect_base(const void *symbol)
+    #if defined(__linux__)
+    #include <link.h>
+    /* What is added to the addresses of the object's file. */
+    static int protect_base(void *handle, size_t *base)
+    {
+        struct link_map *map;
+        if (dlinfo(handle, RTLD_DI_LINKMAP, &map) != 0) {
+            return 0;
+        }
+        *base = (size_t)map->l_addr;
+        return 1;
+    }
+    #else
+    static int protect_base(void *handle, size_t *base)
+    {
+        (void)handle;
+        (void)base;
+        return 0;
+    }
+    #endif
+    /* Whether `address` is of the object whose first segment lies at `start`. */
+    static int protect_is_of(const void *address, size_t start)
     {
         Dl_info info;
-        return dladdr(symbol, &info) != 0 ? (size_t)info.dli_fbase : 0;
+        return dladdr(address, &info) != 0 && (size_t)info.dli_fbase == start;
     }
     """
-    size_t protect_base(const void *symbol) nogil
+    bint protect_base(void *handle, size_t *base) nogil
+    bint protect_is_of(const void *address, size_t start) nogil
     int RTLD_NOLOAD
+    void *RTLD_DEFAULT
 
 cdef extern from "<dlfcn.h>" nogil:
     int dlclose(void *handle)
@@ -63,6 +85,7 @@ cdef class ProtectedCode:
     """
     The functions `names` of a shared object, its data (`ranges` of address and size in the file,
     the lowest address of which is `first`), memory, stacks and buffers, behind one key. The
+    `variables` (name and address in the file) are refused if the loader takes another object's. The
     descriptor `fd` of the file is its own from then on.
     """
 
@@ -75,13 +98,14 @@ cdef class ProtectedCode:
     cdef size_t limit
 
     def __cinit__(self, int fd, tuple names not None, tuple ranges not None,
-                  uint64_t first, uint64_t memory, uint64_t stack, uint64_t message,
-                  uint32_t slots, bint leave_signals):
+                  tuple variables not None, uint64_t first, uint64_t memory, uint64_t stack,
+                  uint64_t message, uint32_t slots, bint leave_signals):
         cdef pye_protect_range spans[PYE_PROTECT_MAX_RANGES]
         cdef uint64_t addresses[PYE_PROTECT_MAX_FUNCTIONS]
         cdef pye_protect_sizes sizes
         cdef pye_status status
-        cdef size_t base
+        cdef size_t base = 0
+        cdef size_t taken
         path = f"/proc/self/fd/{fd}".encode()
         cdef const char *name = path
         self.fd = fd
@@ -92,12 +116,27 @@ cdef class ProtectedCode:
         with nogil:
             self.handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)
         if self.handle == NULL:
-            raise _errors.ImageError(f"the library cannot be loaded: {dlerror().decode()}")
+            why = dlerror().decode("utf-8", "replace")
+            raise _errors.ImageError(f"the library cannot be loaded: {why}")
+        if not protect_base(self.handle, &base):
+            raise _errors.ImageError("the loader does not tell where the library is")
         for i, text in enumerate(names):
             addresses[i] = <size_t>dlsym(self.handle, f"pye_ecall_{text}".encode())
-            if addresses[i] == 0:
+            # An indirect function, or a table that lies, may lead to another library's.
+            if addresses[i] == 0 or not protect_is_of(<const void *><size_t>addresses[i],
+                                                      base + first):
                 raise _errors.ImageError(f"the library has no function {text!r}")
-        base = protect_base(<const void *><size_t>addresses[0]) - first
+        for text, address in variables:
+            encoded = (<str>text).encode()
+            # Which one the loader has found: of all that are first in line, or the only one.
+            taken = <size_t>dlsym(RTLD_DEFAULT, encoded)
+            if taken == 0:
+                taken = <size_t>dlsym(self.handle, encoded)
+            if taken != base + <uint64_t>address:
+                raise _errors.ProtectionError(
+                    f"the library's variable {text!r} would be another object's of that name, "
+                    "which no key protects",
+                    advice="Make it static, or hidden (-fvisibility=hidden).")
         for i, (address, size) in enumerate(ranges):
             spans[i].address = base + <uint64_t>address
             spans[i].size = size
@@ -133,10 +172,10 @@ cdef class ProtectedCode:
         cdef pye_status status, answer = PYE_E_STATE
         cdef size_t length = 0
         cdef uint32_t slot = 0
-        if self.protect == NULL:
-            raise self.gone()
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)  # may run Python code, which may close()
         try:
+            if self.protect == NULL:
+                raise self.gone()
             status = pye_protect_take(self.protect, &slot)  # with the GIL: close() looks at slots
             if status != PYE_OK:
                 raise _errors.BusyError(
@@ -149,6 +188,8 @@ cdef class ProtectedCode:
                 if status == PYE_E_LENGTH:
                     raise _errors.ArgumentError("the input is longer than a message",
                                                 expected=f"at most {self.limit}", found=view.len)
+                if status == PYE_E_ARGUMENT:
+                    raise _errors.ArgumentError("the input lies behind the library's own key")
                 if status != PYE_OK:
                     fail(status, "protected call")
                 if answer == PYE_OK and length > sizeof(small):

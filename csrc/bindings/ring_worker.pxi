@@ -13,7 +13,8 @@ cdef class NativeLibrary:
         with nogil:
             self.handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)
         if self.handle == NULL:
-            raise _errors.ImageError(f"the native library cannot be loaded: {dlerror().decode()}")
+            why = dlerror().decode("utf-8", "replace")
+            raise _errors.ImageError(f"the native library cannot be loaded: {why}")
         self.path = path
 
     def address(self, str name) -> int:

@@ -17,7 +17,7 @@ from pyenclave.errors import ImageError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["MACHINES", "SharedObject", "exported", "is_elf", "parse"]
+__all__ = ["MACHINES", "SharedObject", "exported", "is_elf", "parse", "variables"]
 
 # e_machine of the platforms on which enclaves run.
 MACHINES = {62: "x86_64", 183: "aarch64"}
@@ -30,7 +30,11 @@ _SYM = struct.Struct("<IBBHQQ")
 _ET_EXEC, _ET_DYN = 2, 3
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_NULL, _DT_NEEDED, _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ = 0, 1, 4, 5, 6, 10
-_DT_SYMENT, _DT_SONAME, _DT_TEXTREL, _DT_GNU_HASH = 11, 14, 22, 0x6FFFFEF5
+_DT_SYMENT, _DT_SONAME, _DT_TEXTREL, _DT_FLAGS, _DT_GNU_HASH = 11, 14, 22, 30, 0x6FFFFEF5
+_DT_SYMBOLIC = 16
+_DF_SYMBOLIC, _DF_TEXTREL = 2, 4
+
+_STB_GLOBAL, _STB_WEAK, _STB_UNIQUE, _STT_OBJECT, _STV_PROTECTED = 1, 2, 10, 1, 3
 
 _MAX_PROGRAM_HEADERS = 512
 _MAX_DYNAMIC = 4096
@@ -48,7 +52,8 @@ class SharedObject:
         soname: DT_SONAME, empty if there is none.
         needs: DT_NEEDED, in order.
         executable: Whether it is a program (ET_EXEC) rather than ET_DYN.
-        writable_code: Whether a segment is both writable and executable, or DT_TEXTREL is there.
+        writable_code: Whether a segment is both writable and executable, or the loader is to write
+            into code (DT_TEXTREL, DF_TEXTREL).
 
     """
 
@@ -200,8 +205,12 @@ class _File:
             last += 1
         raise self.wrong("symbol hash table has no end")
 
-    def symbols(self) -> Iterator[str]:
-        """Iterate over the defined global and weak functions and objects."""
+    def flags(self, flag: int, tag: int) -> bool:
+        """Tell whether DT_FLAGS has *flag*, or the dynamic section the *tag* that says the same."""
+        return tag in self.dynamic or any(flags & flag for flags in self.dynamic.get(_DT_FLAGS, ()))
+
+    def symbols(self) -> Iterator[tuple[str, int, int, int]]:
+        """Iterate over what is defined: names, st_info, st_other and addresses."""
         count = self.symbol_count()
         if not count:
             return
@@ -212,12 +221,12 @@ class _File:
             raise self.wrong("symbol table is too long", found=count)
         table = self.string_table()
         for index in range(1, count):
-            name, info, other, section, _, _ = _SYM.unpack_from(
+            name, info, other, section, address, _ = _SYM.unpack_from(
                 self.view, offset + index * _SYM.size
             )
-            # STB_GLOBAL or STB_WEAK, defined, STV_DEFAULT or STV_PROTECTED.
-            if info >> 4 in (1, 2) and section != 0 and other & 3 in (0, 3):
-                yield self.string(table, name)
+            # Defined, not STB_LOCAL, STV_DEFAULT or STV_PROTECTED.
+            if info >> 4 != 0 and section != 0 and other & 3 in (0, 3):
+                yield self.string(table, name), info, other, address
 
 
 def parse(data: Buffer, name: str) -> SharedObject:
@@ -250,7 +259,7 @@ def parse(data: Buffer, name: str) -> SharedObject:
         soname=soname,
         needs=needs,
         executable=file.type == _ET_EXEC,
-        writable_code=file.writable_code or _DT_TEXTREL in file.dynamic,
+        writable_code=file.writable_code or file.flags(_DF_TEXTREL, _DT_TEXTREL),
     )
 
 
@@ -272,5 +281,43 @@ def exported(data: Buffer, name: str, prefix: str = "") -> tuple[str, ...]:
     """
     file = _File(data, name)
     return tuple(
-        sorted({text.removeprefix(prefix) for text in file.symbols() if text.startswith(prefix)})
+        sorted(
+            {
+                text.removeprefix(prefix)
+                for text, info, _, _ in file.symbols()
+                if info >> 4 in (_STB_GLOBAL, _STB_WEAK) and text.startswith(prefix)
+            }
+        )
+    )
+
+
+def variables(data: Buffer, name: str) -> tuple[tuple[str, int], ...]:
+    """
+    Return the variables that the loader may take from another object; untrusted input.
+
+    These are exported ones: the loader gives one of each name to all, and this shared object may
+    not be the one whose variable that is.
+
+    Args:
+        data: The whole file.
+        name: What to call it in errors.
+
+    Returns:
+        Names and addresses in the file, sorted.
+
+    Raises:
+        ImageError: As for ``parse``.
+
+    """
+    file = _File(data, name)
+    own = file.flags(_DF_SYMBOLIC, _DT_SYMBOLIC)
+    return tuple(
+        sorted(
+            {
+                (text, address)
+                for text, info, other, address in file.symbols()
+                if info & 15 == _STT_OBJECT
+                and (info >> 4 == _STB_UNIQUE or not (own or other & 3 == _STV_PROTECTED))
+            }
+        )
     )

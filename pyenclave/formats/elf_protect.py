@@ -29,9 +29,14 @@ _PHDR: Final = struct.Struct("<IIQQQQQQ")
 _LOAD, _DYNAMIC, _TLS, _STACK, _RELRO = 1, 2, 7, 0x6474E551, 0x6474E552
 _EXECUTE, _WRITE = 1, 2
 _MOST: Final = 1 << 30
-# WRPKRU (0F 01 EF), XRSTOR (0F AE /5) and XRSTORS (0F C7 /3), the latter two with a memory operand.
+_MOST_ADDRESS: Final = 1 << 40
+_MOST_RANGES: Final = 16
+_MOST_FUNCTIONS: Final = 1024
+# WRPKRU (0F 01 EF; with APX's prefix for 0F: D5 80 … FF), XRSTOR (0F AE /5) and XRSTORS (0F C7 /3),
+# the latter two with a memory operand; APX's prefix makes these two invalid.
 _SETS_RIGHTS: Final = re.compile(
     rb"\x0f(?:\x01\xef|\xae[\x28-\x2f\x68-\x6f\xa8-\xaf]|\xc7[\x18-\x1f\x58-\x5f\x98-\x9f])"
+    rb"|\xd5[\x80-\xff]\x01\xef"
 )
 
 
@@ -43,12 +48,14 @@ class Protectable:
     Attributes:
         functions: The names of its trusted functions, sorted.
         ranges: Address in the file and size of what is to be behind the key, in whole pages.
+        variables: Names and addresses in the file of what is exported of that.
         first: The lowest address of a segment, rounded down to a page.
 
     """
 
     functions: tuple[str, ...]
     ranges: tuple[tuple[int, int], ...]
+    variables: tuple[tuple[str, int], ...]
     first: int
 
 
@@ -88,7 +95,8 @@ def _check_kinds(name: str, found: elf.SharedObject, segments: list[_Segment]) -
         )
     if found.writable_code:
         raise ProtectionError(
-            f"{name}: code that is written (DT_TEXTREL, or a segment both writable and executable)",
+            f"{name}: code that is written (text relocations, or a segment both writable and "
+            "executable)",
             advice="Compile with -fPIC.",
         )
     stacks = [segment for segment in segments if segment.kind == _STACK]
@@ -103,20 +111,40 @@ def _check_kinds(name: str, found: elf.SharedObject, segments: list[_Segment]) -
         )
 
 
-def _check_code(name: str, data: memoryview, segments: list[_Segment]) -> None:
+def _check_order(name: str, segments: list[_Segment]) -> None:
+    """Each page is of one segment: else what is mapped depends on who maps."""
+    after = 0
     for segment in segments:
-        # Whole pages are mapped: what shares the first and the last one is executable, too.
-        if segment.kind == _LOAD and segment.flags & _EXECUTE:
-            begin = _down(segment.offset)
-            end = min(_up(segment.offset + segment.filesz), len(data))
-            found = _SETS_RIGHTS.search(data[begin:end])
-            if found:
+        low, high = _down(segment.start), _up(segment.end)
+        if segment.kind == _LOAD and low < high:
+            if low < after or high > _MOST_ADDRESS:
                 raise ProtectionError(
-                    f"{name}: executable bytes that set the rights of protection keys "
-                    "(WRPKRU, XRSTOR)",
-                    found=f"{found[0].hex(' ')} at offset {begin + found.start():#x}",
-                    advice="They may be the inside of another instruction: change the code there.",
+                    f"{name}: segments that are not in order, or share pages with others",
+                    found=f"{segment.end - segment.start} bytes at {segment.start:#x}",
                 )
+            after = high
+
+
+def _check_code(name: str, data: memoryview, segments: list[_Segment]) -> None:
+    before, offset = b"", 0  # the last bytes of the segment before, and where the next one begins
+    follows = -1
+    for segment in segments:
+        if segment.kind != _LOAD or not segment.flags & _EXECUTE:
+            continue
+        # Whole pages are mapped: what shares the first and the last one is executable, too. An
+        # instruction may begin in one segment and end in the next.
+        begin = _down(segment.offset)
+        end = min(_up(segment.offset + segment.filesz), len(data))
+        head = before if _down(segment.start) == follows else b""
+        found = _SETS_RIGHTS.search(head + data[begin:end])
+        if found:
+            at = found.start() - len(head)
+            raise ProtectionError(
+                f"{name}: executable bytes that set the rights of protection keys (WRPKRU, XRSTOR)",
+                found=f"{found[0].hex(' ')} at offset {begin + at if at >= 0 else offset + at:#x}",
+                advice="They may be the inside of another instruction: change the code there.",
+            )
+        before, offset, follows = bytes(data[begin:end][-3:]), end, _up(segment.end)
 
 
 def _ranges(name: str, segments: list[_Segment]) -> tuple[tuple[int, int], ...]:
@@ -133,17 +161,16 @@ def _ranges(name: str, segments: list[_Segment]) -> tuple[tuple[int, int], ...]:
         )
     found = []
     for segment in loads:
-        if segment.flags & _WRITE and segment.end > segment.start:
+        if segment.flags & _WRITE:
             low, high = _down(segment.start), _up(segment.end)
             parts = [(low, min(high, begin)), (max(low, end), high)]
             found += [(at, to - at) for at, to in parts if at < to]
-    spans = [(_down(s.start), _up(s.end)) for s in loads if not s.flags & _WRITE]
-    for at, size in found:
-        if size > _MOST or any(low < at + size and at < high for low, high in spans):
-            raise ProtectionError(
-                f"{name}: writable pages are shared with others, or are too many",
-                found=f"{size} bytes at {at:#x}",
-            )
+    if len(found) > _MOST_RANGES or sum(size for _, size in found) > _MOST:
+        raise ProtectionError(
+            f"{name}: too many variables",
+            expected=f"at most {_MOST} bytes in {_MOST_RANGES} places",
+            found=f"{sum(size for _, size in found)} in {len(found)}",
+        )
     return tuple(found)
 
 
@@ -167,9 +194,26 @@ def protectable(data: Buffer, name: str) -> Protectable:
     found = elf.parse(view, name)
     segments = _segments(view)
     _check_kinds(name, found, segments)
+    _check_order(name, segments)
     _check_code(name, view, segments)
     loads = [segment.start for segment in segments if segment.kind == _LOAD]
     functions = elf.exported(view, name, _PREFIX)
     if not functions:
         raise ProtectionError(f"{name}: no function of PYE_ECALL", expected=f"{_PREFIX}…")
-    return Protectable(functions=functions, ranges=_ranges(name, segments), first=_down(min(loads)))
+    if len(functions) > _MOST_FUNCTIONS:
+        raise ProtectionError(
+            f"{name}: too many functions of PYE_ECALL",
+            expected=f"at most {_MOST_FUNCTIONS}",
+            found=len(functions),
+        )
+    ranges = _ranges(name, segments)
+    return Protectable(
+        functions=functions,
+        ranges=ranges,
+        variables=tuple(
+            (text, at)
+            for text, at in elf.variables(view, name)
+            if any(start <= at < start + size for start, size in ranges)
+        ),
+        first=_down(min(loads)),
+    )

@@ -153,6 +153,7 @@ class ProtectedLibrary:
             _sealed_copy(data),
             found.functions,
             found.ranges,
+            found.variables,
             found.first,
             *sizes,
             threads,

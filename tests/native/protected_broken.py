@@ -20,8 +20,8 @@ FAULTS: Final = {
     "none": ("protect.c", "/* The key must be open. */", "", ""),
     "key-left-open": (
         "protect.c",
-        "    p->inside->clear();\n    shut_key(p);\n    if (block)",
-        "    p->inside->clear();\n    if (block)",
+        "    clear_registers(p);\n    shut_key(p);\n    if (block)",
+        "    clear_registers(p);\n    if (block)",
         "test_the_key_is_shut_before_and_after_each_call",
     ),
     "key-left-open-after-a-long-answer": (
@@ -32,9 +32,27 @@ FAULTS: Final = {
     ),
     "registers-not-scrubbed": (
         "protect.c",
-        "    p->inside->clear();\n    shut_key(p);\n    if (block)",
+        "    clear_registers(p);\n    shut_key(p);\n    if (block)",
         "    shut_key(p);\n    if (block)",
         "test_no_register_keeps_what_the_function_left",
+    ),
+    "x87-not-scrubbed": (
+        "protect.c",
+        "    pye_protect_clear_other(p->inside->tells_use);\n",
+        "",
+        "test_no_register_keeps_what_the_function_left",
+    ),
+    "scrubs-only-what-the-core-uses": (
+        "protect.c",
+        "(low & 0x06) == 0x06 ?",
+        "(pye_cpu_features() & PYE_CPU_AVX) ?",
+        "test_registers_are_cleared_that_the_core_does_not_use",
+    ),
+    "variables-in-core-dumps": (
+        "protect.c",
+        "PYE_CHECK(advise_ranges(p, MADV_DONTDUMP));",
+        "PYE_CHECK(advise_ranges(p, MADV_NORMAL));",
+        "test_core_dumps_have_nothing_of_it",
     ),
     "stack-not-switched": (
         "protect_gate.c",

@@ -57,8 +57,24 @@ static inline __attribute__((always_inline)) void take(uint8_t *registers, int w
     }
 }
 
+/* FXSAVE's image, 512 bytes: x87's registers from byte 32, MXCSR at 24, the control word at 0. */
+static inline __attribute__((always_inline)) void take_x87(uint8_t *image)
+{
+    uint8_t aligned[512] __attribute__((aligned(16))) = {0};
+
+    __asm__ volatile("fxsave (%0)" ::"r"(aligned) : "memory");
+    memcpy(image, aligned, sizeof(aligned));
+}
+
+/* All eight of x87's registers hold pi, and are said to be empty, as after a function. */
+static inline __attribute__((always_inline)) void fill_x87(void)
+{
+    __asm__ volatile("fldpi\n\tfldpi\n\tfldpi\n\tfldpi\n\t"
+                     "fldpi\n\tfldpi\n\tfldpi\n\tfldpi\n\temms");
+}
+
 /* A protected function: leaves a pattern in every vector register, and in rcx, rdx, rsi, rdi and
- * r8 to r11. Its own stack pointer is its answer. */
+ * r8 to r11, pi in x87's, and flags in MXCSR. Its own stack pointer is its answer. */
 SHOWN pye_status probe_fill(const uint8_t *in, size_t in_len, uint8_t *out, size_t *out_len)
 {
     static const uint8_t pattern[64] = {
@@ -70,11 +86,14 @@ SHOWN pye_status probe_fill(const uint8_t *in, size_t in_len, uint8_t *out, size
         0xa5, 0xa5, 0xa5, 0xa5};
     const uint64_t here = (uint64_t)(uintptr_t)__builtin_frame_address(0);
     const int wide = level();
+    const uint32_t flags = 0x9fbf;
 
     (void)in;
     (void)in_len;
     memcpy(out, &here, sizeof(here));
     *out_len = sizeof(here);
+    fill_x87();
+    __asm__ volatile("ldmxcsr %0" ::"m"(flags));
     if (wide == 2) {
         __asm__ volatile(EACH16(FILL_WIDE) UPPER16(FILL_WIDE) MASKS(FILL_MASK)::"r"(pattern));
     } else if (wide == 1) {
@@ -92,22 +111,28 @@ SHOWN pye_status probe_fill(const uint8_t *in, size_t in_len, uint8_t *out, size
 }
 
 /* Runs a function behind the key, and takes the vector registers as they are on return (2112
- * bytes; those that the CPU has not stay 0). */
+ * bytes; those that the CPU has not stay 0), and FXSAVE's image after them. */
 SHOWN pye_status probe_run(run_function run, void *protect, uint32_t slot, uint32_t function,
                            pye_status *answer, uint64_t *where, uint8_t *registers)
 {
     size_t len;
     const int wide = level();
+    const uint32_t before = _mm_getcsr();
+
+    _mm_setcsr(0x1f80);
     const pye_status rc = run(protect, slot, function, answer, (uint8_t *)where, sizeof(*where),
                               &len, (const uint8_t *)where, 0);
     take(registers, wide);
+    take_x87(registers + 2112);
+    _mm_setcsr(before);
     return rc;
 }
 
 /* The same by the gate alone, without a key, on the stack that ends at `top`; `clear` is 0 for
- * none, else 1 + the level. `integers` gets rcx, rdx, rsi, rdi and r8 to r11. */
+ * none, else 1 + the level. `integers` gets rcx, rdx, rsi, rdi and r8 to r11, `mxcsr` the register
+ * before and after. */
 SHOWN pye_status probe_gate(uint8_t *top, int clear, uint64_t *where, uint8_t *registers,
-                            uint64_t *integers)
+                            uint64_t *integers, uint32_t *mxcsr)
 {
     static void (*const clears[])(void) = {pye_protect_clear_sse, pye_protect_clear_avx,
                                            pye_protect_clear_avx512};
@@ -122,6 +147,7 @@ SHOWN pye_status probe_gate(uint8_t *top, int clear, uint64_t *where, uint8_t *r
     register uint8_t *a6 __asm__("r9") = top;
     uint64_t rc;
 
+    mxcsr[0] = _mm_getcsr();
     __asm__ volatile("pushq %[integers]\n\t"
                      "subq $8, %%rsp\n\t"
                      "call pye_protect_gate\n\t"
@@ -134,11 +160,28 @@ SHOWN pye_status probe_gate(uint8_t *top, int clear, uint64_t *where, uint8_t *r
                      : "=a"(rc), "+r"(a1), "+r"(a2), "+r"(a3), "+r"(a4), "+r"(a5), "+r"(a6)
                      : [integers] "r"(integers)
                      : "rbx", "r10", "r11", "memory", "cc");
+    mxcsr[1] = _mm_getcsr();
     if (clear != 0) {
         clears[clear - 1]();
     }
     take(registers, wide);
     return (pye_status)rc;
+}
+
+/* x87's registers and its control word, before and after they are cleared (1024 bytes). */
+SHOWN void probe_other(int tells_use, int fill, uint8_t *images)
+{
+    const uint16_t mine = 0x027f; /* as the default, but with a precision of 53 bits */
+    uint16_t before;
+
+    __asm__ volatile("fnstcw %0\n\tfldcw %1" : "=m"(before) : "m"(mine));
+    if (fill) {
+        fill_x87();
+    }
+    take_x87(images);
+    pye_protect_clear_other(tells_use);
+    take_x87(images + 512);
+    __asm__ volatile("fldcw %0" ::"m"(before));
 }
 
 SHOWN int probe_level(void)

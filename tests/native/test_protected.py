@@ -41,6 +41,10 @@ pytestmark = pytest.mark.skipif(bool(NO_KEY), reason=NO_KEY)
 SECRET = b"what only the library may read, sixty-four bytes of it exactly.."
 PLACES = ("variable", "zeroed variable", "memory", "stack", "input", "output")
 LIBC = ctypes.CDLL(None, use_errno=True)
+LEAVE_SIGNALS = 1
+PKU = next(1 << bit for bit in range(32)
+           if lib.pye_cpu_feature_name(1 << bit) != ffi.NULL
+           and ffi.string(lib.pye_cpu_feature_name(1 << bit)) == b"pku")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +184,37 @@ def test_reading_it_in_place_is_a_fault(made: Path, in_child: Any) -> None:
         assert in_child(follow, name).signal == signal.SIGSEGV, name
 
 
+def test_the_gate_reads_and_writes_nothing_there_for_its_caller(library: ProtectedLibrary) -> None:
+    """It has the key open while it copies: a wrong address must not become an input."""
+    found = places(library.keep(SECRET))
+    for address in found.values():
+        page = address // 4096 * 4096
+        for start, size in ((address, 64), (address - 32, 64), (page - 8, 9), (page + 4095, 1)):
+            wrong = (ctypes.c_char * size).from_address(start)
+            with pytest.raises(ArgumentError, match="behind the library's own key"):
+                library.echo(wrong)
+    assert library.kept(b"") == SECRET
+
+
+def test_core_dumps_have_nothing_of_it(library: ProtectedLibrary) -> None:
+    for name, address in places(library.keep(SECRET)).items():
+        assert "dd" in flags_at(address), name
+
+
+def flags_at(address: int) -> list[str]:
+    """Return what the kernel tells of a mapping (VmFlags of proc_pid_smaps(5))."""
+    inside = False
+    with open("/proc/self/smaps", encoding="utf-8") as maps:
+        for line in maps:
+            word = line.split()[0]
+            if not word.endswith(":"):
+                low, high = (int(number, 16) for number in word.split("-"))
+                inside = low <= address < high
+            elif inside and word == "VmFlags:":
+                return line.split()[1:]
+    raise AssertionError(f"nothing is mapped at {address:#x}")
+
+
 def test_other_threads_have_the_key_shut(made: Path) -> None:
     """One that was there before, and one that comes after, also while a call runs."""
     go, ready = threading.Event(), threading.Event()
@@ -247,8 +282,34 @@ def code(probe: ctypes.CDLL) -> Iterator[Any]:
     assert lib.pye_protect_free(code, 0) == lib.PYE_OK
 
 
-def test_no_register_keeps_what_the_function_left(code: Any, probe: ctypes.CDLL) -> None:
-    registers = (ctypes.c_uint8 * 2112)(*[1] * 2112)
+@pytest.fixture
+def told_less() -> Iterator[None]:
+    """A core that is told to use nothing but keys; the library is told nothing."""
+    lib.pye_cpu_set_mask(PKU)
+    yield
+    lib.pye_cpu_set_mask(0xFFFFFFFF)
+
+
+@pytest.fixture
+def silent(probe: ctypes.CDLL) -> Iterator[Any]:
+    """As ``code``, but without a system call after the registers were cleared: that of the test
+    build has a name made for it, by functions that change vector registers.
+    """
+    function = ctypes.cast(probe.probe_fill, ctypes.c_void_p).value
+    code = new(functions=(function,), flags=LEAVE_SIGNALS)
+    yield code
+    assert lib.pye_protect_free(code, 0) == lib.PYE_OK
+
+
+def test_registers_are_cleared_that_the_core_does_not_use(
+    told_less: None, silent: Any, probe: ctypes.CDLL
+) -> None:
+    test_no_register_keeps_what_the_function_left(silent, probe)
+
+
+def test_no_register_keeps_what_the_function_left(silent: Any, probe: ctypes.CDLL) -> None:
+    code = silent
+    registers = (ctypes.c_uint8 * 2624)(*[1] * 2624)
     where, answer = ctypes.c_uint64(), ctypes.c_int32(-1)
     run = int(ffi.cast("uintptr_t", ffi.addressof(lib, "pye_protect_run")))
     status = probe.probe_run(
@@ -257,8 +318,11 @@ def test_no_register_keeps_what_the_function_left(code: Any, probe: ctypes.CDLL)
     )  # fmt: skip
     assert (status, answer.value) == (0, 0)
     # What the core itself does after it has cleared them may be there.
-    assert b"\xa5" * 4 not in bytes(registers)
-    assert b"\0" * 16 in bytes(registers)
+    assert b"\xa5" * 4 not in bytes(registers)[:2112]
+    assert b"\0" * 16 in bytes(registers)[:2112]
+    image = bytes(registers)[2112:]  # of FXSAVE
+    assert image[32:160] == bytes(128)  # x87
+    assert image[24:28] == struct.pack("I", 0x1F80)  # MXCSR, as before
     assert fault(where.value) == errno.EFAULT  # its stack
 
 
@@ -278,6 +342,33 @@ def test_a_function_or_slot_that_is_not_there_is_refused(code: Any) -> None:
     ):
         assert run(slot, function, room) == status
         assert (answer[0], length[0]) == (lib.PYE_E_STATE, 0)
+
+
+def test_answers_are_not_written_behind_the_key() -> None:
+    """A wrong address for an answer: neither in the slots, nor in a range."""
+    page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    answer, length = ffi.new("int32_t *"), ffi.new("size_t *")
+    mine = ffi.new("uint8_t[64]")
+    before = set(mappings())
+    fill = ctypes.CDLL(None).getpid  # never called
+    code = new(functions=(ctypes.cast(fill, ctypes.c_void_p).value,), ranges=((address, 4096),))
+    added = [tuple(int(part, 16) for part in line.split("-")) for line in mappings()
+             if line not in before]  # fmt: skip
+    low, high = min(row[0] for row in added), max(row[1] for row in added)
+    try:
+        for start in (address, address + 4095, low, high - 1, address - 63):
+            out = ffi.cast("uint8_t *", start)
+            assert lib.pye_protect_run(code, 0, 0, answer, out, 64, length, mine, 0) == (
+                lib.PYE_E_ARGUMENT
+            )
+            assert lib.pye_protect_answer(code, 0, out, 64) == lib.PYE_E_ARGUMENT
+            assert lib.pye_protect_run(code, 0, 0, answer, mine, 64, length, out, 64) == (
+                lib.PYE_E_ARGUMENT
+            )
+        assert lib.pye_protect_answer(code, 0, ffi.cast("uint8_t *", address), 0) == lib.PYE_OK
+    finally:
+        assert lib.pye_protect_free(code, 0) == lib.PYE_OK
 
 
 def test_more_than_was_answered_is_not_given_out(code: Any) -> None:
@@ -448,6 +539,20 @@ def test_a_closed_library_refuses_and_is_gone(made: Path) -> None:
         assert "memfd:pyenclave-protected" not in maps.read()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="buffers in Python")
+def test_a_buffer_that_closes_the_library_is_refused(made: Path) -> None:
+    """Asking for a buffer runs code of the argument's."""
+    library = ProtectedLibrary(made / "library.so")
+
+    class Closes:
+        def __buffer__(self, _flags: int) -> memoryview:
+            library.close()
+            return memoryview(b"data")
+
+    with pytest.raises(EnclaveClosedError):
+        library.echo(Closes())  # type: ignore[arg-type]
+
+
 def test_closing_leaves_what_was_loaded_not_what_was_kept(made: Path) -> None:
     """A library that stays loaded has the variables that it was loaded with."""
     library = ProtectedLibrary(made / "library.so")
@@ -455,6 +560,7 @@ def test_closing_leaves_what_was_loaded_not_what_was_kept(made: Path) -> None:
     held = ctypes.CDLL(f"/proc/self/fd/{library._code.fileno()}")  # keeps it loaded
     library.close()
     assert ctypes.string_at(variable, 17) == b"as it was loaded\0"
+    assert "dd" not in flags_at(variable)  # an ordinary one, of core dumps too
     assert held is not None
     # Its path is known to the loader; a new loading must not be given that object.
     with ProtectedLibrary(made / "library.so") as other:
@@ -543,10 +649,7 @@ def test_a_process_ends_well_with_a_library(made: Path, end: str) -> None:
 
 
 def test_a_cpu_mask_without_the_feature_is_refused(made: Path) -> None:
-    pku = next(1 << bit for bit in range(32)
-               if lib.pye_cpu_feature_name(1 << bit) != ffi.NULL
-               and ffi.string(lib.pye_cpu_feature_name(1 << bit)) == b"pku")  # fmt: skip
-    lib.pye_cpu_set_mask(0xFFFFFFFF & ~pku)
+    lib.pye_cpu_set_mask(0xFFFFFFFF & ~PKU)
     try:
         assert try_new()[0] == lib.PYE_E_UNSUPPORTED
         with pytest.raises(ProtectionError, match="no protection keys"):
@@ -569,7 +672,7 @@ def test_a_kernel_that_refuses_keys_is_an_error(made: Path, in_child: Any) -> No
 
 
 def test_code_of_the_data_plane_refuses_wrong_numbers(made: Path) -> None:
-    rest = (0, 0, 65536, 4096, 1, False)
+    rest = ((), 0, 0, 65536, 4096, 1, False)
 
     def opened(name: str = "library.so") -> int:
         return os.open(made / name, os.O_RDONLY)

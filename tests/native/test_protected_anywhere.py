@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import re
 import struct
@@ -19,7 +20,7 @@ from core_build import compiler
 from protected_files import NO_KEY, compile_library, files, try_new
 
 import pyenclave
-from pyenclave import ProtectedLibrary
+from pyenclave import ProtectedLibrary, _core
 from pyenclave._ffi import ffi, lib
 from pyenclave.errors import ImageError, ProtectionError
 from pyenclave.formats.elf_protect import protectable
@@ -50,17 +51,18 @@ def build(folder: Path, text: str, *flags: str) -> bytes:
 # ---- the gate, without a key -------------------------------------------------------------------
 
 
-def through_gate(made: Path, clear: int) -> tuple[int, bytes, list[int]]:
+def through_gate(made: Path, clear: int) -> tuple[int, bytes, list[int], list[int]]:
     probe = ctypes.CDLL(str(made / "probe.so"))
     stack = (ctypes.c_uint8 * 65536)()
     top = (ctypes.addressof(stack) + 65536) // 64 * 64
     registers = (ctypes.c_uint8 * 2112)(*[1] * 2112)
     where = ctypes.c_uint64()
     integers = (ctypes.c_uint64 * 8)(*[1] * 8)
+    mxcsr = (ctypes.c_uint32 * 2)()
     assert not probe.probe_gate(
-        ctypes.c_void_p(top), clear, ctypes.byref(where), registers, integers
+        ctypes.c_void_p(top), clear, ctypes.byref(where), registers, integers, mxcsr
     )
-    return top - where.value, bytes(registers), list(integers)
+    return top - where.value, bytes(registers), list(integers), list(mxcsr)
 
 
 def test_the_gate_runs_a_function_on_the_other_stack(made: Path) -> None:
@@ -85,6 +87,30 @@ def test_clearing_leaves_no_vector_register(made: Path) -> None:
             assert registers[64 * number :][:cleared] == bytes(cleared), (clear, number)
     if level == 2:
         assert through_gate(made, 3)[1] == bytes(2112)
+
+
+def test_the_gate_gives_mxcsr_back(made: Path) -> None:
+    """Its flags tell of what was computed; its modes would change what the caller computes."""
+    before, after = through_gate(made, 0)[3]
+    assert before == after != 0x9FBF
+
+
+@pytest.mark.parametrize("tells_use", [0, 1])
+def test_clearing_leaves_nothing_in_x87(made: Path, tells_use: int) -> None:
+    """Neither what the function popped, nor flags and addresses; the control word stays."""
+    probe = ctypes.CDLL(str(made / "probe.so"))
+    if tells_use and "xgetbv1" not in Path("/proc/cpuinfo").read_text("utf-8"):
+        pytest.skip("this CPU has no XGETBV with 1")
+    images = (ctypes.c_uint8 * 1024)()
+    probe.probe_other(tells_use, 1, images)
+    before, after = bytes(images[:512]), bytes(images[512:])
+    registers = slice(32, 160)
+    assert before[registers].count(bytes.fromhex("35c26821a2da0fc90040")) == 8
+    assert after[registers] == bytes(128)
+    assert before[:2] == after[:2] == b"\x7f\x02"
+    assert after[2:24] == bytes(22)
+    probe.probe_other(tells_use, 0, images)
+    assert bytes(images[512:])[registers] == bytes(128)
 
 
 # ---- shared objects ----------------------------------------------------------------------------
@@ -144,12 +170,67 @@ def test_headers_that_weaken_it_are_refused(
         protectable(changed(whole, kind, field, value), "library.so")
 
 
+def test_segments_beyond_what_is_mapped_are_refused(whole: bytes) -> None:
+    with pytest.raises(ProtectionError, match="not in order"):
+        protectable(changed(whole, LOAD, 6, 1 << 41, which=-1), "library.so")
+
+
 def test_pages_shared_with_other_segments_are_refused(whole: bytes) -> None:
     """A segment that says that it begins where the data lies."""
     data = next(row for row in rows(whole) if row[0] == LOAD and row[1] & 2)
     bad = changed(whole, LOAD, 3, data[3] + 0x300, which=2)
-    with pytest.raises(ProtectionError, match="shared with others"):
+    with pytest.raises(ProtectionError, match="share pages"):
         protectable(bad, "library.so")
+    # Of no size, but the loader maps its page.
+    bad = changed(changed(whole, LOAD, 5, 0, which=2), LOAD, 6, 0, which=2)
+    with pytest.raises(ProtectionError, match="share pages"):
+        protectable(changed(bad, LOAD, 3, data[3] + 0x300, which=2), "library.so")
+
+
+def test_text_relocations_are_refused_by_either_name(whole: bytes) -> None:
+    """DT_TEXTREL, and DF_TEXTREL in DT_FLAGS, which the loader takes for the same."""
+    section = next(row for row in rows(whole) if row[0] == DYNAMIC)
+    tags = range(section[2], section[2] + section[5], 16)
+    end = next(at for at in tags if struct.unpack_from("<Q", whole, at)[0] == 0)
+    for entry, bad in (((22, 0), True), ((30, 4), True), ((30, 8), False)):
+        changed_file = bytearray(whole)
+        struct.pack_into("<QQ", changed_file, end, *entry)
+        assert struct.unpack_from("<Q", changed_file, end + 16)[0] == 0
+        if bad:
+            with pytest.raises(ProtectionError, match="code that is written"):
+                protectable(changed_file, "library.so")
+        else:
+            protectable(changed_file, "library.so")
+
+
+def test_an_instruction_may_lie_in_two_segments(whole: bytes) -> None:
+    """Begun at the end of one, ended by the next, which may come from anywhere in the file."""
+    segments = rows(whole)
+    text = next(i for i, row in enumerate(segments) if row[:2] == (LOAD, 5))
+    after = next(i for i, row in enumerate(segments) if row[0] == LOAD and i > text)
+    size = -(-segments[text][5] // 4096) * 4096
+    last = segments[text][2] + size - 1
+    bad = bytearray(whole)
+    bad[last] = 0x0F
+    bad[segments[after][2] : segments[after][2] + 2] = b"\x01\xef"
+    place = struct.unpack_from("<32xQ", whole)[0] + 56 * after
+    protectable(bad, "library.so")  # the next one is no code
+    struct.pack_into("<I", bad, place + 4, 5)
+    struct.pack_into("<Q", bad, place + 16, segments[text][3] + size)
+    with pytest.raises(ProtectionError, match=rf"0f 01 ef at offset {last:#x}\b"):
+        protectable(bad, "library.so")
+
+
+def test_more_than_the_core_takes_is_refused(tmp_path: Path) -> None:
+    """Functions, and bytes of variables."""
+    text = "".join(
+        f"PYE_ECALL(g{i}) {{ (void)in; (void)out; (void)in_len; (void)out_len; return 0; }}\n"
+        for i in range(1024)
+    )
+    with pytest.raises(ProtectionError, match="too many functions"):
+        protectable(build(tmp_path, text), "made.so")
+    with pytest.raises(ProtectionError, match="too many variables"):
+        protectable(build(tmp_path, "char large[(1u << 30) + 1];\n"), "made.so")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +243,7 @@ def test_pages_shared_with_other_segments_are_refused(whole: bytes) -> None:
         "0faea80000000090",
         "0fc71c24",
         "0fc79f00000000",
+        "d58001ef",
     ],
 )
 @pytest.mark.parametrize("where", ["plain", "inside", "end"])
@@ -250,6 +332,81 @@ def test_the_example_of_the_page_can_be_protected(tmp_path: Path) -> None:
     source.write_text(page.split("```c\n")[1].split("```")[0])
     data = compile_library(tmp_path / "counter.so", source, "-Wall", "-Werror").read_bytes()
     assert protectable(data, "counter.so").functions == ("add",)
+
+
+# ---- what the loader makes of it ---------------------------------------------------------------
+
+
+def load(data: bytes, path: Path) -> _core.ProtectedCode:
+    """Load a library as ProtectedLibrary does, but without asking for a key first."""
+    path.write_bytes(data)
+    found = protectable(data, path.name)
+    return _core.ProtectedCode(
+        os.open(path, os.O_RDONLY), found.functions, found.ranges, found.variables, found.first,
+        0, 65536, 4096, 1, False,
+    )  # fmt: skip
+
+
+def comes_as_far_as_the_key(data: bytes, path: Path) -> bool:
+    try:
+        load(data, path)
+    except ProtectionError as error:
+        return "no protection key" in str(error)
+    return True
+
+
+def test_a_variable_that_the_loader_takes_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    """The C library has one of that name, and it is first in line: no key would protect it."""
+    text = "%s int opterr = 7;\nint *at(void) { return &opterr; }\n"
+    data = build(tmp_path, text % "")
+    assert [name for name, _ in protectable(data, "made.so").variables] == ["opterr"]
+    with pytest.raises(ProtectionError, match="'opterr' would be another object's"):
+        load(data, tmp_path / "taken.so")
+    hidden = '__attribute__((visibility("%s")))'
+    own = [build(tmp_path, text % (hidden % kind)) for kind in ("hidden", "protected")]
+    own.append(build(tmp_path, text % "", "-Wl,-Bsymbolic"))
+    own.append(build(tmp_path, "int nobodys = 7;\nint *at(void) { return &nobodys; }\n"))
+    for number, data in enumerate(own):
+        assert comes_as_far_as_the_key(data, tmp_path / f"own{number}.so")
+
+
+def test_a_variable_that_exists_once_in_a_process_is_refused_where_it_is_not_its_own(
+    tmp_path: Path,
+) -> None:
+    """What C++ calls inline: the first library's is that of all, whatever their names."""
+    text = (
+        "#include <pyenclave_trusted.h>\ninline int once = 7;\n"
+        "PYE_ECALL(f) { (void)in; (void)in_len; (void)out; *out_len = ++once; return 0; }\n"
+    )
+    source = tmp_path / "once.cc"
+    source.write_text(text)
+    paths = [tmp_path / f"once{number}.so" for number in range(2)]
+    for path in paths:
+        command = [compiler("g++"), "-std=c++17", "-shared", "-fPIC", "-Wl,-Bsymbolic", "-I",
+                   pyenclave.get_include(), str(source), "-o", str(path)]  # fmt: skip
+        subprocess.run(command, check=True)
+    held = ctypes.CDLL(str(paths[0]))
+    with pytest.raises(ProtectionError, match="'once' would be another object's"):
+        load(paths[1].read_bytes(), tmp_path / "second.so")
+    assert held is not None
+
+
+def test_a_function_of_another_library_is_none(tmp_path: Path) -> None:
+    """An indirect function can lead anywhere; what is behind the key is counted from them."""
+    data = build(
+        tmp_path,
+        "#include <unistd.h>\nstatic void *choose(void) { return (void *)getpid; }\n"
+        'pye_status pye_ecall_a(void) __attribute__((ifunc("choose")));\n',
+    )
+    with pytest.raises(ImageError, match="no function 'a'"):
+        load(data, tmp_path / "far.so")
+
+
+def test_what_the_loader_says_may_be_no_text(tmp_path: Path) -> None:
+    data = build(tmp_path, "void missing_here(void);\nvoid g(void) { missing_here(); }\n")
+    assert data.count(b"missing_here") >= 1
+    with pytest.raises(ImageError, match="cannot be loaded"):
+        load(data.replace(b"missing_here", b"missing_\xff\xfe\xfd\xfc"), tmp_path / "lacks.so")
 
 
 # ---- arguments, and machines without a key -----------------------------------------------------

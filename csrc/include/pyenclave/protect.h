@@ -13,7 +13,8 @@
 #define PYE_PROTECT_PAGE 4096
 
 /* Flags. Signals are not blocked during calls: who calls sees to it that none comes, or that each
- * handler has a stack of its own (SA_ONSTACK); else the process ends. */
+ * handler has a stack of its own (SA_ONSTACK); else the process ends. That includes the signals
+ * that the C library keeps for itself, which only the kernel's own call can block. */
 #define PYE_PROTECT_LEAVE_SIGNALS 1
 
 typedef struct pye_protect pye_protect;
@@ -44,6 +45,7 @@ typedef struct {
  * hold now, the table of `functions` (addresses, of pyenclave_trusted.h's kind), `memory` bytes for
  * the library, told in `arena` (in one of the ranges; NULL: to nobody), and for each slot a stack
  * and two buffers between guard pages. In a forked child memory, stacks and buffers are absent.
+ * What is behind the key is not in core dumps.
  * PYE_E_UNSUPPORTED: CPU or kernel have no protection keys. PYE_E_LIMIT: all keys of the process
  * are taken. PYE_E_ARGUMENT, PYE_E_LENGTH, PYE_E_ALIGNMENT, PYE_E_NO_MEMORY, PYE_E_DENIED,
  * PYE_E_OS. On failure nothing is changed. */
@@ -67,13 +69,16 @@ void pye_protect_give(pye_protect *protect, uint32_t slot);
  * of what it answers to `out_len`, and if that is at most `out_room` the bytes to `out`; otherwise
  * pye_protect_answer has them until the slot is given back. Registers that the call may change are
  * zero before the key is shut, and signals are blocked meanwhile. PYE_E_LENGTH: `in` is longer
- * than a message; PYE_E_ARGUMENT: no such slot or function; PYE_E_OS, PYE_E_DENIED: signals could
- * not be blocked. Nothing was called then. */
+ * than a message; PYE_E_ARGUMENT: no such slot or function, or `in` or `out` lie behind the key,
+ * where nothing is read or written for a caller; PYE_E_OS, PYE_E_DENIED: signals could not be
+ * blocked. Nothing was called then. `out` must not be a sealed heap's, whose pages come by a
+ * signal, and a function must not call into its own library. */
 PYE_MUST_USE pye_status pye_protect_run(pye_protect *protect, uint32_t slot, uint32_t function,
                                         pye_status *answer, uint8_t *out, size_t out_room,
                                         size_t *out_len, const uint8_t *in, size_t in_len);
 /* pye_protect_answer copies the first `len` bytes of the slot's answer. PYE_E_LENGTH: more than
- * was answered by the slot's last call. */
+ * was answered by the slot's last call; PYE_E_ARGUMENT: no such slot, or `out` lies behind the
+ * key. */
 PYE_MUST_USE pye_status pye_protect_answer(pye_protect *protect, uint32_t slot, uint8_t *out,
                                            size_t len);
 

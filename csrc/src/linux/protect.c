@@ -11,6 +11,7 @@
 
 #if defined(__linux__) && defined(__x86_64__)
 
+#include <cpuid.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,9 +26,10 @@
 #define MOST ((uint64_t)1 << 30)
 #define TOP 64 /* bytes above a stack: the length that the function answers */
 
-/* Behind the key, so that no stray write of the host's chooses what is called. */
+/* Behind the key, so that no stray write into it chooses what is called. */
 typedef struct {
     void (*clear)(void);
+    int tells_use;
     uint32_t num;
     protect_function functions[PYE_PROTECT_MAX_FUNCTIONS];
     size_t answered[PYE_PROTECT_MAX_SLOTS];
@@ -35,7 +37,7 @@ typedef struct {
 
 #define INSIDE ((sizeof(inside_t) + PAGE - 1) / PAGE * PAGE)
 
-/* Ordinary memory: nothing of it is secret. */
+/* Ordinary memory: nothing of it is secret, but who writes over it chooses where the key leads. */
 struct pye_protect {
     uint8_t *base;
     inside_t *inside;
@@ -66,8 +68,9 @@ static inline uint32_t read_pkru(void)
     return low;
 }
 
-/* Looks again: who came to this WRPKRU otherwise, with another value, does not get past it (ERIM,
- * section 3.3). There is no way on from there, so the process ends. */
+/* Looks again: who came to this WRPKRU by accident, with another value, does not get past it, and
+ * the process ends (ERIM, section 3.3). Who chooses all registers does: `value` is in one, since
+ * which key it is about is known at run time only. */
 static inline void write_pkru(uint32_t value)
 {
     __asm__ volatile(".byte 0x0f, 0x01, 0xef" : : "a"(value), "c"(0), "d"(0) : "memory");
@@ -132,6 +135,35 @@ static pye_status tag_ranges(const pye_protect *p, int key)
         rc = tag((uint8_t *)(uintptr_t)p->ranges[i].address, (size_t)p->ranges[i].size, key);
     }
     return rc;
+}
+
+static pye_status advise_ranges(const pye_protect *p, int advice)
+{
+    pye_status rc = PYE_OK;
+
+    for (uint32_t i = 0; i < p->num_ranges && rc == PYE_OK; i++) {
+        rc = pye_os_result(
+            madvise((uint8_t *)(uintptr_t)p->ranges[i].address, (size_t)p->ranges[i].size, advice));
+    }
+    return rc;
+}
+
+static int overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
+{
+    return a < b ? b - a < a_size : a - b < b_size;
+}
+
+/* Whether some of `size` bytes at `at` lie behind the key, where the gate must not read or write
+ * for its caller. */
+static int is_behind(const pye_protect *p, const uint8_t *at, size_t size)
+{
+    const uint64_t start = (uint64_t)(uintptr_t)at;
+    int found = overlap((uint64_t)(uintptr_t)p->base, p->whole, start, size);
+
+    for (uint32_t i = 0; i < p->num_ranges; i++) {
+        found |= overlap(p->ranges[i].address, p->ranges[i].size, start, size);
+    }
+    return found && size != 0;
 }
 
 static size_t pages(uint64_t size)
@@ -214,14 +246,28 @@ static void place(pye_protect *p, uint8_t *base)
     p->first_slot = p->memory + p->memory_size;
 }
 
+/* What the library can use, whatever the core was told to use: what the kernel saves (XCR0). */
+static void choose_clearing(inside_t *inside)
+{
+    uint32_t low, b, c, d;
+
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(d) : "c"(0));
+    inside->clear = (low & 0xe6) == 0xe6  ? pye_protect_clear_avx512
+                    : (low & 0x06) == 0x06 ? pye_protect_clear_avx
+                                           : pye_protect_clear_sse;
+    inside->tells_use = __get_cpuid_count(0xd, 1, &low, &b, &c, &d) && (low & 4) != 0;
+}
+
+static inline void clear_registers(const pye_protect *p)
+{
+    pye_protect_clear_other(p->inside->tells_use);
+    p->inside->clear();
+}
+
 static void fill(pye_protect *p, const uint64_t *functions, uint32_t num, pye_protect_arena *arena)
 {
-    const uint32_t have = pye_cpu_features();
-
     open_key(p);
-    p->inside->clear = (have & PYE_CPU_AVX512) ? pye_protect_clear_avx512
-                       : (have & PYE_CPU_AVX)  ? pye_protect_clear_avx
-                                               : pye_protect_clear_sse;
+    choose_clearing(p->inside);
     p->inside->num = num;
     for (uint32_t i = 0; i < num; i++) {
         const uintptr_t address = (uintptr_t)functions[i];
@@ -259,6 +305,7 @@ pye_status pye_protect_new(pye_protect **out, const pye_protect_sizes *sizes,
     place(p, base);
     PYE_CHECK(tag_parts(p));
     PYE_CHECK(tag_ranges(p, p->key));
+    PYE_CHECK(advise_ranges(p, MADV_DONTDUMP));
     fill(p, functions, num_functions, arena);
     *out = p;
     return PYE_OK;
@@ -266,6 +313,7 @@ done:;
     const int saved = errno;
     if (base != MAP_FAILED) {
         (void)tag_ranges(p, 0);
+        (void)advise_ranges(p, MADV_DODUMP);
         (void)munmap(base, p->whole);
     }
     if (p->key > 0) {
@@ -299,6 +347,7 @@ pye_status pye_protect_free(pye_protect *protect, int at_exit)
     }
     copy_ranges(p, 1);
     shut_key(p);
+    PYE_TRY(advise_ranges(p, MADV_DODUMP));
     PYE_TRY(tag_ranges(p, 0));
     (void)munmap(p->base, size);
     (void)syscall(NR_PKEY_FREE, p->key);
@@ -350,6 +399,7 @@ pye_status pye_protect_run(pye_protect *protect, uint32_t slot, uint32_t functio
     *out_len = 0;
     PYE_REFUSE_IF(in_len > p->message, PYE_E_LENGTH);
     PYE_REFUSE_IF(slot >= p->slots, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(is_behind(p, in, in_len) || is_behind(p, out, out_room), PYE_E_ARGUMENT);
     uint8_t *const top = in_of(p, slot) - TOP;
     uint8_t *const result = out_of(p, slot);
     open_key(p);
@@ -379,7 +429,7 @@ pye_status pye_protect_run(pye_protect *protect, uint32_t slot, uint32_t functio
         memcpy(out, result, len);
     }
     p->inside->answered[slot] = len;
-    p->inside->clear();
+    clear_registers(p);
     shut_key(p);
     if (block) {
         (void)signals(&before, NULL);
@@ -395,6 +445,7 @@ pye_status pye_protect_answer(pye_protect *protect, uint32_t slot, uint8_t *out,
     pye_status rc = PYE_OK;
 
     PYE_REFUSE_IF(slot >= p->slots, PYE_E_ARGUMENT);
+    PYE_REFUSE_IF(is_behind(p, out, len), PYE_E_ARGUMENT);
     open_key(p);
     if (PYE_GUARD(len > p->inside->answered[slot])) {
         rc = PYE_E_LENGTH;

@@ -1,5 +1,5 @@
 /* protect_avx512.c - AVX-512's registers after a protected call: VZEROALL knows the lower sixteen
- * (Intel SDM vol. 2, VZEROALL, VPXORQ, KXORQ). */
+ * (Intel SDM vol. 2, VZEROALL, VPXORQ, KXORW, which clears all 64 bits). */
 #include "linux/protect_gate.h"
 
 #if defined(__linux__) && defined(__x86_64__)
@@ -23,14 +23,14 @@ void pye_protect_clear_avx512(void)
                      "vpxorq %%zmm29, %%zmm29, %%zmm29\n\t"
                      "vpxorq %%zmm30, %%zmm30, %%zmm30\n\t"
                      "vpxorq %%zmm31, %%zmm31, %%zmm31\n\t"
-                     "kxorq %%k0, %%k0, %%k0\n\t"
-                     "kxorq %%k1, %%k1, %%k1\n\t"
-                     "kxorq %%k2, %%k2, %%k2\n\t"
-                     "kxorq %%k3, %%k3, %%k3\n\t"
-                     "kxorq %%k4, %%k4, %%k4\n\t"
-                     "kxorq %%k5, %%k5, %%k5\n\t"
-                     "kxorq %%k6, %%k6, %%k6\n\t"
-                     "kxorq %%k7, %%k7, %%k7"
+                     "kxorw %%k0, %%k0, %%k0\n\t"
+                     "kxorw %%k1, %%k1, %%k1\n\t"
+                     "kxorw %%k2, %%k2, %%k2\n\t"
+                     "kxorw %%k3, %%k3, %%k3\n\t"
+                     "kxorw %%k4, %%k4, %%k4\n\t"
+                     "kxorw %%k5, %%k5, %%k5\n\t"
+                     "kxorw %%k6, %%k6, %%k6\n\t"
+                     "kxorw %%k7, %%k7, %%k7"
                      :
                      :
                      : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",

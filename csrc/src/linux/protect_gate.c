@@ -1,5 +1,6 @@
-/* protect_gate.c - the switch to a protected stack and back, and SSE's registers (System V ABI,
- * AMD64, 3.2). Assembler, since no compiler may put a local on either stack meanwhile. */
+/* protect_gate.c - the switch to a protected stack and back, and SSE's, x87's and AMX's registers
+ * (System V ABI, AMD64, 3.2). Assembler, since no compiler may put a local on either stack
+ * meanwhile. */
 #include "linux/protect_gate.h"
 
 #if defined(__linux__) && defined(__x86_64__)
@@ -17,10 +18,14 @@ __asm__(".text\n"
         ".cfi_undefined rip\n"
         "    endbr64\n"
         "    pushq %rbp\n"
+        "    subq $16, %rsp\n"
+        "    stmxcsr (%rsp)\n"
         "    movq %rsp, %rbp\n"
         "    movq %r9, %rsp\n" /* the switch */
         "    call *%r8\n"
         "    movq %rbp, %rsp\n"
+        "    ldmxcsr (%rsp)\n" /* its flags tell of what was computed */
+        "    addq $16, %rsp\n"
         "    popq %rbp\n"
         "    cld\n"
         "    movl %eax, %eax\n"
@@ -50,6 +55,38 @@ void pye_protect_clear_sse(void)
                      :
                      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
                        "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+}
+
+/* XINUSE (Intel SDM vol. 1, 13.6); as the kernel does before it lets a processor sleep. */
+static inline uint32_t in_use(void)
+{
+    uint32_t low;
+    uint32_t high;
+
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(1));
+    (void)high;
+    return low;
+}
+
+void pye_protect_clear_other(int tells_use)
+{
+    const uint32_t used = tells_use ? in_use() : 1u;
+    uint16_t control;
+
+    if (used & 1u) {
+        __asm__ volatile("fnstcw %0\n\t"
+                         "fninit\n\t"
+                         "fldz\n\tfldz\n\tfldz\n\tfldz\n\tfldz\n\tfldz\n\tfldz\n\tfldz\n\t"
+                         "fninit\n\t"
+                         "fldcw %0"
+                         : "=m"(control)
+                         :
+                         : "memory", "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)",
+                           "st(7)");
+    }
+    if (used & 3u << 17) {
+        __asm__ volatile(".byte 0xc4, 0xe2, 0x78, 0x49, 0xc0"); /* TILERELEASE */
+    }
 }
 
 #endif
