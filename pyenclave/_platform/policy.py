@@ -126,7 +126,7 @@ def load_policy(state: State | None) -> LaunchPolicy:
         return _DEFAULT
     try:
         return _parse(data)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:  # of tomllib, all
         raise LaunchRefusedError(
             f"{state.path}/{POLICY_FILE} is not a valid policy: {error}",
             advice="Nothing starts until it is corrected or removed.",

@@ -158,13 +158,20 @@ def parse_sealed(value: object) -> int:
     return size
 
 
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"{type(value).__name__} too large to be shown"
+
+
 class _Table:
     """One table; what was not asked for when it is finished is unknown."""
 
     def __init__(self, path: str, name: str, values: object) -> None:
         if not isinstance(values, dict):
             raise ManifestError(
-                f"{path}: [{name}] is not a table", expected="a table", found=repr(values)
+                f"{path}: [{name}] is not a table", expected="a table", found=_shown(values)
             )
         self.path, self.name, self.values, self.asked = path, name, values, set[str]()
 
@@ -172,7 +179,7 @@ class _Table:
         return ManifestError(
             f"{self.path}: [{self.name}] {key} has a wrong value",
             expected=expected,
-            found=repr(self.values.get(key)),
+            found=_shown(self.values.get(key)),
             advice=advice,
         )
 
@@ -261,7 +268,7 @@ class _Table:
                 raise ManifestError(
                     f"{self.path}: [{self.name}] {key} is not a known key",
                     expected=", ".join(sorted(self.asked)),
-                    found=f"{key} = {self.values[key]!r}",
+                    found=f"{key} = {_shown(self.values[key])}",
                 )
 
 
@@ -400,7 +407,7 @@ def load(path: str | Path) -> Manifest:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         values = tomllib.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers too long, too
         raise ManifestError(f"{path}: is not TOML: {error}") from None
     return _read(str(path), path.absolute().parent, values)
 
@@ -408,7 +415,7 @@ def load(path: str | Path) -> Manifest:
 def _read(path: str, folder: Path, values: dict[str, Any]) -> Manifest:
     for name, value in values.items():
         if name not in _TABLES:
-            what = f"table [{name}]" if isinstance(value, dict) else f"key {name} = {value!r}"
+            what = f"table [{name}]" if isinstance(value, dict) else f"key {name} = {_shown(value)}"
             raise ManifestError(
                 f"{path}: {what} is not known", expected=", ".join(f"[{t}]" for t in _TABLES)
             )

@@ -329,7 +329,9 @@ def test_a_broken_policy_file_starts_nothing(
 ) -> None:
     policy = state_path / "launch-policy.toml"
     policy.touch(0o600)
-    for text in ("allow_debug = 1", "allow_debgu = true", "[[[", "require = [1]", "\udcff"):
+    deep, long = f"require = {'[' * 5000}", f"allow_debug = {'1' * 5000}"
+    texts = ("allow_debug = 1", "allow_debgu = true", "[[[", "require = [1]", "\udcff", deep, long)
+    for text in texts:
         policy.write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(LaunchRefusedError, match=r"launch-policy\.toml is not a valid policy"):
             launch(client)

@@ -150,7 +150,11 @@ class ServiceConfig:
 
 
 def _wrong(where: str, expected: str, found: object) -> ConfigurationError:
-    return ConfigurationError(f"configuration: {where}", expected=expected, found=repr(found)[:80])
+    try:
+        shown = repr(found)[:80]
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        shown = f"{type(found).__name__} too large to be shown"
+    return ConfigurationError(f"configuration: {where}", expected=expected, found=shown)
 
 
 class _Table:
@@ -166,6 +170,8 @@ class _Table:
         value = self._left.pop(key, default)
         if value is default:
             return value
+        if type(value) is int and kind in (int, float) and abs(value) >= 1 << 63:
+            raise _wrong(f"[{self.name}] {key}", "a number of at most 64 bits", value)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
@@ -256,7 +262,7 @@ def load(path: str | os.PathLike[str]) -> ServiceConfig:
 
     try:
         document = tomllib.loads(_bytes(os.fspath(path)).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers too long, and brackets too deep, too
         raise ConfigurationError(f"configuration: {path} is not TOML", found=str(error)) from None
     _check_names(document)
     try:
@@ -297,10 +303,12 @@ def _read(document: Mapping[str, Any], relative: Callable[[str], str]) -> Servic
     challenge = None
     if "challenge" in document:
         table = _Table("challenge", document["challenge"])
-        challenge = Challenge(
-            table.need("authorization", str, "Where clients get tokens."),
-            table.need("resource", str, "What clients ask tokens for."),
-        )
+        authorization = table.need("authorization", str, "Where clients get tokens.")
+        resource = table.need("resource", str, "What clients ask tokens for.")
+        try:
+            challenge = Challenge(authorization, resource)
+        except ValueError as error:
+            raise ConfigurationError(f"configuration: [challenge] {error}") from None
         table.end()
     url = service.need("url", str, "The address as clients write it, https://…")
     if urlsplit(url).scheme != "https" or url.endswith("/"):

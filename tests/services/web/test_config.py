@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from pyenclave.errors import ConfigurationError, ManifestError
+from pyenclave.image.manifest import load as load_manifest
 from pyenclave.services.identity.issuer import ADMINISTRATOR, TENANT
 from pyenclave.services.web.config import ServiceConfig, load
 from pyenclave.services.web.development import development
@@ -227,3 +228,61 @@ def test_development_is_of_this_machine_and_by_name(
         "https://vault.azure.net",
         "https://attest.azure.net",  # what Azure's clients of attestation ask tokens for
     ]
+
+
+HOSTILE = {
+    "nan": "nan",
+    "a number of 400 digits": "9" * 400,
+    "a number that cannot be shown": "0x" + "f" * 5000,
+    "text with a NUL": '"\\u0000"',
+    "two lines": '"a\\nb"',
+    "a list": "[1, {}]",
+    "a table": "{a = 1}",
+    "a date": "2020-01-01",
+}
+KEYS = [
+    *[("limits", key) for key in ("rate", "burst", "body", "idle_seconds", "json_depth")],
+    *[("service", key) for key in ("port", "retention_days", "allow_sha1", "audiences")],
+    *[("challenge", key) for key in ("authorization", "resource")],
+    *[("tls", key) for key in ("certificate", "key")],
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize(("table", "key"), KEYS)
+def test_a_hostile_value_is_one_error_that_names_it(
+    folder: Path, table: str, key: str, value: str
+) -> None:
+    text = re.sub(rf"(?m)^{key} = .*\n", "", GOOD)
+    text = text.replace(f"[{table}]\n", f"[{table}]\n{key} = {HOSTILE[value]}\n")
+    with pytest.raises((ConfigurationError, OSError)) as caught:
+        read(folder, text)
+    if isinstance(caught.value, OSError):  # a name of no file
+        assert table == "tls"
+        assert "a\nb" in str(caught.value.filename)
+    elif table != "tls" or "null" not in str(caught.value):  # a path with a NUL has no name
+        assert f"[{table}]" in str(caught.value) or key in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "9" * 5000, "1 # \x00"])
+def test_what_breaks_the_reader_of_toml_is_one_error(folder: Path, value: str) -> None:
+    text = GOOD.replace("port = 8443", f"port = {value}")
+    with pytest.raises(ConfigurationError, match=r"service\.toml is not TOML"):
+        read(folder, text)
+    (folder / "enclave.toml").write_text(text)
+    with pytest.raises(ManifestError, match=r"enclave\.toml: is not TOML"):
+        load_manifest(folder)
+
+
+def test_a_number_that_cannot_be_shown_is_named_in_a_manifest(folder: Path) -> None:
+    needed = "name = 'x'\nentry = 'x.py'\nproduct_id = 1\nsecurity_version = 1\n"
+    text = f"[enclave]\n{needed}threads = 0x{'f' * 5000}\n"
+    (folder / "enclave.toml").write_text(text)
+    with pytest.raises(ManifestError, match=r"threads.*found int too large"):
+        load_manifest(folder)
+
+
+def test_a_key_twice_is_named(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="overwrite"):
+        read(folder, GOOD.replace("port = 8443", "port = 8443\nport = 8444"))
