@@ -52,6 +52,7 @@ cdef enum:
     MAX_DEPTH = 32
     MAX_ITEM_SIZE = 65536   # bytes of one element
     BOOLS = 1               # code of |b1
+    OCTETS = 3              # code of |u1
     DATES = 15              # code of the first date; all from here on have 8 bytes
     NUM_TYPES = 41
     SMALL = 512

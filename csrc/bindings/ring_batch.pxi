@@ -36,6 +36,7 @@ cdef enum:
     MIN_BATCH_LIMIT = 65536  # of a message limit: room for a table and for any error
     NATIVE_ALIGN = 64        # what pyenclave_trusted.h promises
     PLAIN_ALIGN = 8
+    NO_GIL_BATCH = 32768     # bytes of a message, more is copied without the GIL
 
 
 cdef uint32_t align_of(bint native, Plan plan):
@@ -92,8 +93,7 @@ cdef class Batch:
 
     cdef uint8_t *head
     cdef uint8_t *body
-    cdef Py_buffer view
-    cdef bint viewed
+    cdef object rows         # whose buffer is the body
     cdef pye_segment[2] segments
     cdef uint32_t align
     cdef readonly uint32_t count
@@ -103,15 +103,12 @@ cdef class Batch:
     def __cinit__(self):
         self.head = NULL
         self.body = NULL
-        self.viewed = False
         self.count = 0
         self.places = 0
 
     def __dealloc__(self):
         free(self.head)
         free(self.body)
-        if self.viewed:
-            PyBuffer_Release(&self.view)
 
     @property
     def size(self) -> int:

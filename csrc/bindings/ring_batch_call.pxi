@@ -8,6 +8,9 @@ cdef class _Kept:
     cdef object error
 
 
+cdef class BatchRows
+
+
 @cython.final
 cdef class BatchCall:
     """
@@ -22,6 +25,10 @@ cdef class BatchCall:
     cdef tuple missing
     cdef uint32_t align
     cdef uint32_t align_back
+    cdef readonly uint64_t most_item   # bytes of one item, encoded
+    cdef readonly uint64_t most_items  # calls in one batch; the answer's table stays far below the limit
+    cdef readonly uint64_t most_bytes  # of a batch of several items: one slot, so that it crosses in
+                                       # one piece
 
     def __init__(self, HostCall call not None, bint spread=False):
         self.call = call
@@ -34,6 +41,9 @@ cdef class BatchCall:
             raise _errors.ArgumentError(
                 "the image's messages are too small for batches",
                 expected=f"message_limit of at least {MIN_BATCH_LIMIT}", found=self.lanes.limit)
+        self.most_item = self.lanes.limit - 256
+        self.most_items = min(<uint64_t>PYE_BATCH_MAX_ITEMS, (self.lanes.limit // 4 - 128) // 8)
+        self.most_bytes = min(<uint64_t>self.lanes.slot_size, self.lanes.limit)
 
     @property
     def native(self) -> bool:
@@ -50,23 +60,8 @@ cdef class BatchCall:
         return ARRAY_TYPES[self.call.wanted] if self.call.native and self.call.wanted else None
 
     @property
-    def most_item(self) -> int:
-        """Bytes of one item, encoded."""
-        return self.lanes.limit - 256
-
-    @property
     def num_lanes(self) -> int:
         return self.lanes.num
-
-    @property
-    def most_items(self) -> int:
-        """Calls in one batch; the table of the answer must stay far below the limit."""
-        return min(<uint64_t>PYE_BATCH_MAX_ITEMS, (self.lanes.limit // 4 - 128) // 8)
-
-    @property
-    def most_bytes(self) -> int:
-        """Bytes of a batch of several items: one slot, so that it crosses in one piece."""
-        return min(self.lanes.slot_size, self.lanes.limit)
 
     cdef tuple arguments_of(self, object item):
         if not self.spread:
@@ -96,6 +91,14 @@ cdef class BatchCall:
             return <uint64_t>view.len
         finally:
             PyBuffer_Release(&view)
+
+    def rows(self, items) -> BatchRows | None:
+        """
+        Return where the batches of a native function come from if *items* is a plain array of
+        bytes in two dimensions, so that there is nothing to convert. A forked child is refused.
+        """
+        self.lanes.check_process()
+        return plain_rows(self, items)
 
     def pack(self, iterator, list kept, uint32_t most, size_t most_bytes,
              uint32_t budget_ms=0) -> Batch | None:
@@ -182,56 +185,24 @@ cdef class BatchCall:
             free(lengths)
             message_clear(&m)
 
-    def pack_rows(self, rows, uint64_t start, uint64_t stop) -> Batch:
-        """
-        Pack rows of a contiguous array for a native function: one buffer, no object per row.
-
-        Args:
-            rows: ``num`` rows as an array of two dimensions; not copied where rows are whole
-                multiples of 64 bytes, so it must not change before the answer is there.
-            start: First row.
-            stop: Row after the last.
-
-        """
-        cdef Batch batch = Batch.__new__(Batch)
-        cdef size_t num
-        cdef size_t size
-        cdef size_t stride
-        cdef size_t i
-        cdef size_t header = PYE_BATCH_HEADER_SIZE
-        cdef const uint8_t *data
-        num, size = rows.shape
-        size *= <size_t>rows.itemsize
-        if start >= stop or stop > num or stop - start > <uint64_t>PYE_BATCH_MAX_ITEMS:
-            raise ValueError("no such rows")
-        PyObject_GetBuffer(rows, &batch.view, PyBUF_SIMPLE)
-        batch.viewed = True
-        if <size_t>batch.view.len != num * size:
-            raise ValueError("not contiguous rows")
-        batch.errors = {}
-        batch.align = self.align
-        batch.count = <uint32_t>(stop - start)
-        batch.places = batch.count
-        data = <const uint8_t *>batch.view.buf + <size_t>start * size
-        if size % NATIVE_ALIGN == 0:
-            batch.make_head(PYE_BATCH_EVEN, size, 0, NULL)
-            batch.segments[1].data = data
-            batch.segments[1].len = <size_t>batch.count * size
-            return batch
-        batch.make_head(PYE_BATCH_TABLE, 0, 0, NULL, size)
-        stride = (size + NATIVE_ALIGN - 1) // NATIVE_ALIGN * NATIVE_ALIGN
-        batch.body = <uint8_t *>calloc(batch.count, stride)
-        if batch.body == NULL:
-            raise MemoryError()
-        for i in range(batch.count):
-            memcpy(batch.body + i * stride, data + i * size, size)
-        batch.segments[1].data = batch.body
-        batch.segments[1].len = <size_t>batch.count * stride
-        PyBuffer_Release(&batch.view)
-        batch.viewed = False
-        return batch
-
     # ---- waiting: one thread's way; others pack, send and unpack by themselves -------------------
+
+    cdef object cross_one(self, Batch batch):
+        """What `cross` does with one batch that has calls."""
+        cdef HostLanes lanes = self.lanes
+        cdef double deadline = -1
+        cdef int number
+        if self.call.timeout >= 0:
+            deadline = <double>_monotonic() + self.call.timeout
+        lanes.check()
+        number = lanes.acquire(deadline)
+        try:
+            batch_send(lanes, number, self.call.index, batch, deadline)
+            answer = batch_receive(lanes, number, deadline)
+            self.count(batch, answer, number)
+            return answer
+        finally:
+            lanes.release(number, self.call.kill_after)
 
     def cross(self, list batches, list answers=None) -> list[bytearray | None]:
         """
@@ -402,22 +373,21 @@ cdef class BatchCall:
         cdef const uint8_t *item
         cdef size_t length
         cdef size_t size = 0
-        cdef size_t start
+        cdef size_t start = 0
         cdef uint32_t tag
         cdef uint32_t done = 0
         cdef int status
-        import numpy
         if batch.count == 0:
-            return numpy.empty((0, 0), self.call.element or numpy.uint8), 0
+            return no_rows(self.call.element), 0
         if type(answer) is not bytearray:
             raise TypeError("an answer is a bytearray")
         self.open(&reader, batch, answer)
         again = reader
         if reader.form == PYE_BATCH_EVEN:
             start = pye_batch_start(PYE_BATCH_EVEN, reader.count)
-            rows = numpy.frombuffer(answer, numpy.uint8, -1, start)
             done = reader.count
             size = <size_t>reader.size
+            owner = answer
         else:
             while pye_batch_next(&reader, &item, &length, &tag) and tag != PYE_BATCH_NOT_RUN:
                 if tag == PYE_BATCH_ERROR:
@@ -437,15 +407,147 @@ cdef class BatchCall:
             if pye_batch_gather(&again, <uint8_t *>PyByteArray_AsString(owner), done * size,
                                 size) != PYE_OK:
                 raise _errors.CallError("the answers are not all of one length")
-            rows = numpy.frombuffer(owner, numpy.uint8)
-        rows = rows.reshape(done, size)
-        if self.call.element is not None:
-            if size % <size_t>numpy.dtype(self.call.element).itemsize:
-                raise _errors.CallError(
-                    f"the enclave's answers of {size} bytes are not whole elements of "
-                    f"{self.call.element}")
-            rows = rows.view(self.call.element)
-        return rows, done
+        return rows_of(owner, start, done, size, self.call.element), done
+
+
+cdef object rows_of(object owner, size_t start, size_t num, size_t size, object element):
+    """An array of `num` rows of `size` bytes, or of the elements in them, from `start` on."""
+    need_numpy()
+    rows = np_ndarray((num, size), dtype_of_code[OCTETS], owner, start)
+    if element is not None:
+        import numpy
+        if size % <size_t>numpy.dtype(element).itemsize:
+            raise _errors.CallError(
+                f"the enclave's answers of {size} bytes are not whole elements of {element}")
+        rows = rows.view(element)
+    return rows
+
+
+cdef object no_rows(object element):
+    import numpy
+    return numpy.empty((0, 0), element or numpy.uint8)
+
+
+@cython.final
+cdef class BatchRows:
+    """
+    The rows of an array, as one buffer: where the batches of a native function come from.
+
+    Not copied where rows are whole multiples of 64 bytes, so it must not change before the answers
+    are there.
+    """
+
+    cdef BatchCall call
+    cdef Py_buffer view
+    cdef bint viewed
+    cdef uint64_t num
+    cdef uint64_t size
+    cdef uint64_t at
+    cdef uint64_t fit
+
+    def __cinit__(self):
+        self.viewed = False
+        self.at = 0
+
+    def __init__(self, BatchCall call not None, rows):
+        if self.viewed:
+            raise TypeError("BatchRows is made once")
+        PyObject_GetBuffer(rows, &self.view, PyBUF_C_CONTIGUOUS)
+        self.viewed = True
+        if self.view.ndim != 2 or self.view.itemsize != 1:
+            raise ValueError("rows of bytes are wanted")
+        self.begin(call)
+
+    def __dealloc__(self):
+        if self.viewed:
+            PyBuffer_Release(&self.view)
+
+    cdef int begin(self, BatchCall call) except -1:
+        """How many rows fit one batch: whole lines cross as they are, others are padded and need a
+        word each."""
+        cdef uint64_t each
+        self.call = call
+        self.num = <uint64_t>self.view.shape[0]
+        self.size = <uint64_t>self.view.shape[1]
+        each = (self.size + NATIVE_ALIGN - 1) // NATIVE_ALIGN * NATIVE_ALIGN
+        if each == 0 or each != self.size:
+            each += 8
+        self.fit = (call.most_bytes - 128) // each
+        self.fit = max(<uint64_t>1, min(self.fit, <uint64_t>call.most_items))
+        return 0
+
+    @property
+    def done(self) -> bool:
+        """Whether there are no more rows."""
+        return self.at == self.num
+
+    def take(self, uint64_t most) -> Batch | None:
+        """Pack the next rows, at most so many; None: there are no more."""
+        cdef uint64_t num = min(self.num - self.at, most, self.fit)
+        if num == 0:
+            return None
+        return self.pack(num)
+
+    def first(self):
+        """Cross with as many rows as one batch takes, and wait: all that a small array needs."""
+        cdef Batch batch
+        if self.call is None:
+            raise TypeError("BatchRows was not made")
+        batch = self.take(self.fit)
+        if batch is None:
+            return no_rows(self.call.call.element)
+        results, done = self.call.unpack_rows(batch, self.call.cross_one(batch))
+        self.at = self.at - batch.count + <uint64_t>done
+        return results
+
+    cdef Batch pack(self, uint64_t num):
+        cdef Batch batch = Batch.__new__(Batch)
+        cdef size_t size = <size_t>self.size
+        cdef size_t stride
+        cdef size_t i
+        cdef const uint8_t *data = <const uint8_t *>self.view.buf + self.at * size
+        batch.errors = {}
+        batch.align = self.call.align
+        batch.count = <uint32_t>num
+        batch.places = batch.count
+        if size % NATIVE_ALIGN == 0:
+            batch.make_head(PYE_BATCH_EVEN, size, 0, NULL)
+            batch.rows = self
+            batch.segments[1].data = data
+            batch.segments[1].len = <size_t>num * size
+        else:
+            batch.make_head(PYE_BATCH_TABLE, 0, 0, NULL, size)
+            stride = (size + NATIVE_ALIGN - 1) // NATIVE_ALIGN * NATIVE_ALIGN
+            batch.body = <uint8_t *>calloc(<size_t>num, stride)
+            if batch.body == NULL:
+                raise MemoryError()
+            for i in range(<size_t>num):
+                memcpy(batch.body + i * stride, data + i * size, size)
+            batch.segments[1].data = batch.body
+            batch.segments[1].len = <size_t>num * stride
+        self.at += num
+        return batch
+
+
+cdef BatchRows plain_rows(BatchCall call, object items):
+    """The rows of a plain array of bytes that a native function takes as it is; None: no such."""
+    cdef BatchRows rows
+    if np_ndarray is None and hasattr(items, "dtype"):
+        need_numpy()
+    if np_ndarray is None or not call.call.native or type(items) is not np_ndarray or (
+            call.call.wanted and call.call.wanted != OCTETS):
+        return None
+    rows = BatchRows.__new__(BatchRows)
+    try:
+        PyObject_GetBuffer(items, &rows.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+    except (BufferError, ValueError):
+        return None
+    rows.viewed = True
+    if rows.view.ndim != 2 or rows.view.len == 0 or strcmp(rows.view.format, "B") != 0 or (
+            <uint64_t>rows.view.shape[1] > call.most_item):
+        return None
+    rows.begin(call)
+    return rows
 
 
 cdef object status_error(int status):
@@ -468,15 +570,23 @@ cdef int free_lane(HostLanes lanes) noexcept:
     return -1
 
 
+cdef bint is_brief(HostLanes lanes, uint64_t total) noexcept:
+    """Whether a message crosses in one piece, which is copied before the GIL could be given up."""
+    return total <= NO_GIL_BATCH and total <= lanes.slot_size
+
+
 cdef int batch_send(HostLanes lanes, int number, uint16_t index, Batch batch,
                     double deadline) except -1:
     cdef pye_lane *lane = lanes.lanes[number]
     cdef pye_status status
     cdef uint32_t wait_ms = lanes.slice(deadline)
     while True:
-        with nogil:
-            status = pye_lane_write(lane, <uint16_t>PYE_FRAME_BATCH, index, batch.segments, 2,
-                                    wait_ms)
+        if is_brief(lanes, batch.segments[0].len + batch.segments[1].len):
+            status = pye_lane_write(lane, <uint16_t>PYE_FRAME_BATCH, index, batch.segments, 2, 0)
+        else:
+            with nogil:
+                status = pye_lane_write(lane, <uint16_t>PYE_FRAME_BATCH, index, batch.segments, 2,
+                                        wait_ms)
         if status == PYE_OK:
             return 0
         if status != PYE_E_TIMEOUT:
@@ -508,8 +618,11 @@ cdef object batch_receive(HostLanes lanes, int number, double deadline):
     owner = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>header.total)
     data = <uint8_t *>PyByteArray_AsString(owner)
     while True:
-        with nogil:
-            status = pye_lane_read(lane, data, <size_t>header.total, wait_ms)
+        if is_brief(lanes, header.total):
+            status = pye_lane_read(lane, data, <size_t>header.total, 0)
+        else:
+            with nogil:
+                status = pye_lane_read(lane, data, <size_t>header.total, wait_ms)
         if status != PYE_E_TIMEOUT:
             break
         lanes.look(deadline, True)

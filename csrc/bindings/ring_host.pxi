@@ -177,12 +177,16 @@ cdef class HostLanes:
         """Whether this is the process that made the ring, and not a forked child."""
         return (<uint8_t *>self.token.buf)[0] == 1
 
-    cdef int check(self) except -1:
+    cdef int check_process(self) except -1:
         if (<uint8_t *>self.token.buf)[0] != 1:
             raise _errors.EnclaveStateError(
                 "this handle belongs to the process that started it, not to a forked child",
                 advice="Start an enclave in each process, after the fork; docs/deploying.md shows "
                 "how.")
+        return 0
+
+    cdef int check(self) except -1:
+        self.check_process()
         if PYE_GET(&self.closed):
             self.guard_unsent()
             raise _errors.EnclaveClosedError("the enclave was closed")

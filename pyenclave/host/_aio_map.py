@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyenclave._core import AsyncCall, Batch, BatchCall
 from pyenclave.errors import CallError, EnclaveError
 from pyenclave.host._engine import Engine
-from pyenclave.host._map import Items, Work, check_array, joined, work_for
+from pyenclave.host._map import Items, Work, check_array, joined, source_of
 from pyenclave.host._options import Options
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class AsyncResults(AsyncIterator[Any]):
 
     async def array(self) -> npt.NDArray[Any]:
         """Return all results of a native function as one array, as ``Results.array`` does."""
-        check_array(self._work, begun=self._begun)
+        check_array(self._work.call, begun=self._begun)
         self._work.hurry()
         parts = []
         while await self._fetch():
@@ -220,7 +220,9 @@ def async_results(
 
     """
     if not isinstance(items, AsyncIterable):
-        return AsyncResults(engine, options, work_for(call, items), None, raises=raises)
+        return AsyncResults(
+            engine, options, Work(call, source_of(call, items)), None, raises=raises
+        )
     source = _Source(items)
     work = Work(call, _AsyncItems(call, source))
     return AsyncResults(engine, options, work, source, raises=raises)

@@ -140,13 +140,16 @@ class Handle:
             self._pid = os.getpid()
 
     def _running(self) -> Run:
+        run = self._run
+        if run is not None and os.getpid() == self._pid:
+            return run
         self._check_process()
-        if self._run is None:
+        if run is None:
             raise EnclaveClosedError(
                 "the enclave is not started" if not self._closed else "the enclave was closed",
                 advice="Use it in a `with` block, or call start()." if not self._closed else None,
             )
-        return self._run
+        return run
 
     # ---- what it is ---------------------------------------------------------------------------
 

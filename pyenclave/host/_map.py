@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pyenclave._core import Batch, BatchCall, HostCall
+from pyenclave._core import Batch, BatchCall, BatchRows, HostCall
 from pyenclave._locks import Lock
 from pyenclave.calls.signature import Signature
 from pyenclave.errors import ArgumentError, CallError, EnclaveError
@@ -30,7 +30,7 @@ __all__ = [
     "check_array",
     "check_errors",
     "joined",
-    "work_for",
+    "source_of",
 ]
 
 TARGET = 0.004  # seconds that one crossing should take: results stream, and hand-overs do not count
@@ -90,45 +90,6 @@ class Items:
         """Pack items that fit one slot."""
         call = self._call
         return call.pack(self._items, self._kept, most, call.most_bytes, BUDGET_MS)
-
-
-class Rows:
-    """The rows of an array, as one buffer."""
-
-    __slots__ = ("_at", "_call", "_fit", "_rows")
-
-    def __init__(self, call: BatchCall, rows: npt.NDArray[Any]) -> None:
-        self._call = call
-        self._rows = rows
-        self._at = 0
-        size = rows.shape[1]  # of bytes, or of elements of one byte
-        # Rows of whole lines cross as they are, others with a word each and padding.
-        each = size if size and size % 64 == 0 else -(-size // 64) * 64 + 8
-        self._fit = max(1, min(call.most_items, (call.most_bytes - 128) // each))
-
-    def first(self) -> npt.NDArray[Any]:
-        """Cross with as many rows as one batch takes, and wait: all that a small array needs."""
-        call = self._call
-        stop = min(len(self._rows), self._fit)
-        if stop == 0:
-            return _nothing(call.element)
-        batch = call.pack_rows(self._rows, 0, stop)
-        results: npt.NDArray[Any]
-        results, self._at = call.unpack_rows(batch, call.cross([batch])[0])
-        return results
-
-    @property
-    def done(self) -> bool:
-        """Whether there are no more rows."""
-        return self._at == len(self._rows)
-
-    def take(self, most: int) -> Batch | None:
-        """Pack the next rows."""
-        start = self._at
-        if start == len(self._rows):
-            return None
-        self._at = min(len(self._rows), start + min(most, self._fit))
-        return self._call.pack_rows(self._rows, start, self._at)
 
 
 @dataclass(slots=True)
@@ -265,20 +226,30 @@ class Results(Iterator[Any]):
     The results of ``enclave.map``, in the order of the items. For one thread at a time.
 
     Args:
-        work: What is mapped.
+        call: The function.
+        source: Where its batches come from.
         raises: Whether an item's error is raised in its place, or given out as a result.
 
     """
 
-    __slots__ = ("_begun", "_failed", "_lock", "_raises", "_values", "_work")
+    __slots__ = ("_begun", "_call", "_failed", "_lock", "_made", "_raises", "_source", "_values")
 
-    def __init__(self, work: Work, *, raises: bool) -> None:
-        self._work = work
+    def __init__(self, call: BatchCall, source: Source, *, raises: bool) -> None:
+        self._call = call
+        self._source = source
+        self._made: Work | None = None
         self._raises = raises
         self._lock = Lock()
         self._values: Iterator[Any] = _NOTHING
         self._failed = False
         self._begun = False
+
+    def _work(self) -> Work:
+        """Return what is under way; a small array needs none of it."""
+        work = self._made
+        if work is None:
+            work = self._made = Work(self._call, self._source)
+        return work
 
     def __next__(self) -> Any:
         """
@@ -302,7 +273,7 @@ class Results(Iterator[Any]):
             self._values, self._failed = self._take()
 
     def _take(self) -> tuple[Iterator[Any], bool]:
-        values, failed = self._work.results()
+        values, failed = self._work().results()
         return iter(values), failed
 
     def _fetch(self) -> bool:
@@ -313,7 +284,7 @@ class Results(Iterator[Any]):
             if not got:
                 raise ValueError("the results of one map are for one thread at a time")
             self._begun = True
-            work = self._work
+            work = self._work()
             while not work.ready:
                 batches = work.next_batches()
                 if not batches:
@@ -350,23 +321,23 @@ class Results(Iterator[Any]):
             CallError: The results are not all of one length, or the function refused an item.
 
         """
-        check_array(self._work, begun=self._begun)
-        work = self._work
+        check_array(self._call, begun=self._begun)
         parts = []
-        source = work.source
-        if isinstance(source, Rows):
+        source = self._source
+        if type(source) is BatchRows:
             self._begun = True
-            first = source.first()
+            first: npt.NDArray[Any] = source.first()
             if source.done:
                 return first
             parts.append(first)
+        work = self._work()
         work.hurry()
         while self._fetch():
             parts.append(work.rows())
-        return parts[0] if len(parts) == 1 else joined(parts, work.call.element)
+        return parts[0] if len(parts) == 1 else joined(parts, self._call.element)
 
 
-def check_array(work: Work, *, begun: bool) -> None:
+def check_array(call: BatchCall, *, begun: bool) -> None:
     """
     Check that ``array()`` may be called.
 
@@ -375,7 +346,7 @@ def check_array(work: Work, *, begun: bool) -> None:
         ValueError: A result was taken already.
 
     """
-    if not work.call.native:
+    if not call.native:
         raise TypeError("array() is for native functions; iterate over the results instead")
     if begun:
         raise ValueError("array() takes all results, and some were taken before")
@@ -410,21 +381,24 @@ def _nothing(element: str | None) -> npt.NDArray[Any]:
     return np.empty((0, 0), element or np.uint8)
 
 
-def work_for(call: BatchCall, items: Iterable[Any]) -> Work:
+def source_of(call: BatchCall, items: Iterable[Any]) -> Source:
     """
-    Return the work of mapping a function over *items*.
+    Return where the batches of *items* come from.
 
     Raises:
         TypeError: *items* is not iterable.
         ArgumentError: *items* is an array that the native function does not take.
 
     """
+    rows = call.rows(items)
+    if rows is not None:
+        return rows
     if call.native and hasattr(items, "dtype"):
         import numpy as np
 
         if isinstance(items, np.ndarray):
-            return Work(call, Rows(call, _rows(call, items)))
-    return Work(call, Items(call, items))
+            return BatchRows(call, _rows(call, items))
+    return Items(call, items)
 
 
 def _rows(call: BatchCall, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -432,16 +406,6 @@ def _rows(call: BatchCall, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     import numpy as np
 
     wanted = call.wanted
-    if (
-        type(array) is np.ndarray
-        and array.dtype.char == "B"
-        and wanted in (None, "|u1")
-        and array.ndim == 2
-        and array.size
-        and array.flags.c_contiguous
-        and array.shape[1] <= call.most_item
-    ):
-        return array  # all that the rest of this would find, and nothing to convert
     if array.ndim == 0:
         raise TypeError("an array without dimensions has no rows to map over")
     if wanted is not None and array.dtype != np.dtype(wanted):

@@ -22,7 +22,7 @@ from pyenclave.host._base import (
     find,
     nonce_of,
 )
-from pyenclave.host._map import Results, check_errors, work_for
+from pyenclave.host._map import Results, check_errors, source_of
 from pyenclave.host._options import NO_OPTIONS, Options
 from pyenclave.host.handle import Evidence, Functions
 
@@ -229,7 +229,10 @@ class Enclave(Handle):
             ValueError: *errors* is neither ``raise`` nor ``return``.
 
         """
-        return _map(self._running().functions, function, items, errors)
+        run = self._run
+        if run is None:
+            run = self._running()  # raises. Who was forked is refused by `source_of`
+        return _map(run.functions, function, items, errors)
 
     def attest(self, nonce: bytes = b"", *, timeout: float | None = None) -> Evidence:
         """
@@ -324,5 +327,6 @@ def _with_timeout(timeout: float | None) -> Options:
 def _map(
     functions: Functions, function: str | Callable[..., Any], items: Iterable[Any], errors: str
 ) -> Results:
-    raises = check_errors(errors)
-    return Results(work_for(functions.batched(function), items), raises=raises)
+    raises = errors == "raise" or check_errors(errors)
+    call = functions.batched(function)
+    return Results(call, source_of(call, items), raises=raises)

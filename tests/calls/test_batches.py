@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import pyenclave
 from pyenclave import trusted
+from pyenclave._core import BatchRows
 from pyenclave.errors import (
     ArgumentError,
     CallError,
@@ -29,7 +30,7 @@ from pyenclave.errors import (
     UnknownFunctionError,
 )
 from pyenclave.host import _map
-from pyenclave.host._map import Results, work_for
+from pyenclave.host._map import Results, source_of
 
 BATCH = 6
 RESULT, ERROR = 129, 130
@@ -100,7 +101,7 @@ ALL = (add, fail_on_thirds, scale, size_of, echo, text, needs_keyword, nothing, 
 
 def mapped(one, name, items, errors="raise", functions=None):
     call = (functions or one.functions).batched(name)
-    return Results(work_for(call, items), raises=errors == "raise")
+    return Results(call, source_of(call, items), raises=errors == "raise")
 
 
 @pytest.fixture(scope="module")
@@ -600,6 +601,31 @@ def test_rows_of_an_array_cross_as_one_buffer(pair, library, shape, lanes):
     assert got.shape == want.shape or (len(array) == 0 and got.size == 0)
     assert (got == want).all()
     assert [bytes(row) for row in want] == list(mapped(one, "bump", array))
+
+
+def test_only_plain_arrays_of_bytes_are_taken_as_they_are(pair, library):
+    one = pair(library=library, native=NATIVE)
+    call = one.functions.batched("bump")
+    plain = np.zeros((3, 64), np.uint8)
+    assert call.rows(plain) is not None
+    views = [plain.view(kind) for kind in (np.int8, "S1", "M8[s]")]
+    parts = [plain[:, ::2], plain.T, plain[0], plain[:0]]
+    for other in (*views, *parts, np.ma.masked_array(plain), memoryview(plain), [b"x"]):
+        assert call.rows(other) is None
+    assert one.functions.batched("total").rows(plain) is None
+    for wrong in (plain[0], plain.view("u2"), plain[:, ::2]):
+        with pytest.raises(ValueError, match=r"rows of bytes|contiguous"):
+            BatchRows(call, wrong)
+    rows = BatchRows(call, plain)
+    with pytest.raises(TypeError):
+        rows.__init__(call, plain)
+    assert not rows.done
+    assert rows.take(2).count == 2
+    assert rows.take(5).count == 1
+    assert rows.take(5) is None
+    assert rows.done
+    with pytest.raises(TypeError):
+        BatchRows.__new__(BatchRows).first()
 
 
 def test_element_types_are_those_of_the_image(pair, library):

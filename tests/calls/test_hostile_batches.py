@@ -12,7 +12,7 @@ import pytest
 from pyenclave import _core
 from pyenclave.calls import ring
 from pyenclave.errors import ArgumentError, CallError, EnclavePoisonedError
-from pyenclave.host._map import Results, work_for
+from pyenclave.host._map import Results, source_of
 
 RESULT, ERROR = 129, 130
 
@@ -23,7 +23,8 @@ def claimed(x: int) -> int:
 
 
 def mapped(one, name, items, errors="raise"):
-    return Results(work_for(one.functions.batched(name), items), raises=errors == "raise")
+    call = one.functions.batched(name)
+    return Results(call, source_of(call, items), raises=errors == "raise")
 
 
 class Liar:

@@ -204,7 +204,9 @@ pye_status pye_batch_native(void *function, const uint8_t **reply, size_t *reply
         even = len;
         const size_t next = at + round_up(len, PYE_BATCH_MAX_ALIGN);
         /* A function may have written beyond its answer: not into the answer's padding. */
-        memset(arena + at + len, 0, next - at - len);
+        if (next - at > len) {
+            memset(arena + at + len, 0, next - at - len);
+        }
         pye_batch_set(arena, place, tag, len);
         at = next;
         place++;
