@@ -1,4 +1,5 @@
-/* heap_handler.h - the process's handler of SIGBUS and SIGSEGV, and the table of heaps it serves.
+/* heap_handler.h - the process's handler of SIGBUS and SIGSEGV, and the table of heaps it serves; and
+ * of SIGTRAP, by which zeros of a heap that has ended are shown for one instruction only.
  *
  * It is here and not in the core because there may be only one in a process, and the core is linked
  * into two modules. Only _core includes this file.
@@ -22,9 +23,21 @@
 #define HEAP_NOTE_CLOSED 2
 #define HEAP_NOTE_FORKED 3
 
-/* Called in the handler after zeros were shown to the thread: it must be async-signal-safe. */
-typedef void (*heap_note_function)(pye_heap *heap, int reason);
+/* Called in the handler before zeros are shown to the thread: it must be async-signal-safe. It returns
+ * whether no other thread of Python code can begin to read meanwhile. */
+typedef int (*heap_note_function)(pye_heap *heap, int reason);
 static _Atomic(heap_note_function) heap_note;
+/* Called in the handler when a page of zeros stays shown, so that somebody hides it soon. */
+static _Atomic(void (*)(void)) heap_stays;
+
+static void heap_stays_shown(void)
+{
+    void (*const tell)(void) = atomic_load_explicit(&heap_stays, memory_order_acquire);
+
+    if (tell != NULL) {
+        tell();
+    }
+}
 
 #if defined(__linux__)
 
@@ -74,16 +87,16 @@ typedef struct {
 static heap_entry heap_table[HEAP_TABLE];
 static atomic_flag heap_table_lock = ATOMIC_FLAG_INIT;
 
-/* The handlers that were there before, of SIGBUS and SIGSEGV. `chained`: it has been asked about a
+/* The handlers that were there before, of SIGBUS, SIGSEGV and SIGTRAP. `chained`: it has been asked about a
  * fault, and if the signal comes again by hand it was its way of asking the one before it. */
 static struct {
     struct sigaction action;
     _Atomic int chained;
-} heap_before[2];
+} heap_before[3];
 
 static inline int heap_signal_index(int number)
 {
-    return number == SIGSEGV;
+    return number == SIGSEGV ? 1 : number == SIGTRAP ? 2 : 0;
 }
 
 static void heap_table_enter(void)
@@ -190,7 +203,7 @@ static void heap_default(int number, siginfo_t *info)
     struct sigaction action = {.sa_handler = SIG_DFL};
 
     (void)sigaction(number, &action, NULL);
-    if (info->si_code <= 0) { /* sent, so the instruction will not fault again */
+    if (info->si_code <= 0 || number == SIGTRAP) { /* sent, or a trap: it does not come again */
         (void)syscall(SYS_rt_tgsigqueueinfo, (long)getpid(), syscall(SYS_gettid), number, info);
     }
 }
@@ -223,17 +236,254 @@ static void heap_chain(int number, siginfo_t *info, void *context)
     }
 }
 
+/* Zeros for one instruction. Whoever touches an ended heap is shown a page of zeros, so that its
+ * instruction can end; memory is one for all threads, and others would read on in that page without
+ * being told. So the thread is given the trap flag, with which the CPU raises SIGTRAP after one
+ * instruction (Intel SDM vol. 3B, Single-Step Exception Condition), and the page is hidden then.
+ *
+ * A loop over a large array would take a thousand times as long. After HEAP_STEPS instructions pages
+ * stay, one for each array that the loop goes through, until somebody conceals them. So they do at once
+ * in a thread without the GIL: others begin to read while it is at a page, which is for a shorter time
+ * if it is not stepped there, and find those closed that it has left.
+ *
+ * Where the trap would not come to this handler nothing is stepped, and pages stay: pager_end.c. */
+#ifndef HEAP_STEPS
+#define HEAP_STEPS 20000
+#endif
+#define HEAP_STEP_HEAPS 4
+#define HEAP_STEP_ASK 256
+
+#if defined(__x86_64__) && defined(__LP64__)
+
+#include <fcntl.h>
+
+#define HEAP_TRAP_FLAG 0x100 /* EFLAGS.TF */
+
+/* Of this thread. */
+static __thread struct {
+    uintptr_t heaps[HEAP_STEP_HEAPS]; /* an address in each that the instruction touches */
+    uint32_t num;
+    uint32_t used;  /* instructions since the thread was told */
+    uint32_t asked; /* times that it could be stepped, since then */
+    greg_t at;      /* the instruction */
+    uint8_t runs;   /* it has the flag, and is to trap */
+    uint8_t theirs; /* it had the flag before: somebody steps through it by himself */
+    uint8_t lost;   /* one was left with the flag, by another signal's handler: it may come back */
+    uint8_t traced;
+    uint8_t alone; /* nobody begins to read meanwhile */
+} heap_step __attribute__((tls_model("initial-exec")));
+
+/* heap_step_again lets the thread be stepped as long as ever: it has been told. */
+static void heap_step_again(void)
+{
+    heap_step.used = heap_step.asked = 0;
+}
+
+/* heap_traced tells whether a tracer has this thread: debuggers keep SIGTRAP to themselves, and the
+ * flag would never go. 1 if nobody knows. */
+static uint8_t heap_traced(void)
+{
+    static const char name[] = "\nTracerPid:\t";
+    char text[512]; /* it is within the first 200 */
+    /* By number: read() and the like are points at which a thread may be cancelled. */
+    const long fd = syscall(SYS_openat, AT_FDCWD, "/proc/thread-self/status", O_RDONLY | O_CLOEXEC);
+    const long size = fd < 0 ? -1 : syscall(SYS_read, fd, text, sizeof(text) - 1);
+
+    if (fd >= 0) {
+        (void)syscall(SYS_close, fd);
+    }
+    if (size <= 0) {
+        return 1;
+    }
+    text[size] = 0;
+    const char *const found = strstr(text, name);
+    return found == NULL || found[sizeof(name) - 1] != '0';
+}
+
+static void heap_on_signal(int number, siginfo_t *info, void *context);
+
+/* heap_can_step tells whether a trap of this thread would come to our handler, and nowhere else. */
+static int heap_can_step(const ucontext_t *context)
+{
+    struct sigaction there;
+
+    /* Blocked, it would end the process. An enclave ends anyhow, and its filter knows no open(). */
+    if (sigismember(&context->uc_sigmask, SIGTRAP) != 0 || sigaction(SIGTRAP, NULL, &there) != 0 ||
+        !(there.sa_flags & SA_SIGINFO) || there.sa_sigaction != heap_on_signal ||
+        atomic_load_explicit(&heap_end.armed, memory_order_acquire)) {
+        return 0;
+    }
+    if (heap_step.asked++ % HEAP_STEP_ASK == 0) {
+        heap_step.traced = heap_traced();
+    }
+    return !heap_step.traced;
+}
+
+/* heap_step_ends hides what the instruction was shown, or lets it stay. */
+static void heap_step_ends(int stay)
+{
+    for (uint32_t i = 0; i < heap_step.num; i++) {
+        pye_heap *const heap = heap_find(heap_step.heaps[i]);
+
+        if (heap != NULL) {
+            pye_heap_stepped(heap, (uintptr_t)&heap_step, stay);
+        }
+    }
+    heap_step.num = 0;
+    heap_step.runs = 0;
+}
+
+/* heap_step_begins looks what the thread was at when it faulted. */
+static void heap_step_begins(const greg_t *registers)
+{
+    const int flag = (registers[REG_EFL] & HEAP_TRAP_FLAG) != 0;
+
+    if (heap_step.runs) {
+        /* The same instruction touches another page; or another signal's handler runs it too. */
+        if (registers[REG_RIP] == heap_step.at) {
+            heap_step.lost = heap_step.lost || !flag;
+            return;
+        }
+        heap_step_ends(0);
+        heap_step.lost = !flag;
+        heap_step.theirs = heap_step.theirs && flag;
+    } else {
+        heap_step.theirs = flag && !heap_step.lost;
+        heap_step.lost = heap_step.lost && !flag;
+    }
+}
+
+/* heap_step_knows notes that the instruction touches a heap; 0: too many. */
+static int heap_step_knows(uintptr_t address)
+{
+    const pye_heap *const heap = heap_find(address);
+
+    for (uint32_t i = 0; i < heap_step.num; i++) {
+        if (heap_find(heap_step.heaps[i]) == heap) {
+            return 1;
+        }
+    }
+    if (heap_step.num == HEAP_STEP_HEAPS) {
+        return 0;
+    }
+    heap_step.heaps[heap_step.num++] = address;
+    return 1;
+}
+
+/* heap_show_zeros lets the instruction that faulted in an ended heap be repeated. Returns 0 if it
+ * cannot. */
+static int heap_show_zeros(pye_heap *heap, uintptr_t address, ucontext_t *context, int alone)
+{
+    greg_t *const registers = context->uc_mcontext.gregs;
+    uintptr_t owner = 0;
+
+    heap_step_begins(registers);
+    if (!heap_can_step(context)) {
+        heap_step_ends(1); /* it needs all its pages */
+        heap_step.lost = 0;
+        if (!heap_step.theirs) {
+            registers[REG_EFL] &= ~(greg_t)HEAP_TRAP_FLAG;
+        }
+    } else if (heap_step_knows(address)) {
+        owner = (uintptr_t)&heap_step;
+    }
+    const pye_status rc = pye_heap_zeros(heap, address, owner);
+    if (rc == PYE_OK) {
+        heap_step.runs = 1;
+        heap_step.alone = (uint8_t)alone;
+        heap_step.at = registers[REG_RIP];
+        registers[REG_EFL] |= HEAP_TRAP_FLAG;
+    } else {
+        heap_stays_shown();
+    }
+    return rc == PYE_OK || rc == PYE_E_LIMIT || rc == PYE_E_STATE;
+}
+
+/* heap_trap returns 1 for the trap of an instruction that was shown zeros. */
+static int heap_trap(const siginfo_t *info, ucontext_t *context)
+{
+    greg_t *const flags = &context->uc_mcontext.gregs[REG_EFL];
+
+    if (info->si_code != TRAP_TRACE || !(heap_step.runs || heap_step.lost)) {
+        return 0;
+    }
+    heap_step.lost = heap_step.lost && heap_step.runs;
+    if (heap_step.runs) {
+        const int stay = heap_step.used >= HEAP_STEPS || !heap_step.alone;
+
+        heap_step_ends(stay);
+        heap_step.used += heap_step.used < HEAP_STEPS;
+        if (stay) {
+            heap_stays_shown();
+        }
+        if (heap_step.theirs) {
+            return 0;
+        }
+    }
+    *flags &= ~(greg_t)HEAP_TRAP_FLAG;
+    return 1;
+}
+
+#else
+
+static void heap_step_again(void)
+{
+}
+
+/* No other CPU lets a process step through itself: the page stays until others are shown. */
+static int heap_show_zeros(pye_heap *heap, uintptr_t address, const ucontext_t *context, int alone)
+{
+    const pye_status rc = pye_heap_zeros(heap, address, 0);
+
+    (void)context;
+    (void)alone;
+    heap_stays_shown();
+    return rc == PYE_OK || rc == PYE_E_LIMIT || rc == PYE_E_STATE;
+}
+
+static int heap_trap(const siginfo_t *info, const ucontext_t *context)
+{
+    (void)info;
+    (void)context;
+    return 0;
+}
+
+#endif
+
+/* heap_on_trap hands on what is not ours. A trap that comes back from the former handler is over. */
+static void heap_on_trap(int number, siginfo_t *info, void *context)
+{
+    const struct sigaction *const before = &heap_before[heap_signal_index(number)].action;
+
+    if (heap_trap(info, context)) {
+        return;
+    }
+    if (before->sa_flags & SA_SIGINFO) {
+        before->sa_sigaction(number, info, context);
+    } else if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN) {
+        before->sa_handler(number);
+    } else if (before->sa_handler == SIG_DFL || info->si_code > 0) {
+        heap_default(number, info);
+    }
+}
+
 static void heap_on_signal(int number, siginfo_t *info, void *context)
 {
     const int saved = errno;
     pye_heap *heap = NULL;
     int reason = 0;
 
+    if (number == SIGTRAP) {
+        heap_on_trap(number, info, context);
+        errno = saved;
+        return;
+    }
     if (info->si_code > 0) {
         heap = heap_find((uintptr_t)info->si_addr);
     }
     if (heap != NULL) {
-        switch (pye_heap_fault(heap, (uintptr_t)info->si_addr, heap_access(info, context))) {
+        switch (pye_heap_fault(heap, (uintptr_t)info->si_addr,
+                               heap_access(info, context) | PYE_FAULT_TELL)) {
         case PYE_OK:
             break;
         case PYE_E_POISONED:
@@ -251,14 +501,19 @@ static void heap_on_signal(int number, siginfo_t *info, void *context)
             break;
         }
     }
-    if (heap == NULL) {
-        heap_chain(number, info, context);
-    } else if (reason != 0) {
+    if (heap != NULL && reason != 0) {
         const heap_note_function note = atomic_load_explicit(&heap_note, memory_order_acquire);
 
-        if (note != NULL) {
-            note(heap, reason);
+        /* Before anything is shown: it may take long. */
+        const int alone = note == NULL || note(heap, reason);
+        /* Meanwhile it may have gone, and another may be there: then the fault comes again. */
+        if (reason != HEAP_NOTE_FORKED && heap_find((uintptr_t)info->si_addr) == heap &&
+            !heap_show_zeros(heap, (uintptr_t)info->si_addr, context, alone)) {
+            heap = NULL;
         }
+    }
+    if (heap == NULL) {
+        heap_chain(number, info, context);
     }
     errno = saved;
 }
@@ -290,7 +545,7 @@ static void heap_after_fork(void)
  * since), and keeps what it finds. Returns a status. */
 static pye_status heap_handlers(void)
 {
-    static const int numbers[2] = {SIGBUS, SIGSEGV};
+    static const int numbers[3] = {SIGBUS, SIGSEGV, SIGTRAP};
     static int forks = 0;
     pye_status rc = PYE_OK;
 
@@ -299,7 +554,7 @@ static pye_status heap_handlers(void)
         forks = pthread_atfork(NULL, NULL, heap_after_fork) == 0;
         rc = forks ? PYE_OK : PYE_E_NO_MEMORY;
     }
-    for (int i = 0; i < 2 && rc == PYE_OK; i++) {
+    for (int i = 0; i < 3 && rc == PYE_OK; i++) {
         struct sigaction ours = {.sa_sigaction = heap_on_signal, .sa_flags = SA_SIGINFO};
         struct sigaction there;
 
@@ -355,6 +610,10 @@ static void heap_end_with(int fd, const uint8_t *message, uint32_t len)
 }
 
 static void heap_end_if_armed(void)
+{
+}
+
+static void heap_step_again(void)
 {
 }
 

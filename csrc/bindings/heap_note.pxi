@@ -1,6 +1,6 @@
 # How an ended heap's error reaches the thread that touched it (ARCHITECTURE.md, sealed memory).
 #
-# The fault handler has let the thread read zeros and calls `pye_heap_noted` in it, in a signal
+# Before the fault handler lets the thread read zeros it calls `note_zeros` in it, in a signal
 # handler at an instruction that reads or writes an array: no lock of the C library or of Python is
 # held by that instruction. The interpreter is given a trace function for this thread that raises at
 # its next bytecode, whatever that is; the one that was there (a debugger's, coverage's) is put back
@@ -17,6 +17,7 @@ cdef extern from *:
     """
     #include <dlfcn.h>
     #include <pthread.h>
+    #include <sched.h>
     #include <signal.h>
     #include <string.h>
     #include <unistd.h>
@@ -26,6 +27,7 @@ cdef extern from *:
     #define NOTE_SLOTS 64
     #define NOTE_WAIT_MS 1000
     #define NOTE_AGAIN_NS 100000000 /* a thread is told anew if it goes on for so long */
+    #define NOTE_LATE_NS 10000000000 /* the same, if the guard is still to tell it */
 
     typedef int (*note_trace)(PyObject *, PyFrameObject *, int, PyObject *);
     /* Of a slot. ORPHAN: the thread gave up waiting. */
@@ -53,18 +55,20 @@ cdef extern from *:
     } note_slots[NOTE_SLOTS];
 
     static uint32_t note_bell;
+    static uint32_t note_stay; /* pages of zeros stay shown */
+    static char note_hides;    /* they are being hidden: no heap goes meanwhile */
     /* Until when this thread was told: it may touch thousands of pages before it looks. */
     static __thread uint64_t note_until __attribute__((tls_model("initial-exec")));
 
     static void note_forget(void)
     {
         note_until = 0;
+        heap_step_again();
     }
 
     /* note_stop raises at the next bytecode; see the top. argument: (error, old trace, frame, place of
-     * the heap). The zeros that this thread was shown go now, so that whoever reads next is noticed:
-     * making the exception runs Python code, which may hand over the GIL. (The end of a call may have
-     * done so before: docs/sealed-memory.md.) */
+     * the heap). Pages of zeros that stayed shown go now, so that whoever reads next is noticed: making
+     * the exception runs Python code, which may hand over the GIL. */
     static int note_stop(PyObject *argument, PyFrameObject *frame, int event, PyObject *what)
     {
         PyObject *error = PyTuple_GetItem(argument, 0);
@@ -91,7 +95,7 @@ cdef extern from *:
             PyErr_Clear();
         }
         Py_XDECREF(done);
-        note_until = 0;
+        note_forget();
         PyErr_SetNone(error);
         Py_DECREF(argument);
         return -1;
@@ -160,6 +164,52 @@ cdef extern from *:
         PyErr_Clear();
     }
 
+    /* note_stays has what was shown hidden soon; from a signal handler. */
+    static void note_stays(void)
+    {
+        if (__atomic_exchange_n(&note_stay, 1, __ATOMIC_SEQ_CST) == 0 &&
+            pye_wake_futex(&note_stay) != PYE_OK) {
+            return; /* it goes when somebody is told */
+        }
+    }
+
+    static void note_enter(void)
+    {
+        /* In a forked child there is no hider, which may have been at it. */
+        while (note_python.guard == getpid() &&
+               __atomic_test_and_set(&note_hides, __ATOMIC_ACQUIRE)) {
+            sched_yield();
+        }
+    }
+
+    static void note_exit(void)
+    {
+        __atomic_clear(&note_hides, __ATOMIC_RELEASE);
+    }
+
+    /* note_hider is a thread that hides what stays shown of all heaps, without the GIL, for which the
+     * guard may have to wait. Who still reads there faults once more. */
+    static void *note_hider(void *unused)
+    {
+        for (;;) {
+            uint32_t i;
+            if (!__atomic_exchange_n(&note_stay, 0, __ATOMIC_SEQ_CST)) {
+                if (pye_wait_futex(&note_stay, 0, 3600000) == PYE_E_OS) {
+                    return unused;
+                }
+                continue;
+            }
+            note_enter();
+            for (i = 0; i < NOTE_HEAPS; i++) {
+                pye_heap *heap = __atomic_load_n(&note_heaps[i].heap, __ATOMIC_ACQUIRE);
+                if (heap != NULL) {
+                    pye_heap_conceal(heap);
+                }
+            }
+            note_exit();
+        }
+    }
+
     static void *note_guard(void *unused)
     {
         for (;;) {
@@ -196,7 +246,7 @@ cdef extern from *:
         }
     }
 
-    /* note_start starts the guard of this process; 0: it runs. */
+    /* note_start starts the guard and the hider of this process; 0: they run. */
     static int note_start(void)
     {
         pthread_t thread;
@@ -208,6 +258,8 @@ cdef extern from *:
         }
         if (note_python.guard != 0) { /* a forked child: whoever waited is not here */
             memset(note_slots, 0, sizeof(note_slots));
+            note_stay = 0;
+            note_exit();
         }
         if (pthread_attr_init(&attributes) != 0) {
             return -1;
@@ -215,6 +267,7 @@ cdef extern from *:
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before); /* no signal of the process is for it */
         failed = pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED) ||
+                 pthread_create(&thread, &attributes, note_hider, NULL) ||
                  pthread_create(&thread, &attributes, note_guard, NULL);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         pthread_attr_destroy(&attributes);
@@ -225,12 +278,12 @@ cdef extern from *:
         return 0;
     }
 
-    /* note_leave has the guard raise the error in this thread, and waits until it has. */
-    static void note_leave(uint32_t place, uint32_t which, PyThreadState *python)
+    /* note_leave has the guard raise the error in this thread, and waits until it has. 1: it will. */
+    static int note_leave(uint32_t place, uint32_t which, PyThreadState *python)
     {
         uint32_t i, state = NOTE_FREE, waited = 0;
         if (note_start() != 0) {
-            return;
+            return 0;
         }
         for (i = 0; i < NOTE_SLOTS; i++, state = NOTE_FREE) {
             if (__atomic_compare_exchange_n(&note_slots[i].state, &state, NOTE_FILLING, 0,
@@ -239,7 +292,7 @@ cdef extern from *:
             }
         }
         if (i == NOTE_SLOTS) {
-            return; /* 64 threads at once: told at its next fault */
+            return 0; /* 64 threads at once: told at its next fault */
         }
         note_slots[i].place = place;
         note_slots[i].which = which;
@@ -254,13 +307,13 @@ cdef extern from *:
             state = __atomic_load_n(&note_slots[i].state, __ATOMIC_SEQ_CST);
             if (state == NOTE_DONE) {
                 __atomic_store_n(&note_slots[i].state, NOTE_FREE, __ATOMIC_SEQ_CST);
-                return;
+                return 0;
             }
             /* Who holds the GIL may wait for this very thread. */
             if (waited >= NOTE_WAIT_MS && state == NOTE_READY &&
                 __atomic_compare_exchange_n(&note_slots[i].state, &state, NOTE_ORPHAN, 0,
                                             __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-                return;
+                return 1;
             }
             if (pye_wait_futex(&note_slots[i].state, state, 10) != PYE_OK) {
                 waited += 10;
@@ -268,33 +321,39 @@ cdef extern from *:
         }
     }
 
-    /* note_zeros: this thread reads zeros in `heap`; heap_handler.h says for which reasons. */
-    static void note_zeros(pye_heap *heap, int reason)
+    /* note_zeros: this thread will read zeros in `heap`; heap_handler.h says for which reasons. */
+    static int note_zeros(pye_heap *heap, int reason)
     {
         const uint32_t which = reason == HEAP_NOTE_CLOSED   ? 1
                                : reason == HEAP_NOTE_FORKED ? 2
                                                             : 0;
         PyThreadState *python;
         uint32_t place = 0;
+        int late = 0, alone;
+        if (!Py_IsInitialized()) {
+            return 1;
+        }
+        python = PyGILState_GetThisThreadState();
+        alone = python != NULL && note_python.current != NULL && note_python.current() == python;
         if (pye_clock_ns() < note_until) {
-            return;
+            return alone;
         }
         while (place < NOTE_HEAPS &&
                __atomic_load_n(&note_heaps[place].heap, __ATOMIC_ACQUIRE) != heap) {
             place++;
         }
-        if (place == NOTE_HEAPS || !Py_IsInitialized()) {
-            return;
+        if (place == NOTE_HEAPS) {
+            return 1;
         }
-        python = PyGILState_GetThisThreadState();
-        if (python != NULL && note_python.current != NULL && note_python.current() == python) {
+        if (alone) {
             note_raise(note_heaps[place].errors[which], PyThread_get_thread_ident(), place);
         } else {
-            /* Nobody else reads zeros while this thread waits; then it faults once more. */
+            /* What stays shown from before goes: nobody reads it while this thread waits. */
             pye_heap_conceal(heap);
-            note_leave(place, which, python);
+            late = note_leave(place, which, python) && python != NULL;
         }
-        note_until = pye_clock_ns() + NOTE_AGAIN_NS;
+        note_until = pye_clock_ns() + (late ? NOTE_LATE_NS : NOTE_AGAIN_NS);
+        return alone;
     }
 
     static int note_register(pye_heap *heap, PyObject *errors, PyObject *threads)
@@ -302,6 +361,7 @@ cdef extern from *:
         uint32_t place = 0;
         int i;
         atomic_store(&heap_note, note_zeros);
+        atomic_store(&heap_stays, note_stays);
         *(void **)&note_python.set_trace = dlsym(RTLD_DEFAULT, "PyEval_SetTrace");
         *(void **)&note_python.current = dlsym(RTLD_DEFAULT, "PyThreadState_GetUnchecked");
         if (note_python.current == NULL) {
@@ -329,7 +389,9 @@ cdef extern from *:
         int i;
         for (place = 0; place < NOTE_HEAPS; place++) {
             if (note_heaps[place].heap == heap) {
+                note_enter();
                 __atomic_store_n(&note_heaps[place].heap, NULL, __ATOMIC_RELEASE);
+                note_exit();
                 for (i = 0; i < 3; i++) {
                     Py_CLEAR(note_heaps[place].errors[i]);
                 }

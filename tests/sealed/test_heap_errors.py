@@ -325,19 +325,23 @@ def test_a_thread_that_is_not_pythons_is_told_through_those_that_use_the_heap(he
     tamper(heap, array, at=0)
     libc = ctypes.CDLL(None)
     thread = ctypes.c_ulong()
-    with pytest.raises(SealingError):  # noqa: PT012 - anywhere in it
-        assert (
-            libc.pthread_create(
-                ctypes.byref(thread),
-                None,
-                ctypes.cast(libc.strlen, ctypes.c_void_p),
-                ctypes.c_void_p(array.ctypes.data),
+    made = False
+    try:
+        with pytest.raises(SealingError):  # noqa: PT012 - anywhere in it
+            made = (
+                libc.pthread_create(
+                    ctypes.byref(thread),
+                    None,
+                    ctypes.cast(libc.strlen, ctypes.c_void_p),
+                    ctypes.c_void_p(array.ctypes.data),
+                )
+                == 0
             )
-            == 0
-        )
-        libc.pthread_join(thread, None)
-        for _ in range(1000):
-            time.sleep(0.001)
+            for _ in range(1000):
+                time.sleep(0.01)
+    finally:
+        if made or thread.value:  # nothing else keeps the heap for it
+            libc.pthread_join(thread, None)
 
 
 def test_after_closing_readers_are_told_that(heap, array):

@@ -16,11 +16,11 @@
  * A page whose tag does not fit *poisons* the heap: nothing of it is in the view any more, its
  * plaintext is wiped and its key destroyed. From then on, as after pye_heap_close, whoever touches
  * the range finds zeros and pye_heap_fault says why, again and again: only a few zero pages are
- * shown at a time.
+ * shown at a time, and where the caller can run single instructions each for one of them.
  *
  * Every function may be called by several threads at once, pye_heap_new and pye_heap_free
- * excepted. None may be called from a signal handler but pye_heap_fault. A forked child has
- * neither the pages nor the key: there every function gives PYE_E_FORKED.
+ * excepted. None may be called from a signal handler but pye_heap_fault, pye_heap_zeros and
+ * pye_heap_stepped. A forked child has neither the pages nor the key: there every function gives PYE_E_FORKED.
  *
  * A system call that is given a cold page fails with EFAULT; it does not see ciphertext.
  * Prefetching is not enough to prevent that, pinning is. What keeps frames beyond the access itself
@@ -64,6 +64,8 @@
 #define PYE_FAULT_UNMAPPED 2 /* nothing was mapped there (SEGV_MAPERR) */
 #define PYE_FAULT_EXECUTE 4 /* an instruction was to be fetched: never a heap's matter */
 #define PYE_FAULT_SEGMENT 8 /* it was SIGSEGV: a view of userfaultfd gives it once it has ended */
+/* Of a heap that has ended nothing is shown: the caller goes on with pye_heap_zeros. */
+#define PYE_FAULT_TELL 32
 /* The frame was lost (BUS_MCEERR_AR), or a protection key forbids the access: never a heap's. */
 #define PYE_FAULT_FOREIGN 16
 
@@ -148,6 +150,18 @@ uint32_t pye_heap_locks(const pye_heap *heap);
  * be repeated too, and will find zeros. PYE_E_FORKED: so it may in this child. PYE_E_ARGUMENT: the
  * fault is not of this heap. */
 PYE_MUST_USE pye_status pye_heap_fault(pye_heap *heap, uintptr_t address, uint32_t flags);
+
+/* pye_heap_zeros shows the page of zeros at `address` of a heap that has ended (PYE_E_STATE: it has
+ * not). `owner` is 0, or any number that no other thread gives: then the page is shown until
+ * pye_heap_stepped, which must follow when the thread has run one instruction. It may touch several
+ * pages, one fault after the other. PYE_E_LIMIT: too many are shown so; it stays, as with 0, until
+ * others are shown or pye_heap_conceal. PYE_E_ARGUMENT: it cannot be shown.
+ *
+ * pye_heap_stepped hides the pages of `owner`, but those that other threads' instructions touch too.
+ * `stay`: they stay instead as with 0, but a page beside such a one takes its place, so that who goes
+ * through an array leaves one. Both are async-signal-safe as pye_heap_fault is. */
+PYE_MUST_USE pye_status pye_heap_zeros(pye_heap *heap, uintptr_t address, uintptr_t owner);
+void pye_heap_stepped(pye_heap *heap, uintptr_t owner, int stay);
 
 /* The following take whole pages: `first` and `num` that reach beyond the capacity give
  * PYE_E_ARGUMENT. After poisoning they give PYE_E_POISONED, after closing PYE_E_CLOSED. */

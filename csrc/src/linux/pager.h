@@ -20,9 +20,11 @@
 /* Most pages that are taken out of the view in one step. Room is made for so many at once, so that
  * fewer than one fault in a hundred pays for it. */
 #define PAGER_BATCH 128
-/* Zero pages of an ended heap that are shown at a time. An instruction touches four at most; a gather
+/* Zero pages of an ended heap that stay shown at a time. An instruction touches four at most; a gather
  * more, but it goes on where it faulted. */
 #define PAGER_ZEROS 8
+/* Those that are shown for one instruction, of all threads; a gather of one may touch 32. */
+#define PAGER_STEPS 64
 
 /* Pages from which on a helper is offered half of them: else handing over takes longer. A test has
  * fewer. */
@@ -38,6 +40,12 @@ typedef struct pager_part {
     uint32_t num;
     int clean;
 } pager_part;
+
+/* A zero page that an instruction of `owner` touches. */
+typedef struct {
+    uintptr_t owner; /* 0: none */
+    uint32_t page;
+} pager_step;
 
 typedef struct {
     _Atomic uint32_t state; /* pager_help.c */
@@ -81,8 +89,9 @@ struct pye_heap {
     size_t nodes_size;
     pye_heap_stats stats;
     pager_help help;
-    uint32_t zeros[PAGER_ZEROS]; /* pages shown since the heap ended; page + 1 */
+    uint32_t zeros[PAGER_ZEROS]; /* pages that stay shown since the heap ended; page + 1 */
     uint32_t next_zero;
+    pager_step steps[PAGER_STEPS];
     uint32_t victims[PAGER_BATCH];
     uint32_t sorted[PAGER_BATCH]; /* those of a batch that are dropped, then those that are sealed */
     pye_page_job jobs[PAGER_BATCH];
@@ -199,7 +208,7 @@ PYE_MUST_USE pye_status pager_collect(pye_heap *heap);
 PYE_MUST_USE pye_status pager_poison(pye_heap *heap, pye_status why, uint32_t page);
 /* pager_end hides and wipes everything; `status` is what the heap answers from now on. */
 void pager_end(pye_heap *heap, pye_status status);
-/* pager_ended_fault shows a zero page of an ended heap and returns its status. */
+/* pager_ended_fault shows a zero page of an ended heap, which stays, and returns its status. */
 PYE_MUST_USE pye_status pager_ended_fault(pye_heap *heap, uint32_t page);
 
 #endif

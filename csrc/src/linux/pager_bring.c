@@ -325,7 +325,8 @@ pye_status pye_heap_fault(pye_heap *heap, uintptr_t address, uint32_t flags)
         pager_lock(&heap->lock);
         rc = heap->ended == PYE_OK ? fault(heap, (uint32_t)page, flags) : PYE_OK;
         if (heap->ended != PYE_OK) { /* just now, or before */
-            rc = pager_ended_fault(heap, (uint32_t)page);
+            rc = flags & PYE_FAULT_TELL ? (pye_status)heap->ended
+                                        : pager_ended_fault(heap, (uint32_t)page);
         }
         pager_unlock(&heap->lock);
     }

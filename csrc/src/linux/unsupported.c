@@ -187,6 +187,21 @@ void pye_heap_conceal(pye_heap *heap)
     (void)heap;
 }
 
+pye_status pye_heap_zeros(pye_heap *heap, uintptr_t address, uintptr_t owner)
+{
+    (void)heap;
+    (void)address;
+    (void)owner;
+    return PYE_E_UNSUPPORTED;
+}
+
+void pye_heap_stepped(pye_heap *heap, uintptr_t owner, int stay)
+{
+    (void)heap;
+    (void)owner;
+    (void)stay;
+}
+
 void pye_heap_free(pye_heap *heap)
 {
     (void)heap;
