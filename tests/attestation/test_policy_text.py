@@ -275,7 +275,7 @@ def test_a_file_beyond_the_limit_or_of_another_encoding_is_refused(tmp_path, mon
     with pytest.raises(ValueError, match="utf-8"):
         AppraisalPolicy.from_file(path)
     monkeypatch.setattr(p, "MAX_FILE", 10)
-    with pytest.raises(ValueError, match="more than 10 bytes"):
+    with pytest.raises(OSError, match="at most 10 bytes"):
         AppraisalPolicy.from_file(path)
 
 
