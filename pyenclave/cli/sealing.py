@@ -243,7 +243,7 @@ def seal_path(args: argparse.Namespace, target: str, sealers: Sealers, verb: str
                 skip_special=args.skip_special,
             )
         return report_folder(args, report, verb)
-    fd = open_file(args.file)
+    fd = open_file(args.file, pipes=True)
     try:
         _free(target, force=args.force)
         parent, name = os.path.split(os.path.abspath(target))

@@ -675,7 +675,7 @@ def test_what_the_enclave_prints_cannot_steer_the_terminal(enclave: Enclave) -> 
         call = Call(enclave.half, 1)
         screen.wait_for(PROMPT)
         screen.enter("!print(box.nasty)")
-        screen.enter("print(box.nasty)", until="\\x1b[31m\\x07\\x202e")
+        screen.enter("print(box.nasty)", until="\\x1b[31m\\x07\\u202e")
         assert "\x1b[31m" not in screen.text
         screen.enter("c", until="next breakpoint]")
         assert call.result() == 11

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import signal
@@ -15,6 +14,7 @@ import pytest
 from pyenclave import cli
 from pyenclave.cli import _place
 
+PIPE = "a pipe"
 LEFT = f".pyenclave-{'0' * 32}.part"
 
 
@@ -27,9 +27,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def killed(change: Callable[[], None], *arguments: str, feed: bytes = b"") -> None:
-    """Run a command in a child until it is killed: by itself, or once it has read *feed*."""
-    if feed:
-        os.mkfifo("pipe")
+    """Run a command in a child until it is killed: by itself, or once it has read *feed* (PIPE)."""
+    reader, writer = os.pipe()
+    arguments = tuple(f"/dev/fd/{reader}" if word == PIPE else word for word in arguments)
     child = os.fork()
     if child == 0:
         code = 1
@@ -40,16 +40,15 @@ def killed(change: Callable[[], None], *arguments: str, feed: bytes = b"") -> No
             traceback.print_exc()
         finally:
             os._exit(code)
-    if feed:
-        with open("pipe", "wb", buffering=0) as pipe:
-            view = memoryview(feed)
-            while view:
-                view = view[pipe.write(view) :]
+    os.close(reader)
+    with open(writer, "wb", buffering=0) as pipe:
+        view = memoryview(feed)
+        while view:
+            view = view[pipe.write(view) :]
+        if feed:
             os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), os.waitstatus_to_exitcode(status)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink("pipe")
 
 
 def parts() -> list[str]:
@@ -74,7 +73,7 @@ def nameless(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nameless")
 def test_a_command_that_is_killed_leaves_nothing() -> None:
-    killed(lambda: None, "seal", "pipe", "-o", "out", feed=os.urandom(4 << 20))
+    killed(lambda: None, "seal", PIPE, "-o", "out", feed=os.urandom(4 << 20))
     assert sorted(os.listdir()) == ["key", "plain"]
 
 
@@ -100,7 +99,7 @@ def test_what_is_left_is_removed_by_the_next_command(how: str) -> None:
     )
     for command in commands:
         if how.startswith("named"):
-            killed(no_nameless, "seal", "pipe", "-o", "third", feed=os.urandom(2 << 20))
+            killed(no_nameless, "seal", PIPE, "-o", "third", feed=os.urandom(2 << 20))
         else:
             killed(dies_at_the_end, "seal", "plain", "-o", "out", "--force")
         assert len(parts()) == 1
