@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,25 @@ def nameless(tmp_path: Path) -> None:
 def test_a_command_that_is_killed_leaves_nothing() -> None:
     killed(lambda: None, "seal", PIPE, "-o", "out", feed=os.urandom(4 << 20))
     assert sorted(os.listdir()) == ["key", "plain"]
+
+
+def test_a_pipe_of_the_shell_is_sealed_whole() -> None:
+    """Longer than the pipe holds, and than what is sealed at once."""
+    plain = os.urandom((3 << 20) + 7)
+    reader, writer = os.pipe()
+
+    def feed() -> None:
+        with open(writer, "wb") as pipe:
+            pipe.write(plain)
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    seal = ["seal", f"/dev/fd/{reader}", "-o", "out", "--key-file", "key", "--json"]
+    assert cli.main(seal) == 0
+    feeding.join()
+    os.close(reader)
+    assert cli.main(["unseal", "out", "-o", "back", "--key-file", "key", "--json"]) == 0
+    assert Path("back").read_bytes() == plain
 
 
 def no_nameless() -> None:
