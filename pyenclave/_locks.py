@@ -7,6 +7,9 @@ begins: if Ctrl-C raises there, nobody gives the lock back (CPython's issue 1488
 look). Older ones enter a `with` in one step. `threading.Condition` has Python functions around its
 lock, in which every version looks.
 
+Finalizers run wherever their thread allocates, and handlers of signals where the interpreter looks:
+also where that very thread has the lock that they want. What must end there is left to `Ends`.
+
 These are taken by `with`. Where a lock may only be tried, ``(got,) = map(lock.acquire, (False,))``
 in a ``try`` does it: between unpacking, which takes the lock, and the name nobody looks.
 """
@@ -16,8 +19,9 @@ from __future__ import annotations
 import sys
 import threading
 from _thread import RLock as _RLock
+from collections.abc import Callable
 
-__all__ = ["Condition", "Lock", "RLock"]
+__all__ = ["Condition", "Ends", "Lock", "RLock"]
 
 
 class _SureRLock(_RLock):  # type: ignore[misc] # final in typeshed alone
@@ -67,6 +71,57 @@ if sys.version_info >= (3, 14):
 else:  # as sure, and faster
     from _thread import RLock
     from threading import Lock
+
+
+class Ends:
+    """
+    A lock, and what is to end although its own thread has the lock: that waits until it lets go.
+
+    Used by ``with ends, ends.lock:``. If Ctrl-C comes while the lock is let go, what is to end
+    waits for the next who uses it.
+
+    Attributes:
+        lock: Who has it and wants it again is told so.
+
+    """
+
+    __slots__ = ("_busy", "_left", "_owned", "lock")
+
+    def __init__(self) -> None:
+        self.lock = _SureLock()
+        self._left: list[Callable[[], object]] = []
+        self._owned = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as here
+        self._busy: set[int] = set()  # threads that do what was left
+
+    def end(self, work: Callable[[], object]) -> None:
+        """Do *work* now, or if this thread has the lock, when it was let go."""
+        if self._owned():
+            self._left.append(work)
+        else:
+            work()
+
+    def forget(self) -> None:
+        """Do nothing of what was left: in a forked child it is not the child's."""
+        self._left.clear()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        if not self._left or self._owned():
+            return
+        me = threading.get_ident()
+        if me in self._busy:
+            return  # below this is who does it, one after the other
+        try:
+            self._busy.add(me)
+            while self._left:
+                try:
+                    work = self._left.pop(0)
+                except IndexError:  # another thread was faster
+                    break
+                work()
+        finally:
+            self._busy.discard(me)
 
 
 class Condition(RLock):  # type: ignore[misc] # final in typeshed alone

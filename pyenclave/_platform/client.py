@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import msgspec
 
-from pyenclave._locks import Lock
+from pyenclave._locks import Ends
 from pyenclave._native import sanitizer_environment
 from pyenclave._platform.endpoint import Endpoint, no_fork, not_inherited, runtime_name
 from pyenclave._platform.state import State
@@ -116,7 +116,8 @@ class PlatformClient:
     def __init__(self, channel: Channel, hello: messages.HelloReply) -> None:
         self.hello = hello
         self._channel = channel
-        self._lock = Lock()
+        self._ends = Ends()
+        self._lock = self._ends.lock
         self._pid = os.getpid()
         self._closed = False
         self._taking: Taking | None = None  # whose answer is the next that comes
@@ -370,7 +371,7 @@ class PlatformClient:
 
         """
         self._check_usable()
-        with self._lock:
+        with self._ends, self._lock:
             self._settle()
             self._check_usable()
             request = messages.Take(reserve_id=reserve_id, slot=slot)
@@ -435,7 +436,7 @@ class PlatformClient:
         spin: float = 0.0,
     ) -> tuple[_Answer, _Fds]:
         self._check_usable()
-        with self._lock:
+        with self._ends, self._lock:
             self._settle()
             self._check_usable()
             end = time.monotonic() + timeout
@@ -490,19 +491,20 @@ class PlatformClient:
     def look_for(self, taking: Taking) -> None:
         """Read the answer to *taking* if it is there; waits for nothing."""
         got = False
-        try:
-            (got,) = map(self._lock.acquire, (False,))  # no Ctrl-C comes before it is told
-            # If not, whoever has the lock reads it.
-            if got and self._taking is taking and self._channel.readable():
-                with contextlib.suppress(EnclaveError):  # it is told of it
-                    self._settle(wait=False)
-        finally:
-            if got:
-                self._lock.release()
+        with self._ends:
+            try:
+                (got,) = map(self._lock.acquire, (False,))  # no Ctrl-C comes before it is told
+                # If not, whoever has the lock reads it.
+                if got and self._taking is taking and self._channel.readable():
+                    with contextlib.suppress(EnclaveError):  # it is told of it
+                        self._settle(wait=False)
+            finally:
+                if got:
+                    self._lock.release()
 
     def wait_for(self, taking: Taking) -> None:
         """Read the answer to *taking*, or note in it why there is none."""
-        with self._lock:
+        with self._ends, self._lock:
             if self._taking is taking:
                 with contextlib.suppress(EnclaveError):  # it is told of it
                     self._settle()
@@ -557,11 +559,21 @@ class PlatformClient:
             taking.fail(EnclaveLostError("the connection to the platform was closed"))
 
     def close(self) -> None:
-        """Close the connection; its enclaves end. May be called twice."""
-        if self._pid != os.getpid():
-            return
-        with self._lock:
+        """
+        Close the connection; its enclaves end. May be called twice.
+
+        In the middle of an exchange of this thread it closes after that.
+        """
+        if self._pid == os.getpid():
+            self.leave(self._close)
+
+    def _close(self) -> None:
+        with self._ends, self._lock:
             self._drop()
+
+    def leave(self, work: Callable[[], object]) -> None:
+        """Do *work*, which ends something: after this thread's exchange if it is in one."""
+        self._ends.end(work)
 
     def __enter__(self) -> Self:
         return self
@@ -578,6 +590,7 @@ class PlatformClient:
         # Without this the child's copy would keep the enclaves alive after the host is gone.
         self._closed = True
         self._channel.close()
+        self._ends.forget()
 
 
 _clients: weakref.WeakSet[PlatformClient] = weakref.WeakSet()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from pyenclave._locks import Lock
+from pyenclave._locks import Ends
 from pyenclave.calls.stats import EnclaveStats
 from pyenclave.errors import (
     EnclaveClosedError,
@@ -85,7 +85,8 @@ class Handle:
         self._quiet = quiet
         self._ocalls = check_handlers(ocalls, allow_async=self._async_handlers)
         self._pid = os.getpid()
-        self._lock = Lock()
+        self._ends = Ends()
+        self._lock = self._ends.lock
         self._run: Run | None = None
         self._reserve: Reserve | None = None  # a pool's, which its enclaves come from
         self._begun: Begun | None = None  # what a pool asked for, before there was this handle
@@ -135,7 +136,8 @@ class Handle:
 
     def _after_fork(self) -> None:
         """In a forked child: one that was not started yet is the child's own from now on."""
-        self._lock = Lock()  # a thread of the parent may have held it
+        self._ends = Ends()  # a thread of the parent may have held it
+        self._lock = self._ends.lock
         if self._run is None:
             self._pid = os.getpid()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from pyenclave._locks import Lock
+from pyenclave._locks import Ends
 from pyenclave._platform.client import PlatformClient
 from pyenclave._platform.taking import Taking
 from pyenclave.errors import EnclaveError
@@ -41,7 +41,8 @@ class Held:
         self.pidfd = pidfd
         self._taking: Taking | None = None
         self._launched = launched
-        self._lock = Lock()
+        self._ends = Ends()
+        self._lock = self._ends.lock
         self._ended = False
 
     @property
@@ -80,7 +81,7 @@ class Held:
 
         """
         if self._launched is None and self._taking is not None:
-            with self._lock:
+            with self._ends, self._lock:
                 if self._launched is None:
                     launched, self.pidfd = self._taking.result()
                     self._launched = launched
@@ -89,11 +90,22 @@ class Held:
         return self._launched
 
     def end(self) -> None:
-        """End the enclave if there is one, and give everything back. May be called twice."""
-        with self._lock:
+        """
+        End the enclave if there is one, and give everything back. May be called twice.
+
+        Called by a finalizer or a handler of a signal that comes while its thread asks the platform
+        something, it ends when that is over.
+        """
+        self._ends.end(self._end)
+
+    def _end(self) -> None:
+        with self._ends, self._lock:
             if self._ended or not self.asked:
                 return
             self._ended = True
+        self.client.leave(self._give_back)
+
+    def _give_back(self) -> None:
         with contextlib.suppress(EnclaveError):
             end(self.client, self.launched().enclave_id)
         if self.pidfd >= 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyenclave import _core
-from pyenclave._locks import Lock
+from pyenclave._locks import Ends
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
 from pyenclave.calls.stats import Launch
@@ -156,12 +156,14 @@ class Reserve:
         self._require = require
         self._state = state
         self._queue = queue
-        self._lock = Lock()
+        self._ends = Ends()
+        self._lock = self._ends.lock
         self._client: PlatformClient | None = None
         self._id = b""
         self._slots: dict[int, Begun] = {}
         self._closed = False
         self._starting = True
+        self._kept: _Kept | None = None
         self._finalizer: weakref.finalize[..., Reserve] | None = None
 
     def fill(self, count: int, prepare: Callable[[Begun], Any] | None = None) -> None:
@@ -176,7 +178,7 @@ class Reserve:
             EnclaveError: As ``PlatformClient.reserve`` and ``offer``.
 
         """
-        with self._lock:
+        with self._ends, self._lock:
             client = self._connect()
             while len(self._slots) < count:
                 begun = self._offer(client)
@@ -219,14 +221,17 @@ class Reserve:
             _shared.release(client)
             raise
         self._client, self._id = client, told.reserve_id
-        self._finalizer = weakref.finalize(self, _finish, client, self._id, os.getpid())
+        self._kept = _Kept(client, self._id)
+        self._finalizer = weakref.finalize(self, self._kept.end)
         return client
 
     def _drop(self) -> None:
         self._slots.clear()
         self._client = None
-        if self._finalizer is not None:
-            self._finalizer()
+        if self._finalizer is not None and self._kept is not None:
+            self._kept.end()  # once more if Ctrl-C came before its end
+            self._finalizer.detach()
+            self._kept = self._finalizer = None
 
     def launch(self) -> Started:
         """
@@ -236,7 +241,7 @@ class Reserve:
             EnclaveError: As ``PlatformClient.take``.
 
         """
-        with self._lock:
+        with self._ends, self._lock:
             client = self._connect()
             if not self._slots:
                 self._offer(client)
@@ -265,7 +270,7 @@ class Reserve:
             EnclaveError: As ``PlatformClient.begin_take``.
 
         """
-        with self._lock:
+        with self._ends, self._lock:
             if self._starting:
                 return None
             client = self._connect()
@@ -296,19 +301,36 @@ class Reserve:
 
     def told(self) -> Reserved:
         """Ask the platform how the reserve is."""
-        with self._lock:
+        with self._ends, self._lock:
             return self._connect().ask_reserve(self._id)
 
     def close(self) -> None:
         """End the warm workers. May be called twice."""
-        with self._lock:
+        self._ends.end(self._close)
+
+    def _close(self) -> None:
+        with self._ends, self._lock:
             self._closed = True
             self._drop()
 
 
-def _finish(client: PlatformClient, reserve_id: bytes, pid: int) -> None:
-    if os.getpid() != pid:
-        return
-    with contextlib.suppress(EnclaveError, OSError):
-        client.withdraw(reserve_id)
-    _shared.release(client)
+class _Kept:
+    """What the platform keeps for a reserve, and the connection, which is to be given back."""
+
+    def __init__(self, client: PlatformClient, reserve_id: bytes) -> None:
+        self._client = client
+        self._id = reserve_id
+        self._pid = os.getpid()
+        self._released = False
+
+    def end(self) -> None:
+        """End it; in the middle of an exchange of this thread, after that. May be called twice."""
+        if os.getpid() == self._pid and not self._released:
+            self._client.leave(self._end)
+
+    def _end(self) -> None:
+        with contextlib.suppress(EnclaveError, OSError):
+            self._client.withdraw(self._id)
+        if not self._released:
+            self._released = True
+            _shared.release(self._client)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pyenclave import _core
 from pyenclave._files import read_file
-from pyenclave._locks import Lock
+from pyenclave._locks import RLock
 from pyenclave._platform.client import PlatformClient
 from pyenclave.calls import ring
 from pyenclave.calls.stats import registry
@@ -95,7 +95,7 @@ class Run:
         self.name = image.info.name
         self.unsigned = not image.signed
         self._ended: Callable[[], EnclaveError] | None = None
-        self._lock = Lock()
+        self._lock = RLock()  # a signal's handler may close what this thread finds ended
         self.names = image.names
         for attempt in range(1, _ATTEMPTS + 1):
             try:

@@ -6,14 +6,15 @@ The platform lives as long as hosts are connected, so a connection closes with i
 
 from __future__ import annotations
 
+import functools
 import os
 
-from pyenclave._locks import Lock
+from pyenclave._locks import Ends
 from pyenclave._platform.client import PlatformClient
 
 __all__ = ["acquire", "release", "share"]
 
-_lock = Lock()
+_ends = Ends()
 _clients: dict[tuple[int, str], tuple[PlatformClient, int]] = {}
 
 
@@ -33,7 +34,7 @@ def acquire(
     """
     shown = os.environ.get("PYENCLAVE_STATE", "") if state is None else os.fsdecode(state)
     key = (os.getpid(), shown)
-    with _lock:
+    with _ends, _ends.lock:
         found = _clients.get(key)
         if found is not None and not found[0].lost:
             _clients[key] = (found[0], found[1] + 1)
@@ -45,7 +46,7 @@ def acquire(
 
 def share(client: PlatformClient) -> PlatformClient:
     """Return a connection that the caller holds once more; to be given back as often."""
-    with _lock:
+    with _ends, _ends.lock:
         for key, (found, users) in _clients.items():
             if found is client:
                 _clients[key] = (found, users + 1)
@@ -55,7 +56,11 @@ def share(client: PlatformClient) -> PlatformClient:
 
 def release(client: PlatformClient) -> None:
     """Give a connection back; the last one closes it."""
-    with _lock:
+    _ends.end(functools.partial(_release, client))
+
+
+def _release(client: PlatformClient) -> None:
+    with _ends, _ends.lock:
         for key, (found, users) in list(_clients.items()):
             if found is client:
                 if users > 1:
@@ -67,8 +72,8 @@ def release(client: PlatformClient) -> None:
 
 
 def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - another thread may have held it when this child was made
-    _lock = Lock()
+    global _ends  # noqa: PLW0603 - another thread may have held it when this child was made
+    _ends = Ends()
     _clients.clear()
 
 

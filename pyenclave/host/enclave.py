@@ -107,16 +107,22 @@ class Enclave(Handle):
 
         """
         self._check_process()
-        with self._lock:
+        with self._ends, self._lock:
             self._check_may_start()
             self._run = self._launch()
         return self
 
     def close(self) -> None:
-        """End the enclave at once, running calls included. May be called twice."""
-        if os.getpid() != self._pid:
-            return  # the parent's enclave is not the child's to end
-        with self._lock:
+        """
+        End the enclave at once, running calls included. May be called twice.
+
+        In a handler of a signal that came while this thread starts it, it ends when that is over.
+        """
+        if os.getpid() == self._pid:  # the parent's enclave is not the child's to end
+            self._ends.end(self._close)
+
+    def _close(self) -> None:
+        with self._ends, self._lock:
             self._closed = True
             run = self._run
         if run is not None:

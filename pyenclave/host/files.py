@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pyenclave._locks import Lock
+from pyenclave._locks import Ends
 from pyenclave.calls import files
 from pyenclave.errors import OcallError, SealingError
 from pyenclave.sealed.file_store import FileStore
@@ -24,10 +24,13 @@ class _Open:
 
     def __init__(self, store: FileStore) -> None:
         self.store = store
-        self.lock = Lock()
+        self.ends = Ends()
 
     def close(self) -> None:
-        with self.lock:
+        self.ends.end(self._close)
+
+    def _close(self) -> None:
+        with self.ends, self.ends.lock:
             self.store.close()
 
 
@@ -42,7 +45,7 @@ class LentFiles:
 
     def __init__(self, paths: Mapping[str, str]) -> None:
         self._paths = dict(paths)
-        self._lock = Lock()
+        self._ends = Ends()
         self._stores: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
         self._closed = False
@@ -58,7 +61,10 @@ class LentFiles:
 
     def close(self) -> None:
         """Close everything; locks end. Nothing can be opened afterwards."""
-        with self._lock:
+        self._ends.end(self._close)
+
+    def _close(self) -> None:
+        with self._ends, self._ends.lock:
             self._closed = True
             stores, self._stores = list(self._stores.values()), {}
         for store in stores:
@@ -83,7 +89,7 @@ class LentFiles:
             raise PermissionError(1, "a link in a folder that was lent", name)
         inside = "/" in name  # a link that somebody makes now is not followed either
         store = FileStore(path, write=write, create=create, exclusive=exclusive, follow=not inside)
-        with self._lock:
+        with self._ends, self._ends.lock:
             full = len(self._stores) >= _MAX_OPEN
             if not full and not self._closed:
                 handle = next(self._numbers)
@@ -97,7 +103,7 @@ class LentFiles:
         opened = self._stores.get(handle)
         if opened is None:
             raise OSError(9, "no open file has this handle")
-        with opened.lock:
+        with opened.ends, opened.ends.lock:
             yield opened.store
 
     def _read(self, handle: int, offset: int, size: int) -> bytes:

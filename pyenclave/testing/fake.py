@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final, NoReturn, Self
 
+from pyenclave._locks import RLock
 from pyenclave._worker import dispatch
 from pyenclave.calls import ring
 from pyenclave.calls.ocalls import Ocall, ocalls_of
@@ -96,7 +97,7 @@ class _FakeRun(Run):
         self.names = tuple(item.name for item in signatures)
         self.unsigned = False  # there is no image that could be signed
         self._ended = None
-        self._lock = threading.Lock()
+        self._lock = RLock()
         self._owner = Owner()
         source = getattr(module, "__file__", None) or module.__name__
         self._runtime = _inside.FakeRuntime(info.name, hashlib.sha256(source.encode()).digest())

@@ -55,7 +55,7 @@ def platform(state):
 
 
 def shared_locks() -> list[Any]:
-    found = [_shared._lock, _images._lock, registry._lock, endpoint.no_fork]
+    found = [_shared._ends.lock, _images._lock, registry._lock, endpoint.no_fork]
     return [*found, *(client._lock for client, _ in _shared._clients.values())]
 
 
