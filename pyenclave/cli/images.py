@@ -99,9 +99,15 @@ def _date() -> int:
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if epoch is None:
         return DEFAULT_DATE
-    if not epoch.isdecimal():
-        raise ValueError(f"SOURCE_DATE_EPOCH is not a number of seconds: {epoch!r}")
-    return sign.bcd_date(int(epoch))
+    try:
+        if not epoch.isdecimal() or len(epoch) > 12:  # the year 9999 has that many digits
+            raise ValueError(epoch)
+        return sign.bcd_date(int(epoch))
+    except ValueError:
+        raise ValueError(
+            "SOURCE_DATE_EPOCH: expected seconds since 1970, at most to the year 9999, found "
+            f"{epoch[:40]!r}"
+        ) from None
 
 
 def _say(args: argparse.Namespace, result: dict[str, Any], text: str) -> int:

@@ -65,8 +65,9 @@ def _serve(args: argparse.Namespace) -> int:
             "a production service needs its settings: --config FILE",
             advice="To try it on this machine: --dev. docs/services.md has an example file.",
         )
-    if args.port is not None and not 0 <= args.port < 65536:
-        raise ArgumentError("a port is 0 to 65,535", found=args.port)
+    least = 0 if args.dev else 1  # what is in a URL is not chosen by the kernel
+    if args.port is not None and not least <= args.port < 65536:
+        raise ArgumentError("--port", expected=f"{least} to 65,535", found=args.port)
     if args.time is not None and not args.dev:
         raise ArgumentError(
             "--time is for attestation --dev",

@@ -195,6 +195,7 @@ url = "https://attest.example.org"
         (["vault", "--dev", "--host", "0.0.0.0"], "this machine only"),
         (["vault", "--dev", "--host", "example.org"], "this machine only"),
         (["vault", "--dev", "--port", "70000"], "65,535"),
+        (["vault", "--config", "nowhere.toml", "--port", "0"], "1 to 65,535"),
         (["identity", "--config", "x"], "serve identity has no --config"),
         (["identity"], "development only"),
         (["vault", "--dev", "--root", "x"], "--root; that is for serve attestation"),

@@ -145,8 +145,11 @@ def test_two_step_signing_by_files_equals_one_step(
     assert one.read_bytes() == two.read_bytes()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     assert run(capsys, *second, "-o", str(two))[0] == 1
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
-    assert run(capsys, *second, "-o", str(two))[0] == 2
+    for wrong in ("yesterday", "-1", "nan", "1e9", "9" * 12, "9" * 5000):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
+        code, result = run(capsys, *second, "-o", str(two))
+        assert code == 2
+        assert "SOURCE_DATE_EPOCH" in str(result)
 
 
 def test_an_encrypted_key_signs_with_its_passphrase(

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pyenclave._files import read_file
 from pyenclave.errors import ConfigurationError
 from pyenclave.services.identity.trust import Challenge, TrustedIssuer, check_tenants, entra
-from pyenclave.services.web.limits import Limits
+from pyenclave.services.web.limits import Limits, expected
 from pyenclave.services.web.tls import DevCa, ServerTls
 
 __all__ = ["Authority", "ServiceConfig", "check_root", "load"]
@@ -357,8 +357,12 @@ def _read(document: Mapping[str, Any], relative: Callable[[str], str]) -> Servic
         )
     entra_only = all("entra_tenant" in item for item in _lists(document, "issuers"))
     _check_people(config, challenge, entra_only=entra_only)
-    if not 0 < config.port < 65536:
-        raise _wrong("[service] port", "1 to 65,535", config.port)
+    for key, found, low, high in (
+        ("port", config.port, 1, 65_535),
+        ("retention_days", config.retention_days, 7, 90),
+    ):
+        if not low <= found <= high:
+            raise _wrong(f"[service] {key}", f"a number from {low} to {high:,}", found)
     return config
 
 
@@ -433,7 +437,12 @@ def _limits(values: object) -> Limits:
             *("burst", "refusals_burst", "unfinished", "unfinished_bytes"),
         )
         value = table.take(item.name, int if whole else float)
-        if value is not None:
-            chosen[item.name] = value
+        if value is None:
+            continue
+        try:
+            Limits(**{item.name: value})
+        except ValueError:
+            raise _wrong(f"[limits] {item.name}", expected(item.name), value) from None
+        chosen[item.name] = value
     table.end()
     return Limits(**chosen)

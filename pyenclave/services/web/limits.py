@@ -10,9 +10,29 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["Buckets", "Limits", "address_group"]
+__all__ = ["Buckets", "Limits", "address_group", "expected"]
 
 _MAX_BUCKETS: Final = 10_000
+_DAY: Final = 86_400.0  # seconds
+# What each limit may be. What is beyond is a mistake: a service that takes nothing, or anything.
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "path": (1, 1 << 20),
+    "header": (1, 16 << 20),
+    "body": (1, 1 << 30),
+    "json_depth": (1, 128),
+    "header_seconds": (0.001, _DAY),
+    "body_seconds": (0.001, _DAY),
+    "total_seconds": (0.001, _DAY),
+    "idle_seconds": (0.001, _DAY),
+    "concurrent": (1, 1 << 20),
+    "unfinished": (1, 1 << 20),
+    "unfinished_bytes": (1, 1 << 40),
+    "connections": (1, 1 << 20),
+    "rate": (0.001, 1e9),
+    "burst": (1, 1_000_000_000),
+    "refusals": (0.001, 1e9),
+    "refusals_burst": (1, 1_000_000_000),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +82,15 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"the limit {name} is positive, not {value}")
+            low, high = _RANGES[name]
+            if value is not None and not low <= value <= high:  # nor if it is no number (NaN)
+                raise ValueError(f"the limit {name} is {expected(name)}, not {value}")
+
+
+def expected(name: str) -> str:
+    """Return which numbers the limit *name* may be, in words."""
+    low, high = _RANGES[name]
+    return f"a number from {low:,g} to {high:,.0f}"
 
 
 @lru_cache(maxsize=1024)

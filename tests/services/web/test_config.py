@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pyenclave.image.manifest import load as load_manifest
 from pyenclave.services.identity.issuer import ADMINISTRATOR, TENANT
 from pyenclave.services.web.config import ServiceConfig, load
 from pyenclave.services.web.development import development
+from pyenclave.services.web.limits import Limits, expected
 from pyenclave.services.web.tls import DevCa
 
 GOOD = """
@@ -286,3 +288,92 @@ def test_a_number_that_cannot_be_shown_is_named_in_a_manifest(folder: Path) -> N
 def test_a_key_twice_is_named(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="overwrite"):
         read(folder, GOOD.replace("port = 8443", "port = 8443\nport = 8444"))
+
+
+NUMBERS = [
+    "nan",
+    "-nan",
+    "inf",
+    "-inf",
+    "-1",
+    "-0.5",
+    "0",
+    "0.0",
+    "5e-324",
+    "1e308",
+    "1e18",
+    "2" * 18,
+]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize("key", [item.name for item in dataclasses.fields(Limits)])
+def test_a_limit_that_is_none_is_refused_by_its_name(folder: Path, key: str, value: str) -> None:
+    text = re.sub(rf"(?m)^{key} = .*\n", "", GOOD).replace("[limits]", f"[limits]\n{key} = {value}")
+    with pytest.raises(ConfigurationError, match=rf"\[limits\] {key}; expected .*; found "):
+        read(folder, text)
+
+
+@pytest.mark.parametrize("key", [item.name for item in dataclasses.fields(Limits)])
+def test_every_limit_can_be_set(folder: Path, key: str) -> None:
+    """The least and the most that it may be, and nothing beyond."""
+    low, high = (number.strip() for number in _range(key))
+    for value in (low, high):
+        text = re.sub(rf"(?m)^{key} = .*\n", "", GOOD)
+        config = read(folder, text.replace("[limits]", f"[limits]\n{key} = {value}"))
+        assert getattr(config.limits, key) == float(value)
+    for value in (float(low) / 2, float(high) * 2):
+        with pytest.raises(ValueError, match=f"the limit {key} is a number from"):
+            Limits(**{key: value})
+
+
+def _range(key: str) -> tuple[str, str]:
+    low, _, high = expected(key).removeprefix("a number from ").partition(" to ")
+    return low.replace(",", ""), high.replace(",", "")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "6", "91", "7.0", "2" * 18])
+def test_days_that_a_vault_cannot_keep_keys_are_refused_when_settings_load(
+    folder: Path, value: str
+) -> None:
+    text = GOOD.replace("port = 8443", f"port = 8443\nretention_days = {value}")
+    with pytest.raises(ConfigurationError, match=r"retention_days; expected .*; found "):
+        read(folder, text)
+
+
+@pytest.mark.parametrize("value", ["7", "90"])
+def test_days_that_a_vault_can_keep_keys(folder: Path, value: str) -> None:
+    text = GOOD.replace("port = 8443", f"port = 8443\nretention_days = {value}")
+    assert read(folder, text).retention_days == int(value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "65536", "443.0"])
+def test_ports_that_there_are_not(folder: Path, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"\[service\] port; expected .*; found "):
+        read(folder, GOOD.replace("port = 8443", f"port = {value}"))
+
+
+MANIFEST_NUMBERS = [
+    *[("enclave", key) for key in ("product_id", "security_version", "threads")],
+    *[("memory", key) for key in ("sealed", "message", "shared")],
+    ("runtime", "blas_threads"),
+]
+
+
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "-inf", "-1", "1.0", "1e308", "9" * 30, '"9 TiB "']
+)
+@pytest.mark.parametrize(("table", "key"), MANIFEST_NUMBERS)
+def test_a_number_of_a_manifest_that_cannot_be_is_refused_by_its_name(
+    folder: Path, table: str, key: str, value: str
+) -> None:
+    values = {"name": "'x'", "entry": "'x.py'", "product_id": "1", "security_version": "1"}
+    if table == "enclave":
+        values[key] = value
+    text = "[enclave]\n" + "".join(f"{name} = {text}\n" for name, text in values.items())
+    if table != "enclave":
+        text += f"[{table}]\n{key} = {value}\n"
+    (folder / "x.py").write_text("")
+    (folder / "enclave.toml").write_text(text)
+    with pytest.raises(ManifestError, match=rf"\[{table}\] {key}.*expected .*found"):
+        load_manifest(folder)
