@@ -162,6 +162,20 @@ def _apart(source: str, target: str) -> None:
         raise ArgumentError("one folder lies within the other", expected="two apart", found=target)
 
 
+def check_target(source: str, target: str) -> None:
+    """
+    Refuse before any work what no folder can be put to; `seal` and `unseal` check again.
+
+    Raises:
+        ArgumentError: One of them lies within the other.
+        OSError: Something else is there.
+
+    """
+    _apart(source, target)
+    if os.path.lexists(target) and not os.path.isdir(target):
+        raise NotADirectoryError(20, "it is no folder", target)
+
+
 def _check_extra(out: Tree, planned: set[str]) -> None:
     """Refuse a target with other sealed files: they would not be on its list."""
     extra = [item.path for item in out.scan().files if item.path not in planned | {LIST}]

@@ -31,6 +31,7 @@ __all__ = [
     "THREADS",
     "Exchange",
     "HostFiles",
+    "check_key",
     "identity",
     "tool_enclave",
     "write_file",
@@ -68,6 +69,18 @@ def _key(path: Path) -> bytes:
 def _signer(key: bytes) -> bytes:
     modulus = keys.load_private(key).public_key().public_numbers().n
     return mrsigner(modulus.to_bytes(keys.KEY_BITS // 8, "little"))
+
+
+def check_key(path: str) -> None:
+    """
+    Refuse a file that is no signing key, before anything is built or launched.
+
+    Raises:
+        ImageError: It is none.
+        OSError: It cannot be read.
+
+    """
+    _signer(read_file(path, limit=_MAX_KEY))
 
 
 def _usable(path: Path, key: bytes) -> bytes | None:

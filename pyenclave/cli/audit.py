@@ -19,6 +19,7 @@ from pyenclave.cli import _audit_text as text
 from pyenclave.cli import following, output
 from pyenclave.cli._audit_logs import add_action, add_trust, check, judgement, source_of
 from pyenclave.cli._place import aside
+from pyenclave.cli._targets import check_target
 from pyenclave.cli.verify import moment
 from pyenclave.errors import AuditError
 from pyenclave.formats.audit_chain import Item
@@ -251,6 +252,11 @@ def _prune(args: argparse.Namespace) -> int:
     source = source_of(args)
     limit = moment("--before", args.before)
     assert limit is not None
+    if os.path.lexists(args.output):
+        raise FileExistsError(errno.EEXIST, "the file exists", args.output)
+    if os.path.basename(args.output):  # else it names no file
+        check_target(args.output)
+    secrets = Secrets(args.secrets) if args.secrets else None
     with open_log(source) as log:
         if log.head is None:
             raise ValueError("--database: rows are removed from a database, not from an export")
@@ -274,7 +280,6 @@ def _prune(args: argparse.Namespace) -> int:
     if not again.intact or again.last != through or again.signed != through:
         raise AuditError("the export does not verify; nothing was removed")
     url = source if "://" in source else f"sqlite:///{Path(source).absolute()}"
-    secrets = Secrets(args.secrets) if args.secrets else None
     with Database.open(url, parts=[], secrets=secrets, existing=True) as db:
         gone = prune(db, through=through, caller=getpass.getuser())
     if args.json:

@@ -18,7 +18,8 @@ from pyenclave.benchmarks.kept import Change, Run
 from pyenclave.benchmarks.plot import amount, cores_of, svg
 from pyenclave.benchmarks.rows import Row
 from pyenclave.cli import output
-from pyenclave.image.build import check_replaceable, write_image
+from pyenclave.cli._targets import check_target
+from pyenclave.image.build import write_image
 
 __all__ = ["add_commands"]
 
@@ -68,14 +69,7 @@ def _picture(path: str | None) -> Path | None:
     target = Path(path)
     if target.suffix != ".svg":
         raise ValueError(f"--plot: the picture is an SVG, name it so: {target.stem or 'bench'}.svg")
-    if target.is_dir():
-        raise IsADirectoryError(21, "it is a directory", path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(2, "no such directory", str(target.parent))
-    check_replaceable(target)
-    if not all(os.access(place, os.W_OK) for place in (target.parent, target) if place.exists()):
-        raise PermissionError(13, "it cannot be written", path)
-    return target
+    return check_target(target)
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -128,11 +128,13 @@ def _fetcher(args: argparse.Namespace) -> Fetcher:
 def _fetch(args: argparse.Namespace) -> int:
     from pyenclave.attestation.endorsements import Endorsements
     from pyenclave.cli import _tool
+    from pyenclave.cli._targets import check_target
     from pyenclave.collateral.describe import describe, holds_until
     from pyenclave.collateral.plan import fetch_sync
 
     if not args.force and Path(args.output).exists():
         raise ValueError(f"{args.output} is there already; --force replaces it")
+    check_target(args.output, force=args.force)
     beside = Endorsements.from_dir(args.beside).files if args.beside else {}
     bundle = fetch_sync(
         read_file(args.evidence, limit=_MAX_EVIDENCE),

@@ -131,6 +131,7 @@ def _decrypt(args: argparse.Namespace) -> int:
 
 def _rewrap(args: argparse.Namespace) -> int:
     from pyenclave.cli import _vault_sealers
+    from pyenclave.cli._targets import check_jobs
     from pyenclave.cli._tree import Tree
     from pyenclave.cli.resealing import reseal_folder
     from pyenclave.vault_client import split_key_url
@@ -139,6 +140,16 @@ def _rewrap(args: argparse.Namespace) -> int:
         raise ValueError("--rewrap works in place: no -o, --force or --skip-special")
     if args.public_key or args.private_key:
         raise ValueError("--rewrap asks the vault: no --public-key or --private-key")
+    check_jobs(args.jobs)
+    folder = os.path.isdir(args.file)
+    parent, leaf = os.path.split(os.path.abspath(args.file))
+    if not folder:
+        with Tree(parent) as tree:
+            fd = tree.open(leaf)
+            try:
+                _vault_sealers.check_encrypted(fd)
+            finally:
+                os.close(fd)
     with contextlib.ExitStack() as stack:
         new = stack.enter_context(_vault_sealers.opened_key(args))
         before = args.old_key
@@ -148,10 +159,9 @@ def _rewrap(args: argparse.Namespace) -> int:
         old_args = argparse.Namespace(**vars(args) | {"key": before})
         old = stack.enter_context(_vault_sealers.opened_key(old_args))
         rewrapper = _vault_sealers.Rewrapper(old, new)
-        if os.path.isdir(args.file):
+        if folder:
             return report_folder(args, reseal_folder(args, rewrapper), "wrapped anew")
-        parent, name = os.path.split(os.path.abspath(args.file))
         with Tree(parent) as tree:
-            done = rewrapper.file(tree, name, lambda _: None, listing=False)
+            done = rewrapper.file(tree, leaf, lambda _: None, listing=False)
     text = "wrapped anew" if done else "was done before"
     return say(args, {"file": args.file, "rewrapped": done}, f"{args.file}: {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,7 @@ def _evidence(args: argparse.Namespace) -> int:
     from pyenclave.providers import SOFTWARE, probe
 
     nonce = output.hex_of("--nonce", args.nonce) or b""
+    _check_targets(args)
     found = probe(args.root, provider=args.provider, device=args.device)
     if found.chosen == SOFTWARE:
         given = (args.report_data, args.user_data, args.imds)
@@ -93,6 +95,20 @@ def _evidence(args: argparse.Namespace) -> int:
             )
         return _tool(args, nonce)
     return _hardware(args, nonce, found)
+
+
+def _check_targets(args: argparse.Namespace) -> None:
+    """Refuse what could not be written before anything is built or asked."""
+    from pyenclave.cli._targets import check_target
+
+    target = check_target(args.output, force=args.force)
+    if args.root_out:
+        other = check_target(args.root_out, force=args.force)
+        if other.absolute() == target.absolute():
+            raise ValueError("--output and --root-out name the same file")
+    folder = Path(args.endorsements or f"{args.output}.endorsements")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise NotADirectoryError(20, "it is no directory", str(folder))
 
 
 def _hardware(args: argparse.Namespace, nonce: bytes, found: Probe) -> int:
@@ -165,7 +181,10 @@ def _tool(args: argparse.Namespace, nonce: bytes) -> int:
 
     from pyenclave._platform.client import local_platform_root
     from pyenclave.cli import _tool
+    from pyenclave.formats.evidence import MAX_NONCE
 
+    if len(nonce) > MAX_NONCE:
+        raise ValueError(f"--nonce: at most {MAX_NONCE} bytes, found {len(nonce)}")
     with _tool.tool_enclave(quiet=args.json) as enclave:
         data = enclave.attest(nonce=nonce).to_bytes()
         info = enclave.info

@@ -152,15 +152,21 @@ def _data_key(path: str) -> tuple[bytes, bool]:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from pyenclave.cli._targets import check_target
     from pyenclave.formats.image import Image
     from pyenclave.formats.lock import MAX_LOCK
     from pyenclave.image import build, keys
     from pyenclave.measurement.image import measure_image
 
+    for named in (args.output, args.write_lock):
+        if named is not None:
+            check_target(named)
     lock = read_file(args.lock, limit=MAX_LOCK) if args.lock else None
     data_key, new = None, False
     if args.data_key_file is not None:
         data_key, new = _data_key(args.data_key_file)
+        if new:
+            check_target(args.data_key_file)
     data = build.build(args.source, lock=lock, data_key=data_key)
     image = Image.parse(data)
     path = args.output or f"{image.info.name.replace('/', '_')}.enclave"

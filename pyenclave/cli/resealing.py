@@ -166,16 +166,37 @@ class _ByEnclave:
         return True
 
 
+def _kept_signer() -> Exception:
+    from pyenclave.errors import ArgumentError
+
+    return ArgumentError(
+        "a blob keeps its signer",
+        advice="Open it with unseal, and seal it with --signing-key.",
+    )
+
+
+def _check_keys(args: argparse.Namespace) -> bool:
+    """Refuse keys that do not go together, or are none; return whether there is no enclave."""
+    from pyenclave.cli import _tool
+
+    if args.key_file is None and args.new_key_file is None:
+        for path in (args.signing_key, args.new_signing_key):
+            if path is not None:
+                _tool.check_key(path)
+        return False
+    if args.key_file is None or args.new_key_file is None:
+        raise ValueError("--key-file and --new-key-file go together")
+    if args.signing_key or args.new_signing_key or args.policy:
+        raise ValueError("signing keys and --policy are the tool enclave's")
+    return True
+
+
 @contextlib.contextmanager
 def _resealer(args: argparse.Namespace) -> Iterator[Resealer]:
     from pyenclave.cli import _sealers, _tool
 
     bound = bound_text(args)
-    if args.key_file is not None or args.new_key_file is not None:
-        if args.key_file is None or args.new_key_file is None:
-            raise ValueError("--key-file and --new-key-file go together")
-        if args.signing_key or args.new_signing_key or args.policy:
-            raise ValueError("signing keys and --policy are the tool enclave's")
+    if args.key_file is not None:
         yield _ByKey(key_sealer(args.key_file, bound), key_sealer(args.new_key_file, bound))
         return
     text = (b"", False) if bound is None else (bound, True)
@@ -211,12 +232,7 @@ def _resealer(args: argparse.Namespace) -> Iterator[Resealer]:
                 return made
 
             def blob(data: bytes, policy: str) -> bytes:
-                from pyenclave.errors import ArgumentError
-
-                raise ArgumentError(
-                    "a blob keeps its signer",
-                    advice="Open it with unseal, and seal it with --signing-key.",
-                )
+                raise _kept_signer()
 
         yield _ByEnclave(rewrap, blob, args.policy)
 
@@ -228,14 +244,27 @@ def _reseal(args: argparse.Namespace) -> int:
         return _upgrade.dry_run(args)
     if args.image is not None:
         raise ValueError("--image goes with --dry-run")
-    from pyenclave.cli import _place
+    from pyenclave.cli import _place, _sealers
+    from pyenclave.cli._targets import check_jobs
     from pyenclave.cli._tree import Tree
 
+    by_key = _check_keys(args)
+    check_jobs(args.jobs)
     if os.path.isdir(args.file):
         with _resealer(args) as resealer:
             return report_folder(args, reseal_folder(args, resealer), "sealed anew")
     parent, name = os.path.split(os.path.abspath(args.file))
-    with _resealer(args) as resealer, Tree(parent) as tree, tree.folder("") as folder:
+    with contextlib.ExitStack() as stack:
+        tree = stack.enter_context(Tree(parent))
+        folder = stack.enter_context(tree.folder(""))
+        fd = tree.open(name)
+        try:
+            _sealers.check_form(fd, by_key=by_key)
+            if args.new_signing_key is not None and _sealers.form_of(fd) == "blob":
+                raise _kept_signer()
+        finally:
+            os.close(fd)
+        resealer = stack.enter_context(_resealer(args))
         _place.sweep(folder)
         done = resealer.file(tree, name, lambda _: None, listing=False)
     result = {"file": args.file, "resealed": done, "size": os.stat(args.file).st_size}
@@ -253,8 +282,6 @@ def reseal_folder(args: argparse.Namespace, resealer: Resealer) -> Report:
     from pyenclave.cli._tree import Tree
     from pyenclave.errors import EnclaveError
 
-    if args.jobs is not None and args.jobs < 1:
-        raise ValueError(f"--jobs {args.jobs}: at least 1")
     report = _folders.Report(args.file)
     with Tree(args.file) as tree:
         tree.lock()

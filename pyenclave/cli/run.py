@@ -16,6 +16,7 @@ from pyenclave._files import open_file
 from pyenclave.cli import output
 from pyenclave.errors import ArgumentError
 from pyenclave.host import Enclave
+from pyenclave.host._options import Options
 
 __all__ = ["add_commands"]
 
@@ -65,6 +66,7 @@ def _json_default(value: object) -> Any:
 def _run(args: argparse.Namespace) -> int:
     path = Path(args.image)
     os.close(open_file(path, pipes=True))  # what cannot be read is no image that was refused
+    Options(timeout=args.timeout)  # refused before anything is built or launched
     if path.suffix == ".py":
         enclave = Enclave.from_file(path)
     else:

@@ -151,8 +151,6 @@ def _sealer(args: argparse.Namespace, policy: str) -> Iterator[Sealer]:
 
 
 def _jobs(args: argparse.Namespace, sealer: Sealer) -> int:
-    if args.jobs is not None and args.jobs < 1:
-        raise ValueError(f"--jobs {args.jobs}: at least 1")
     return min(args.jobs or sealer.jobs, sealer.jobs)
 
 
@@ -191,12 +189,9 @@ def report_folder(args: argparse.Namespace, report: Report, verb: str) -> int:
 
 def _free(path: str, *, force: bool) -> str:
     """Refuse before any work is done; writing checks again."""
-    if os.path.lexists(path):
-        if not force:
-            raise FileExistsError(17, "the file exists (--force replaces it)", path)
-        from pyenclave.image.build import check_replaceable
+    from pyenclave.cli._targets import check_target
 
-        check_replaceable(path)
+    check_target(path, force=force)
     return path
 
 
@@ -230,9 +225,12 @@ def seal_path(args: argparse.Namespace, target: str, sealers: Sealers, verb: str
     """
     from pyenclave.cli import _folders, _place
     from pyenclave.cli._bar import Bar
+    from pyenclave.cli._targets import check_jobs
     from pyenclave.cli._tree import Tree
 
+    check_jobs(args.jobs)
     if os.path.isdir(args.file):
+        _folders.check_target(args.file, target)
         with sealers() as sealer:
             report = _folders.seal(
                 sealer,
@@ -248,10 +246,10 @@ def seal_path(args: argparse.Namespace, target: str, sealers: Sealers, verb: str
         _free(target, force=args.force)
         parent, name = os.path.split(os.path.abspath(target))
         with (
-            sealers() as sealer,
-            Bar(os.fstat(fd).st_size, 1) as bar,
             Tree(parent) as tree,
             tree.folder("") as folder,
+            sealers() as sealer,
+            Bar(os.fstat(fd).st_size, 1) as bar,
         ):
             _place.sweep(folder)
             _place.seal_to(sealer, fd, folder, name, force=args.force, tick=bar.add)
@@ -299,13 +297,16 @@ def unseal_path(
     """
     from pyenclave.cli import _folders, _place
     from pyenclave.cli._bar import Bar
+    from pyenclave.cli._targets import check_jobs
     from pyenclave.cli._tree import Tree
     from pyenclave.errors import ArgumentError
 
+    check_jobs(args.jobs)
     if os.path.isdir(args.file):
         target = _target_of(args)
         if target == "-":
             raise ArgumentError("a folder does not go to standard output")
+        _folders.check_target(args.file, target)
         with sealers() as sealer:
             report = _folders.unseal(
                 sealer,
@@ -329,10 +330,10 @@ def unseal_path(
         _free(target, force=args.force)
         parent, name = os.path.split(os.path.abspath(target))
         with (
-            sealers() as sealer,
-            Bar(os.fstat(fd).st_size, 1) as bar,
             Tree(parent) as tree,
             tree.folder("") as folder,
+            sealers() as sealer,
+            Bar(os.fstat(fd).st_size, 1) as bar,
         ):
             _place.sweep(folder)
             size = _place.unseal_to(sealer, fd, folder, name, force=args.force, tick=bar.add)
