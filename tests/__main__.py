@@ -14,6 +14,7 @@ import queue
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -44,8 +45,9 @@ _INSTALLED = importlib.util.find_spec("pyenclave") is not None
 class Suite:
     """The runs that are left, and what the others gave."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], used: str) -> None:
         self.arguments = arguments
+        self.used = used  # folder of the fixture of this name
         self.waiting: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
         for paths in _parts():
             self.waiting.put(paths)
@@ -71,7 +73,11 @@ class Suite:
                 *(str(path.relative_to(HERE.parent)) for path in paths),
             ],
             cwd=HERE.parent,
-            env={**os.environ, **({"PYTHONSAFEPATH": "1"} if _INSTALLED else {})},
+            env={
+                **os.environ,
+                **({"PYTHONSAFEPATH": "1"} if _INSTALLED else {}),
+                "PYENCLAVE_TESTS_USED": self.used,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -105,13 +111,14 @@ def _parts() -> list[list[Path]]:
 def main() -> int:
     """Run everything; 0 if all tests passed."""
     start = time.monotonic()
-    suite = Suite(sys.argv[1:])
     runs = min(len(os.sched_getaffinity(0)), _MAX_RUNS)
-    threads = [threading.Thread(target=suite.work) for _ in range(runs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with tempfile.TemporaryDirectory(prefix="pyenclave-tests-") as used:
+        suite = Suite(sys.argv[1:], used)
+        threads = [threading.Thread(target=suite.work) for _ in range(runs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     failed = bool(suite.codes - {0, _NOTHING}) or not suite.counts.get("passed")
     for line in suite.bad:
         print(line)

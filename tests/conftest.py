@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
+import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,3 +54,72 @@ def vectors() -> Path:
     if not folder.is_dir():
         pytest.skip(f"test vectors are not at {folder} (set PYENCLAVE_VECTORS)")
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: no collection of garbage looks at it again, here or in children."""
+    gc.collect()
+    gc.freeze()
+
+
+_USED_ENTRY = """
+import pyenclave
+
+
+@pyenclave.ecall
+def nothing() -> int:
+    return 0
+"""
+_USED_SECONDS = 60.0
+
+
+def _use(place: Path) -> None:
+    """Have a platform of this state directory keep the compiled code of both modes."""
+    from pyenclave.host import Enclave
+    from pyenclave.image.build import build_script
+    from pyenclave.image.keys import keygen
+    from pyenclave.image.sign import sign
+
+    script = place.with_name("used.py")
+    script.write_text(_USED_ENTRY)
+    image = build_script(script)
+    deadline = time.monotonic() + _USED_SECONDS
+    with (
+        Enclave(sign(image, keygen()), state=place, quiet=True, debug=False),
+        Enclave(image, state=place, quiet=True, debug=True),
+    ):
+        # Where none is kept (a disk that is full, say) launches are slower, and that is all.
+        while len(list(place.glob("code-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """
+    ``used(folder)``: give a state directory the root and the compiled code of earlier launches.
+
+    The start of a platform takes half the time then. For tests whose subject is not the first
+    start of all; several of them share the root. ``python tests`` makes one for all its runs.
+    """
+    shared = os.environ.get("PYENCLAVE_TESTS_USED")
+    place = Path(shared) if shared else tmp_path_factory.mktemp("used")
+    with open(place / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "done").exists():
+            _use(place / "state")
+            (place / "done").touch()
+
+    def give(folder: Path) -> Path:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for file in (place / "state").iterdir():
+            if file.name in ("root", "platform-root.pem") or file.name.startswith("code-"):
+                shutil.copy(file, folder / file.name)
+        return folder
+
+    return give
+
+
+@pytest.fixture
+def used_state(tmp_path: Path, used: Callable[[Path], Path]) -> Path:
+    """``state`` in the test's folder, as :func:`used` leaves it."""
+    return used(tmp_path / "state")

@@ -226,6 +226,9 @@ def _map_entry(entry: "dict[str, Any]") -> None:
 
 
 def _run(request: "dict[str, Any]") -> "dict[str, Any]":
+    import gc
+
+    gc.disable()  # until the runtime is imported: all of it stays
     step = "worker"
     result: dict[str, Any] = {
         "bootstrap_files": _mapped(),
@@ -250,6 +253,8 @@ def _run(request: "dict[str, Any]") -> "dict[str, Any]":
         _use_lazily()
         # Those of the standard library's own modules were imports inside functions before.
         known = {place for place in _lazy() if place[0].split(".")[0] in sys.stdlib_module_names}
+        gc.freeze()
+        gc.enable()
         reads.on = True
         step = "extra"
         for name in request["extra"]:

@@ -18,6 +18,7 @@ import pytest
 from pyenclave._native import drop_capabilities
 from pyenclave.demo.attacks.outcome import Outcome
 from pyenclave.host import Enclave
+from pyenclave.image.build import build_script
 
 OTHER_USER = 23456  # a user id that owns nothing on this machine
 _PR_SET_DUMPABLE = 4
@@ -122,19 +123,24 @@ def need_root() -> None:
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def state(used_state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state directory of the test's own."""
-    folder = tmp_path / "state"
-    monkeypatch.setenv("PYENCLAVE_STATE", str(folder))
-    return folder
+    monkeypatch.setenv("PYENCLAVE_STATE", str(used_state))
+    return used_state
+
+
+@pytest.fixture(scope="session")
+def holder(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The image of ``worker``."""
+    script = tmp_path_factory.mktemp("holder") / "holder.py"
+    script.write_text(HOLDER)
+    return build_script(script)
 
 
 @pytest.fixture
-def worker(state: Path, tmp_path: Path) -> Iterator[Target]:
+def worker(state: Path, holder: bytes) -> Iterator[Target]:
     """A worker that holds a secret."""
-    script = tmp_path / "holder.py"
-    script.write_text(HOLDER)
-    with Enclave.from_file(script) as enclave:
+    with Enclave(holder) as enclave:
         secret = secrets.token_bytes(48)
         assert enclave.call("hold", secret) == 1
         yield Target(enclave.info.pid, secret)

@@ -151,9 +151,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def state(tmp_path_factory: pytest.TempPathFactory, used: Callable[[Path], Path]) -> Iterator[Path]:
     """One state directory, and one platform, for the module."""
-    path = tmp_path_factory.mktemp("debugged") / "state"
+    path = used(tmp_path_factory.mktemp("debugged") / "state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYENCLAVE_STATE", str(path))
         patch.setenv("TERM", "dumb")

@@ -43,10 +43,9 @@ TypeError: other
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "state"
-    monkeypatch.setenv("PYENCLAVE_STATE", str(path))
-    return path
+def state(used_state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYENCLAVE_STATE", str(used_state))
+    return used_state
 
 
 class Writer:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pyenclave._platform.client import PlatformClient
 from pyenclave.host import Enclave
 
 SCRIPT = """
@@ -32,12 +34,13 @@ def mean(values: npt.NDArray[np.float64]) -> float:
 
 
 @pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A trusted script, and a state directory of the test's own."""
-    monkeypatch.setenv("PYENCLAVE_STATE", str(tmp_path / "state"))
+def script(tmp_path: Path, used_state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A trusted script, and a platform of the test's own that all its commands find running."""
+    monkeypatch.setenv("PYENCLAVE_STATE", str(used_state))
     path = tmp_path / "adding.py"
     path.write_text(SCRIPT)
-    return path
+    with PlatformClient.connect():
+        yield path
 
 
 def command(*arguments: str | Path, code: int = 0) -> str:

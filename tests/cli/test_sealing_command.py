@@ -28,9 +28,9 @@ def keep(data: bytes, aad: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
+def state(tmp_path_factory, used):
     """One state directory for the whole module, so that the tool enclave is built once."""
-    folder = tmp_path_factory.mktemp("state") / "state"
+    folder = used(tmp_path_factory.mktemp("state") / "state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYENCLAVE_STATE", str(folder))
         yield folder

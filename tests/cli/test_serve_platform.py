@@ -18,6 +18,8 @@ from pyenclave._platform.client import PlatformClient
 from pyenclave.cli import main, serve_platform
 from pyenclave.errors import PlatformUnavailableError
 
+pytestmark = pytest.mark.usefixtures("used_state")
+
 ENTRY = """
 import pyenclave
 

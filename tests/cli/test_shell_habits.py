@@ -116,11 +116,11 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
 
 
-def test_a_locale_without_the_characters_gets_escapes(tmp_path: Path) -> None:
+def test_a_locale_without_the_characters_gets_escapes(tmp_path: Path, used_state: Path) -> None:
     """Text as Python's escapes, JSON as its own: what reads it gets what was said."""
     script = tmp_path / "hail.py"
     script.write_text(GREETING, encoding="utf-8")
-    state = {"PYENCLAVE_STATE": str(tmp_path / "state")}
+    state = {"PYENCLAVE_STATE": str(used_state)}
     done = program("run", str(script), "greet", "you", **ASCII, **state)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.decode("ascii")) == "grüß you"

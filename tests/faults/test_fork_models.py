@@ -31,6 +31,12 @@ from pyenclave.host.enclave import Options
 HARMLESS = {"close", "closed", "from_file", "options"}
 
 
+@pytest.fixture
+def state(state: Path, used: Callable[[Path], Path]) -> Path:
+    """One that was used before: the first start of all is not what is tried here."""
+    return used(state)
+
+
 def refused(action: Callable[[], Any]) -> str:
     """What the child is told; empty if nothing stopped it."""
     try:

@@ -32,6 +32,12 @@ FILES = dict(
 )
 
 
+@pytest.fixture
+def state(state: Path, used: Callable[[Path], Path]) -> Path:
+    """One that was used before: the first start of all is not what is tried here."""
+    return used(state)
+
+
 def needs(*modules: str) -> Any:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")

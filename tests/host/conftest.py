@@ -41,9 +41,9 @@ def wide_image(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory, image):
+def state(tmp_path_factory, image, used):
     """A state directory whose platform and zygote stay warm."""
-    path = tmp_path_factory.mktemp("state")
+    path = used(tmp_path_factory.mktemp("state"))
     with Enclave(image, state=path, quiet=True):
         yield path
 
@@ -64,9 +64,9 @@ def pool_image():
 
 
 @pytest.fixture(scope="module")
-def pool_state(tmp_path_factory, pool_image):
+def pool_state(tmp_path_factory, pool_image, used):
     """A state directory whose platform and zygote stay warm."""
-    path = tmp_path_factory.mktemp("state")
+    path = used(tmp_path_factory.mktemp("state"))
     with Enclave(pool_image, state=path, quiet=True):
         yield path
 

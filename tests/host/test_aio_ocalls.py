@@ -41,8 +41,8 @@ def image():
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory, image):
-    path = tmp_path_factory.mktemp("state")
+def state(tmp_path_factory, image, used):
+    path = used(tmp_path_factory.mktemp("state"))
     with Enclave(image, state=path, quiet=True, ocalls={"fetch": len, "again": int}):
         yield path
 

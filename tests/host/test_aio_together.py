@@ -63,8 +63,8 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory, images):
-    path = tmp_path_factory.mktemp("state")
+def state(tmp_path_factory, images, used):
+    path = used(tmp_path_factory.mktemp("state"))
     with Enclave(images[1], state=path, quiet=True):
         yield path
 

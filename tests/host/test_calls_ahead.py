@@ -71,8 +71,8 @@ def image(tmp_path_factory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def pools(image: bytes, tmp_path_factory) -> Iterator[tuple[EnclavePool, Path]]:
-    state = tmp_path_factory.mktemp("state")
+def pools(image: bytes, tmp_path_factory, used) -> Iterator[tuple[EnclavePool, Path]]:
+    state = used(tmp_path_factory.mktemp("state"))
     with EnclavePool(image, state=state, quiet=True, size=1, warm=1) as pool:
         yield pool, state
 

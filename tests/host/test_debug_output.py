@@ -23,6 +23,8 @@ from pyenclave.image.build import build
 from pyenclave.image.keys import keygen
 from pyenclave.image.sign import sign
 
+pytestmark = pytest.mark.usefixtures("used_state")
+
 PLANTED = "planted-" + os.urandom(8).hex()
 ENTRY = f"""
 import logging

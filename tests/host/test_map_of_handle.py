@@ -15,8 +15,8 @@ ENTRY = Path(__file__).with_name("trusted_entry.py")
 
 
 @pytest.fixture(scope="module")
-def enclave(tmp_path_factory):
-    state = tmp_path_factory.mktemp("state")
+def enclave(tmp_path_factory, used):
+    state = used(tmp_path_factory.mktemp("state"))
     with Enclave(build_script(ENTRY), state=state, quiet=True) as one:
         yield one
 

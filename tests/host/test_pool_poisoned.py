@@ -11,6 +11,8 @@ from pyenclave import EnclavePool
 from pyenclave.errors import CallTimeoutError, EnclaveError
 from pyenclave.testing.hosts import HostileHost
 
+pytestmark = pytest.mark.usefixtures("used_state")
+
 SOURCE = """
 import time
 

@@ -11,6 +11,8 @@ import pytest
 from pyenclave import AsyncEnclave
 from pyenclave.errors import BusyError
 
+pytestmark = pytest.mark.usefixtures("used_state")
+
 SIZE = 1 << 20
 SOURCE = """
 import time

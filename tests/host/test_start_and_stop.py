@@ -116,8 +116,8 @@ def runs_first() -> None:
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return tmp_path_factory.mktemp("state")
+def state(tmp_path_factory, used):
+    return used(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="module")

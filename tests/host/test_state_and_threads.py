@@ -118,8 +118,8 @@ def image(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    return tmp_path_factory.mktemp("state")
+def state(tmp_path_factory, used):
+    return used(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="module")

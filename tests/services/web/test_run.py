@@ -457,6 +457,7 @@ def test_a_request_that_was_answered_leaves_no_garbage() -> None:
 
 def test_a_process_that_serves_keeps_the_collector_off_what_was_there_before() -> None:
     """And whatever else runs in the process afterwards is collected again."""
+    gc.unfreeze()  # what was there before the tests
     assert gc.get_freeze_count() == 0
     server = Server(service(), dangerous_no_tls=True)
     counts: list[int] = []
