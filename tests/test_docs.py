@@ -74,8 +74,9 @@ def test_tests_that_are_named_can_be_collected() -> None:
     wanted = {"::".join(pair) for pair in REFERENCE.findall(SECURITY)}
     files = sorted({name.partition("::")[0] for name in wanted})
     done = subprocess.run(
-        # -P: an installed package is not to be hidden by the checkout's sources.
-        [sys.executable, "-P", "-m", "pytest", "-q", "--collect-only", *files],
+        # -P: an installed package is not to be hidden by the checkout's sources. Nothing is run, so
+        # that no assertion need be compiled to explain itself.
+        [sys.executable, "-P", "-m", "pytest", "-q", "--collect-only", "--assert=plain", *files],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -214,6 +215,7 @@ def test_every_key_of_the_manifest_is_described_with_its_default() -> None:
             assert said == str(value), key
 
 
+@pytest.mark.usefixtures("used_state")
 def test_every_protection_bit_of_an_enclave_is_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +307,7 @@ def test_the_native_example_compiles_and_runs(
     assert done.stdout.endswith(example(page, "native-output"))
 
 
+@pytest.mark.usefixtures("used_state")
 @pytest.mark.parametrize("name", ["map", "aio", "shared"])
 def test_the_examples_of_calls_run(tmp_path: Path, name: str) -> None:
     """docs/calls.md, as a reader would type it."""
@@ -315,6 +318,7 @@ def test_the_examples_of_calls_run(tmp_path: Path, name: str) -> None:
     assert output_of(tmp_path) == example(page, f"{name}-output")
 
 
+@pytest.mark.usefixtures("used_state")
 def test_the_examples_of_trusted_code_run(tmp_path: Path) -> None:
     """docs/trusted-code.md, as a reader would type it."""
     page = "docs/trusted-code.md"
@@ -328,6 +332,7 @@ def test_the_examples_of_trusted_code_run(tmp_path: Path) -> None:
     assert output_of(tmp_path) == example(page, "error-output")
 
 
+@pytest.mark.usefixtures("used_state")
 def test_the_example_of_ocalls_runs(tmp_path: Path) -> None:
     """docs/ocalls.md, as a reader would type it."""
     page = "docs/ocalls.md"
@@ -381,6 +386,7 @@ def test_error_codes_in_the_documents_exist() -> None:
             )
 
 
+@pytest.mark.usefixtures("used_state")
 def test_the_examples_of_watching_run(tmp_path: Path) -> None:
     """Counters, an id of the host's, and the text for Prometheus, as the page prints them."""
     page = "docs/observability.md"

@@ -408,16 +408,21 @@ def test_a_long_run_of_inline_answers_lets_others_have_their_turn(make):
 
 
 def test_functions_that_are_slow_are_not_looked_for(make):
-    from pyenclave._core import AsyncFunction
+    from pyenclave._core import AsyncCall, AsyncFunction
 
     async def main():
         async with make() as enclave:
             engine, signature = enclave._engine, enclave._run.functions
             function = AsyncFunction(engine.lanes, signature._host_call("sleep")[0])
             assert function.patient
-            for _ in range(10):
+            for _ in range(10_000):
+                if not function.patient:
+                    break
+                # A busy machine may have this process look when it is answered: patience is back.
                 answer = function.begin((0.001,), {})
-                assert await engine.wait(answer, NO_OPTIONS) == 0.001
+                if isinstance(answer, AsyncCall):
+                    answer = await engine.wait(answer, NO_OPTIONS)
+                assert answer == 0.001
             assert not function.patient
         async with make(inline=False) as enclave:
             function = AsyncFunction(
