@@ -23,17 +23,25 @@ HERE = Path(__file__).resolve().parent
 # The longest first, so that none is left alone at the end; the others follow by name.
 _LONG = (
     "faults",
-    "services",
-    "attestation",
     "host",
-    "platform",
-    ".",  # the files beside the folders
-    "native",
+    "services",
     "cli",
+    "native",
+    ".",  # the files beside the folders
+    "platform",
+    "attestation",
+    "calls",
     "worker",
-    "examples",
+    "image",
     "demo",
+    "fuzz",
+    "load",
     "attack",
+    "sealed",
+    "release",
+    "examples",
+    "trusted",
+    "testing",
 )
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|deselected|xfailed|xpassed|warnings?)\b")
 _NOTHING = 5  # pytest's exit code when it selected no test
@@ -55,6 +63,7 @@ class Suite:
         self.counts: dict[str, int] = {}
         self.bad: list[str] = []
         self.codes: set[int] = set()
+        self.ends: list[float] = []  # when each of the runs side by side had nothing left to do
 
     def work(self) -> None:
         """Do one run after the other until none is left."""
@@ -62,6 +71,7 @@ class Suite:
             try:
                 paths = self.waiting.get_nowait()
             except queue.Empty:
+                self.ends.append(time.monotonic())
                 return
             self._run(paths)
 
@@ -122,6 +132,8 @@ def main() -> int:
     failed = bool(suite.codes - {0, _NOTHING}) or not suite.counts.get("passed")
     for line in suite.bad:
         print(line)
+    ends = ", ".join(f"{end - start:.0f} s" for end in suite.ends)
+    print(f"nothing was left to begin after {ends}")
     order = ("failed", "error", "passed", "skipped", "deselected", "xfailed", "xpassed")
     told = ", ".join(f"{suite.counts[name]} {name}" for name in order if suite.counts.get(name))
     print(f"==== {told or 'nothing ran'} in {time.monotonic() - start:.2f}s ====")
