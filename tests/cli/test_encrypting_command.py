@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,6 +292,45 @@ def test_a_file_opens_in_python_too(vault, rsa_keys, capsys):
     with pytest.raises(UnsealError):
         pyenclave.open_sealed("f.sealed", key=key)
     assert cli.main(["decrypt", "f.sealed", "-o", "-", *KEY, "--name", "model"]) == 0
+
+
+def test_a_pipe_of_the_shell_is_encrypted_whole(vault, capsys):
+    """Longer than the pipe holds, and than what is sealed at once."""
+    plain = os.urandom((3 << 20) + 7)
+    reader, writer = os.pipe()
+
+    def feed() -> None:
+        with open(writer, "wb") as pipe:
+            pipe.write(plain)
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    code, _ = run(capsys, "encrypt", f"/dev/fd/{reader}", "-o", "out", *KEY)
+    os.close(reader)
+    feeding.join()
+    assert code == 0
+    assert run(capsys, "decrypt", "out", "-o", "back", *KEY)[0] == 0
+    assert Path("back").read_bytes() == plain
+
+
+def test_bash_gives_what_is_encrypted_by_process_substitution(rsa_keys, tmp_path):
+    public = rsa_keys[V1].public_key()
+    (tmp_path / "key.pem").write_bytes(
+        public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    shell = (
+        '"$0" -m pyenclave encrypt <(head -c 3000000 /dev/zero; printf end) -o out '
+        f"--key {VAULT}/keys/model/{V1} --public-key key.pem"
+    )
+    place = {**os.environ, "PYTHONPATH": str(Path(pyenclave.__file__).parents[1])}
+    done = subprocess.run(
+        ["bash", "-c", shell, sys.executable], cwd=tmp_path, env=place,
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    key = PrivateKey(f"{VAULT}/keys/model/{V1}", rsa_keys[V1])
+    with pyenclave.open_sealed(tmp_path / "out", key=key) as file:
+        assert file.read() == bytes(3_000_000) + b"end"
 
 
 def test_info_says_which_key_opens_a_file(vault, capsys):
