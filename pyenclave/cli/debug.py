@@ -296,5 +296,6 @@ def _interrupted_at_end(sock: socket.socket) -> Iterator[None]:
         yield
     finally:
         done.set()
-        watcher.join()
+        if watcher.ident is not None:  # else it was interrupted before there was one
+            watcher.join()
         signal.signal(signal.SIGUSR1, before)

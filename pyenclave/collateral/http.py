@@ -216,8 +216,8 @@ class _Request:
         """Ask once. The whole attempt ends at the deadline, however slowly the server speaks."""
         guard = threading.Timer(max(0.001, self._deadline - time.monotonic()), self.abort)
         guard.daemon = True
-        guard.start()
         try:
+            guard.start()  # Ctrl-C may come when it runs already
             return self._run()
         except ssl.SSLCertVerificationError as error:
             return _Failure(

@@ -108,28 +108,37 @@ class _Threads:
 
     def submit(self, run: Callable[[], None]) -> None:
         context = contextvars.copy_context()
+
+        def work() -> None:
+            context.run(run)
+
         with self._lock:
             free = self._waiting > 0
             if free:
                 self._waiting -= 1
-        if not free:
-            threading.Thread(target=self._serve, name="pyenclave-ocall", daemon=True).start()
-        self._work.put(lambda: context.run(run))
+        if free:
+            self._work.put(work)
+            return
+        # With its work: if Ctrl-C comes as it starts, it does not wait for what never comes.
+        name = "pyenclave-ocall"
+        threading.Thread(target=self._serve, args=(work,), name=name, daemon=True).start()
 
-    def _serve(self) -> None:
+    def _serve(self, work: Callable[[], None]) -> None:
         while True:
-            try:
-                work = self._work.get(timeout=_IDLE_SECONDS)
-            except queue.Empty:
-                with self._lock:
-                    if self._waiting > 0:
-                        self._waiting -= 1
-                        return
-                continue  # work is on its way to this thread, or to one like it
             work()
             del work
             with self._lock:
                 self._waiting += 1
+            while True:
+                try:
+                    work = self._work.get(timeout=_IDLE_SECONDS)
+                    break
+                except queue.Empty:
+                    with self._lock:
+                        if self._waiting > 0:
+                            self._waiting -= 1
+                            return
+                # work is on its way to this thread, or to one like it
 
 
 _threads = _Threads()

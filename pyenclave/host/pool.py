@@ -169,12 +169,13 @@ class EnclavePool(PoolBase):
         thread = threading.Thread(
             target=_keep, args=(weakref.ref(self), wake), name="pyenclave-pool", daemon=True
         )
+        # Before: Ctrl-C may come when the thread runs already.
+        self._wake = wake
+        weakref.finalize(self, wake.notify)  # so that the thread sees that this object is gone
         try:
             thread.start()
         except RuntimeError as error:
             raise LaunchError(f"the pool cannot watch its enclaves: {error}") from None
-        self._wake = wake
-        weakref.finalize(self, wake.notify)  # so that the thread sees that this object is gone
 
     def drain(self, timeout: float | None = None) -> bool:
         """

@@ -77,8 +77,8 @@ def _ask(host: str, port: int, path: str, request: bytes, deadline: float) -> tu
         # A server that says a byte now and then would keep every single read from timing out.
         guard = threading.Timer(left, _shut, (connection.sock,))
         guard.daemon = True
-        guard.start()
         try:
+            guard.start()  # Ctrl-C may come when it runs already
             connection.request(
                 "POST",
                 path,

@@ -151,7 +151,11 @@ class HeapWatch:
         self._began = time.monotonic()
         self._take()
         self._thread = threading.Thread(target=self._run, name="sealed-heap-watch", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C may come when the thread runs already
+            self._over.set()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
