@@ -466,13 +466,14 @@ cdef class BatchRows:
         """How many rows fit one batch: whole lines cross as they are, others are padded and need a
         word each."""
         cdef uint64_t each
+        cdef uint64_t room = call.most_bytes - min(call.most_bytes, <uint64_t>128)
         self.call = call
         self.num = <uint64_t>self.view.shape[0]
         self.size = <uint64_t>self.view.shape[1]
         each = (self.size + NATIVE_ALIGN - 1) // NATIVE_ALIGN * NATIVE_ALIGN
         if each == 0 or each != self.size:
             each += 8
-        self.fit = (call.most_bytes - 128) // each
+        self.fit = room // each
         self.fit = max(<uint64_t>1, min(self.fit, <uint64_t>call.most_items))
         return 0
 

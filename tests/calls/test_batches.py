@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import mmap
 import os
@@ -17,8 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyenclave
-from pyenclave import trusted
+from pyenclave import _core, trusted
 from pyenclave._core import BatchRows
+from pyenclave.calls import errors as call_errors
+from pyenclave.calls import ring
+from pyenclave.calls.signature import Signature, native_functions
 from pyenclave.errors import (
     ArgumentError,
     CallError,
@@ -31,6 +35,7 @@ from pyenclave.errors import (
 )
 from pyenclave.host import _map
 from pyenclave.host._map import Results, source_of
+from pyenclave.host.handle import Functions
 
 BATCH = 6
 RESULT, ERROR = 129, 130
@@ -766,3 +771,25 @@ def test_refused_items_keep_their_places_when_a_batch_is_cut(pair, monkeypatch):
     items = [0.002 if i % 4 else "bad" for i in range(60)]
     results = list(mapped(one, "sleep", items, "return"))
     assert [0.002 if isinstance(r, float) else "bad" for r in results] == items
+
+
+@pytest.mark.parametrize("slot", [96, 128, 160, 192, 256, 4096])
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 200])
+def test_a_batch_of_rows_is_no_longer_than_a_slot_however_small(slot: int, width: int) -> None:
+    """No image makes such slots: the room for a batch's head is not taken from less than that."""
+    fd = ring.create(1, slot)
+    memory = ring.map_ring(fd, 1, slot)
+    os.close(fd)
+    lanes = _core.HostLanes(
+        memory, mmap.mmap(-1, 4096), 1, slot, 1 << 20, lambda: None, EnclaveLostError,
+        call_errors.from_frame, threading.Condition(), 4,
+    )  # fmt: skip
+    wire = native_functions({"f": "bytes -> bytes"})[0]
+    call = Functions((Signature.from_wire(wire),), lanes).batched("f")
+    for make in (call.rows, functools.partial(_core.BatchRows, call)):
+        rows, num = make(np.zeros((3000, width), np.uint8)), 0
+        while not rows.done:
+            batch = rows.take(2**32 - 1)
+            num += batch.count
+            assert batch.count == 1 or batch.size <= slot
+        assert num == 3000
