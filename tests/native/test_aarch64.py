@@ -10,6 +10,9 @@ import hashlib
 import hmac
 import json
 import random
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,3 +227,58 @@ def test_CRY_06_no_secret_stays_in_registers_or_on_the_stack_of_aarch64(
     )
     done = aarch64_tools.run(program, "wipe", implementation)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# ---- the bindings' own C -------------------------------------------------------------------------
+
+HANDLER = r"""
+#define _GNU_SOURCE
+#include "heap_handler.h"
+
+int main(int argc, char **argv)
+{
+    ucontext_t context = {0};
+    siginfo_t info = {.si_signo = SIGBUS};
+
+    (void)argv;
+    if (argc == 1) {
+        return 0;
+    }
+    heap_end_with(2, (const uint8_t *)"", 0);
+    heap_on_signal(argc, &info, &context);
+    heap_step_again();
+    heap_stays_shown();
+    atomic_store(&heap_note, NULL);
+    heap_table_remove(heap_find(0));
+    return heap_handlers() + heap_table_add(NULL, 0);
+}
+"""
+
+
+def test_the_fault_handler_of_sealed_heaps_compiles(core: list[Path], tmp_path: Path) -> None:
+    """With what it has for this CPU alone, which is not what it has for others."""
+    source = tmp_path / "handler.c"
+    source.write_text(HANDLER)
+    program = core_build.program(
+        tmp_path / "handler",
+        [source],
+        [*FLAGS, f"-I{core_build.ROOT}/csrc/bindings"],
+        link=[*map(str, core), "-static", "-pthread"],
+        cc=core_build.compiler(aarch64_tools.COMPILER),
+    )
+    assert aarch64_tools.run(program).returncode == 0
+
+
+@pytest.mark.slow
+def test_what_cython_makes_of_the_bindings_compiles(tmp_path: Path) -> None:
+    pytest.importorskip("Cython")
+    aarch64_tools.need()
+    made = tmp_path / "_core.c"
+    bindings = core_build.ROOT / "csrc/bindings"
+    cython = [sys.executable, "-m", "cython", "-3", "-I", str(bindings), "-o", str(made)]
+    subprocess.run([*cython, str(bindings / "_core.pyx")], check=True, cwd=core_build.ROOT)
+    headers = [core_build.ROOT / "csrc/include", bindings, sysconfig.get_path("include")]
+    # As .ci/aarch64 compiles it, but for the code, which takes minutes.
+    flags = ["-std=gnu11", "-mbranch-protection=standard", "-Wall", "-Werror", "-fsyntax-only"]
+    command = [aarch64_tools.COMPILER, *flags, *(f"-I{folder}" for folder in headers)]
+    subprocess.run([*command, "-DPy_LIMITED_API=0x030b0000", str(made)], check=True)
