@@ -345,7 +345,7 @@ def test_att_32_what_is_remembered_depends_on_nothing_else(tee: Tee) -> None:
         {"extra": {"tcb-info.json": m.signed("tcbInfo", m.tcb_info(tee, fmspc="00" * 6))}},
         {"files": {"leave_out": ("pck-crl.der",)}},
         {"files": {"qe_identity": qe_level("Revoked")}},
-        {"edit": lambda _: data[:-400] + b"x" + data[-399:]},
+        {"edit": lambda _: data[:-400] + bytes([data[-400] ^ 1]) + data[-399:]},
     ):
         assert not dataclasses.replace(good, **change).run().accepted
         assert good.run().accepted

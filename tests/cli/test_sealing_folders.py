@@ -124,12 +124,13 @@ def test_opening_goes_on_where_it_stopped(sealed, key, capsys):
 def test_files_exchanged_removed_added_or_changed_are_found(sealed, key, capsys):
     one, two = sealed / "a" / "one.sealed", sealed / "a" / "two.sealed"
     kept = one.read_bytes(), two.read_bytes()
+    changed = bytes([kept[0][20000] ^ 1])
     cases = {
         "exchanged": lambda: (one.write_bytes(kept[1]), two.write_bytes(kept[0])),
         "removed": one.unlink,
         "added": lambda: (sealed / "three.sealed").write_bytes(kept[0]),
         "cut": lambda: one.write_bytes(kept[0][:-4096]),
-        "changed": lambda: one.write_bytes(kept[0][:20000] + b"?" + kept[0][20001:]),
+        "changed": lambda: one.write_bytes(kept[0][:20000] + changed + kept[0][20001:]),
     }
     for number, (name, attack) in enumerate(cases.items()):
         attack()

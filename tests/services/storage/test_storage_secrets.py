@@ -14,10 +14,10 @@ from pyenclave.services.storage import Secrets
 
 def test_what_is_protected_opens_for_the_same_use_only(tmp_path: Path) -> None:
     secrets = Secrets(tmp_path / "s")
-    blob = secrets.protect(b"key", b"tokens")
-    assert b"key" not in blob
-    assert blob != secrets.protect(b"key", b"tokens")
-    assert Secrets(tmp_path / "s").open(blob, b"tokens") == b"key"
+    blob = secrets.protect(b"a key to keep", b"tokens")
+    assert b"a key to keep" not in blob
+    assert blob != secrets.protect(b"a key to keep", b"tokens")
+    assert Secrets(tmp_path / "s").open(blob, b"tokens") == b"a key to keep"
     with pytest.raises(UnsealError, match="another use"):
         secrets.open(blob, b"token")
 
