@@ -162,6 +162,34 @@ def test_a_long_loop_leaves_one_page_an_array_and_ends_soon(library: Path) -> No
     )
 
 
+def test_a_thread_without_the_interpreter_leaves_few_pages_to_others(library: Path) -> None:
+    """Whoever reads behind it comes upon one that is closed, and is told."""
+    passes(
+        library,
+        """
+        import time
+        import numpy as np
+        from pyenclave.errors import SealingError
+        from pyenclave.sealed.heap import SealedHeap
+
+        with SealedHeap("1 MiB", "256 KiB") as heap:
+            array = heap.array(np.ones(32 * 512))
+            heap.evict()
+            heap._pages._cipher((array.ctypes.data - heap._pages.address) // PAGE)[100] ^= 1
+            left, told = ctypes.c_int(-1), False
+            memory, num = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.size)
+            try:
+                lib.read_and_look(memory, num, ctypes.byref(left))
+                for _ in range(3000):
+                    time.sleep(0.01)
+            except SealingError:
+                told = True
+            assert told
+            assert 0 <= left.value <= 8
+    """,
+    )
+
+
 def test_threads_at_once_leave_no_page(library: Path) -> None:
     passes(
         library,
