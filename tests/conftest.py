@@ -5,8 +5,11 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import random
 import shutil
 import signal
+import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,3 +126,74 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 def used_state(tmp_path: Path, used: Callable[[Path], Path]) -> Path:
     """``state`` in the test's folder, as :func:`used` leaves it."""
     return used(tmp_path / "state")
+
+
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_given: set[int] = set()
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """
+    ``free_port()``: a number for a server that is started a moment later.
+
+    The kernel gives ports of a range of its own to connections and to who asks for none; one of
+    these may be gone when the server comes. So it is a number below them, and each only once.
+    """
+    low = int(_RANGE.read_text().split()[0]) if _RANGE.exists() else 32768
+    choose = random.SystemRandom()
+
+    def find() -> int:
+        for _ in range(1000):
+            port = choose.randrange(10_000, low) if low > 12_000 else 0
+            with socket.socket() as sock:
+                try:
+                    sock.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                port = sock.getsockname()[1]
+            if port not in _given:
+                _given.add(port)
+                return port
+        raise AssertionError("no port is free")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def stop() -> Callable[[int], None]:
+    """
+    ``stop(pid)``: SIGSTOP, and every thread of the process stands still.
+
+    The signal alone is taken by one thread; until that has the processor, others go on.
+    """
+
+    def wait(pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        end = time.monotonic() + 30
+        tasks = Path(f"/proc/{pid}/task")
+        while not all(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+            for task in tasks.iterdir()
+        ):
+            assert time.monotonic() < end, f"process {pid} does not stop"
+            time.sleep(0.001)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def begun() -> Callable[[memoryview, int], int]:
+    """``begun(ring, lanes)``: in how many lanes the worker took what is asked there."""
+    from pyenclave.calls import ring
+
+    def count(memory: memoryview, lanes: int) -> int:
+        found = 0
+        for lane in range(lanes):  # docs/formats/ring.md
+            at = 4096 + lane * (256 + 2 * ring.slot_stride())
+            (taken,) = struct.unpack_from("<I", memory, at + 128 + 64)
+            (asked,) = struct.unpack_from("<I", memory, at + 256)
+            found += taken == asked != 0
+        return found
+
+    return count

@@ -60,7 +60,7 @@ def serving(folder: Path, *command: str, ready: str) -> Iterator[subprocess.Pope
         server.said = said  # type: ignore[attr-defined]
         yield server
         server.send_signal(signal.SIGTERM)
-        rest, _ = server.communicate(timeout=20)
+        rest, _ = server.communicate(timeout=60)
         assert server.returncode in (0, -signal.SIGTERM), rest
         assert "Traceback" not in rest
     finally:
@@ -69,13 +69,6 @@ def serving(folder: Path, *command: str, ready: str) -> Iterator[subprocess.Pope
         server.wait()
         if server.stdout is not None:
             server.stdout.close()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def ask(url: str, body: dict[str, float] | None = None) -> tuple[int, bytes]:
@@ -100,7 +93,7 @@ def check_scores(url: str) -> None:
     assert ask(f"{url}/score?income=much")[0] == 400
 
 
-def test_fastapi(here: Callable[[str], Path]) -> None:
+def test_fastapi(here: Callable[[str], Path], free_port: Callable[[], int]) -> None:
     for name in ("fastapi", "uvicorn", "httpx"):
         pytest.importorskip(name)
     folder = here("fastapi_app")
@@ -127,7 +120,7 @@ def test_the_tests_of_the_fastapi_app(here: Callable[[str], Path]) -> None:
     assert "4 passed" in done.stdout
 
 
-def test_evidence_middleware(here: Callable[[str], Path]) -> None:
+def test_evidence_middleware(here: Callable[[str], Path], free_port: Callable[[], int]) -> None:
     for name in ("starlette", "uvicorn"):
         pytest.importorskip(name)
     port, nonce = free_port(), os.urandom(32)
@@ -153,7 +146,7 @@ def test_django(here: Callable[[str], Path]) -> None:
         check_scores(f"http://127.0.0.1:{port}")
 
 
-def test_flask_under_gunicorn(here: Callable[[str], Path]) -> None:
+def test_flask_under_gunicorn(here: Callable[[str], Path], free_port: Callable[[], int]) -> None:
     pytest.importorskip("flask")
     pytest.importorskip("gunicorn")
     port = free_port()

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -73,10 +72,8 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 class Server:
     """A server on a port of its own."""
 
-    def __init__(self, folder: Path, *command: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, folder: Path, port: int, *command: str) -> None:
+        self.port = port
         self.log = folder / "server.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -110,18 +107,18 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
 
 
 @pytest.fixture
-def serve(folder: Path) -> Iterator[Callable[..., Server]]:
+def serve(folder: Path, free_port: Callable[[], int]) -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
     def start(*command: str) -> Server:
-        made.append(Server(folder, *command))
+        made.append(Server(folder, free_port(), *command))
         return made[-1]
 
     yield start
@@ -236,7 +233,7 @@ def test_the_supervisor_loop_as_documented(folder: Path) -> None:
         "    fd = os.pidfd_open(pid)\n"
         "    with PlatformClient.connect(start=False) as client:\n"
         "        os.kill(client.hello.pid, signal.SIGKILL)\n"
-        "    __import__('select').select([fd], [], [], 5)\n"
+        "    __import__('select').select([fd], [], [], 30)\n"
         "assert supervise.score(21) == 42\n"
         "print('recovered')\n"
     )
@@ -346,6 +343,6 @@ def test_an_interpreter_that_is_restarted_during_a_call_leaves_nothing(
             (row,) = platform.list()
             worker = os.pidfd_open(row.pid)
             repl.send_signal(how)
-            repl.communicate(timeout=10)
+            repl.communicate(timeout=60)
             helpers.until(lambda: platform.list() == (), 2, "its enclave ends")
             os.close(worker)

@@ -359,10 +359,10 @@ def test_a_longer_wait_than_there_is_time_is_not_begun(
 def test_a_closed_port_is_an_error_with_a_name(authority: Authority) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    one = VaultClient(f"https://127.0.0.1:{port}", None, ca=authority.pem, attempts=1)
-    with pytest.raises(RemoteServiceError, match="gave no answer"):
-        one.get_key("data")
+        port = listener.getsockname()[1]  # its own as long as it lasts, though it does not listen
+        one = VaultClient(f"https://127.0.0.1:{port}", None, ca=authority.pem, attempts=1)
+        with pytest.raises(RemoteServiceError, match="gave no answer"):
+            one.get_key("data")
 
 
 def test_a_refusal_carries_the_services_words(server: Server, authority: Authority) -> None:

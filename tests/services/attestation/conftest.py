@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -187,7 +186,9 @@ Make = Callable[..., Site]
 
 
 @pytest.fixture(scope="module")
-def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
+def make_site(
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[Make]:
     """Make services; keyword arguments are those of `Options`."""
     ends: list[Callable[[], Any]] = []
 
@@ -210,9 +211,7 @@ def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
         files = collateral_folder(folder / "collateral", machine, chip)
         db = Database.open(database, parts=[PART], secrets=secrets)
         ends.append(db.close)
-        with socket.socket() as probe:  # the address is in the tokens, so it comes first
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()  # the address is in the tokens, so it comes first
         shown = {"open_drafts": True, "dangerous_allow_software": True, "algorithm": "ES256"}
         options = shown | options
         settings = Options(

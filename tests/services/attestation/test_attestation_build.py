@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +40,9 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_development_is_whole(state: Path) -> None:
+def test_development_is_whole(state: Path, free_port: Callable[[], int]) -> None:
     attest = pytest.importorskip("azure.security.attestation")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     dev = development("attestation", state, url=f"https://127.0.0.1:{port}")
     service = attestation.build(dev.config)
     ca = str(dev.ca.path)
@@ -101,6 +99,7 @@ def test_synthetic_machines_can_be_tried_on_a_laptop(
     tmp_path_factory: pytest.TempPathFactory,
     helpers: Any,
     monkeypatch: pytest.MonkeyPatch,
+    free_port: Callable[[], int],
 ) -> None:
     """Roots and collateral are given; a refusal says in development which rules fired."""
     from datetime import UTC, datetime
@@ -117,9 +116,7 @@ def test_synthetic_machines_can_be_tried_on_a_laptop(
     folder = tmp_path_factory.mktemp("collateral")
     for name, data in machine.endorsements().items():
         (folder / name).write_bytes(data)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     dev = development("attestation", state, url=f"https://127.0.0.1:{port}")
     config = dev.config.replace(platform_roots=(machine.root,), collateral=str(folder))
     context = ssl.create_default_context(cafile=str(dev.ca.path))
