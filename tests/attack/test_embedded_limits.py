@@ -194,6 +194,7 @@ def test_X3_PRC_04_who_opens_a_zygote_before_it_is_hardened_keeps_its_memory(
     """A1, A4: between exec and hardening the zygote is open, and an open descriptor stays open."""
     ready = tmp_path / "ready"
     launched = tmp_path / "launched"
+    place = state
 
     def opened() -> tuple[int, int] | None:
         for name in os.listdir("/proc"):
@@ -203,7 +204,7 @@ def test_X3_PRC_04_who_opens_a_zygote_before_it_is_hardened_keeps_its_memory(
                 if b"pyenclave/_worker/boot.py" not in Path(f"/proc/{name}/cmdline").read_bytes():
                     continue
                 parent = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]
-                if os.fsencode(state) not in Path(f"/proc/{parent}/cmdline").read_bytes():
+                if os.fsencode(place) not in Path(f"/proc/{parent}/cmdline").read_bytes():
                     continue  # of another platform
                 return int(name), os.open(f"/proc/{name}/mem", os.O_RDWR)
             except OSError:
@@ -215,9 +216,10 @@ def test_X3_PRC_04_who_opens_a_zygote_before_it_is_hardened_keeps_its_memory(
         ready.touch()
         found = None
         deadline = time.monotonic() + 60
-        while found is None and time.monotonic() < deadline:
+        while found is None and time.monotonic() < deadline and not launched.exists():
             found = opened()
-        assert found is not None
+        if found is None:
+            return []
         pid, memory = found
         regions = open(f"/proc/{pid}/maps", encoding="ascii")  # noqa: SIM115 - held open on purpose
         while not launched.exists() and time.monotonic() < deadline:
@@ -233,28 +235,35 @@ def test_X3_PRC_04_who_opens_a_zygote_before_it_is_hardened_keeps_its_memory(
         byte = os.pread(memory, 1, start)
         return [late, len(byte) == 1, os.pwrite(memory, byte, start) == 1]
 
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    for turn in range(20):  # on a busy machine it may come too late
+        place = state / str(turn)
+        place.mkdir(mode=0o700, parents=True)
+        ready.unlink(missing_ok=True)
+        launched.unlink(missing_ok=True)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                if os.geteuid() == 0:
+                    drop_capabilities()
+                os.write(writer, json.dumps(attack()).encode())
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        os.close(writer)
         try:
-            if os.geteuid() == 0:
-                drop_capabilities()
-            os.write(writer, json.dumps(attack()).encode())
-        except BaseException:
-            traceback.print_exc()
+            while not ready.exists():
+                time.sleep(0.01)
+            with Enclave(image, state=place):
+                launched.touch()
+                with open(reader, "rb") as answer:
+                    found = answer.read()
         finally:
-            os._exit(0)
-    os.close(writer)
-    try:
-        while not ready.exists():
-            time.sleep(0.01)
-        with Enclave(image):
             launched.touch()
-            with open(reader, "rb") as answer:
-                found = answer.read()
-    finally:
-        launched.touch()
-        os.waitpid(pid, 0)
+            os.waitpid(pid, 0)
+        if found != b"[]":
+            break
     # Opening late is refused, what was opened early still works.
     assert json.loads(found or "null") == [False, True, True]
 

@@ -721,7 +721,10 @@ def test_a_budget_of_the_host_stops_a_batch_between_items(pair):
     index = [s.name for s in one.signatures].index("sleep")
     item = one.signatures[index].request_plan.encode((0.03,))
     raw = one.lanes.raw_call(BATCH, index, model.write([(0, item)] * 9, 8, budget=50))
-    assert [tag for _, _, tag in model.read(raw, 8, reply=True)] == [0, 0] + [3] * 7
+    tags = [tag for _, _, tag in model.read(raw, 8, reply=True)]
+    done = tags.count(0)
+    assert done in (1, 2)  # one, if that slept for longer than it was to
+    assert tags == [0] * done + [3] * (9 - done)
 
 
 @pytest.mark.timeout(60)

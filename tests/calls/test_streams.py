@@ -380,17 +380,23 @@ def test_streams_of_several_lanes_go_on_side_by_side(make):
 
 
 @pytest.mark.timeout(60)
-def test_two_threads_cannot_ask_one_stream_at_once(make):
-    one = make()
-    stream = one.slow(0.5)
+def test_two_threads_cannot_ask_one_stream_at_once(pair, gate, until):
+    def stops() -> Iterator[int]:
+        yield 0
+        yield gate.held()
+        yield 2
+
+    one = pair(stops)
+    stream = one.stops()
     next(stream)
     thread = threading.Thread(target=lambda: next(stream))
     thread.start()
-    time.sleep(0.1)
+    until(gate.reached)
     with pytest.raises(EnclaveStateError, match="in use"):
         next(stream)
     with pytest.raises(EnclaveStateError, match="in use"):
         stream.close()
+    gate.open()
     thread.join()
     assert next(stream) == 2
 

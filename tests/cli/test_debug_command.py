@@ -262,7 +262,7 @@ def attached(enclave: Enclave) -> Screen:
 
 
 def log_of(enclave: Enclave, wanted: str = "") -> str:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         with State.open() as state:
             logs = [log for log in find_logs(state) if log.enclave_id.startswith(id_of(enclave))]

@@ -413,9 +413,9 @@ from pyenclave.host import Enclave
 
 @pytest.fixture
 def program(state: Path, tmp_path: Path) -> Callable[..., Any]:
-    """``program(source, image=b"", seconds=30)``: run Python in a fresh process; its last line."""
+    """``program(source, image=b"", seconds=100)``: run Python in a fresh process; its last line."""
 
-    def run(source: str, image: bytes = b"", *, seconds: float = 30.0, **environment: str) -> Any:
+    def run(source: str, image: bytes = b"", *, seconds: float = 100.0, **environment: str) -> Any:
         path = tmp_path / "image"
         path.write_bytes(image)
         prelude = _PRELUDE.format(root=str(ROOT))

@@ -181,7 +181,7 @@ def test_a_zygote_killed_at_rest_leaves_its_platform_nothing_to_hold(
         threads = before[1] + MOST + 1
         return helpers.fds(pid) <= before[0] + 1 and helpers.threads(pid) <= threads
 
-    helpers.until(now, 1, "all of the zygote is given back")
+    helpers.until(now, 5, "all of the zygote is given back")
 
 
 def test_hosts_that_come_and_go_do_not_end_a_launch_of_another(
@@ -310,10 +310,10 @@ def launch_and_kill(
     thread = threading.Thread(target=launch)
     thread.start()
     if loaded:
-        thread.join(20)
+        thread.join(60)
         assert isinstance(launched[0], Enclave), launched
         load = Load(launched[0])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (pid := find()) is None and thread.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -322,7 +322,7 @@ def launch_and_kill(
     assert pid is not None, launched
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive(), "the launch hangs"
     if loaded:
         load.check_lost()

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def at_once(
         return said
     finally:
         for one in programs:
-            one.communicate("end\n", timeout=20)
+            one.communicate("end\n", timeout=60)
 
 
 def check_one(said: list[Any]) -> None:
@@ -262,7 +262,12 @@ def test_a_platform_killed_at_rest_costs_the_next_launch_less_than_a_second(
 
 @pytest.mark.parametrize("under_way", [True, False])
 def test_a_lost_call_says_whether_it_had_begun(
-    platform: PlatformClient, images: Any, state: Path, helpers: Any, under_way: bool
+    platform: PlatformClient,
+    images: Any,
+    state: Path,
+    helpers: Any,
+    begun: Callable[..., int],
+    under_way: bool,
 ) -> None:
     with Enclave(images.signed, quiet=True) as enclave:
         enclave.call("double", 1)
@@ -276,8 +281,8 @@ def test_a_lost_call_says_whether_it_had_begun(
         thread = threading.Thread(target=call)
         if under_way:
             thread.start()
-            helpers.until(lambda: enclave._run.lanes.busy, 20, "the call has a lane")
-            time.sleep(0.2)
+            lanes = enclave._run.lanes
+            helpers.until(lambda: lanes.busy and begun(lanes.memory, 1), 20, "it begins")
         os.kill(platform.hello.pid, signal.SIGKILL)
         begin = time.monotonic()
         if not under_way:

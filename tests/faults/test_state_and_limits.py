@@ -135,7 +135,7 @@ def test_a_damaged_state_is_named_and_never_replaced(state: Path, family: Any) -
     whole = (state / "root").read_bytes()
     for name, damage in DAMAGES.items():
         damage(state, whole)
-        error = in_time(lambda: PlatformClient.connect().close(), 3.0)
+        error = in_time(lambda: PlatformClient.connect().close())
         assert isinstance(error, PlatformUnavailableError), name
         assert str(state) in str(error), name
         state.chmod(0o700)
@@ -249,7 +249,7 @@ def test_a_file_size_limit_is_a_typed_error(program: Callable[..., Any], images:
         outcome = program(f"limit('FSIZE', {size})\n" + ROUND_TRIP, images.signed)
         if "error" in outcome:
             assert "EnclaveError" in outcome["error"], outcome
-        assert outcome["seconds"] < 10
+        assert outcome["seconds"] < 30
 
 
 # ---- memory ------------------------------------------------------------------------------------

@@ -74,13 +74,13 @@ def test_a_lane_is_free_again_without_anybody_calling(make):
     asyncio.run(main())
 
 
-def test_a_call_can_be_cancelled_while_it_is_sent(make):
+def test_a_call_can_be_cancelled_while_it_is_sent(make, stop):
     """The worker stands still, so that the message is in the middle of crossing."""
 
     async def main():
         async with make() as enclave:
             pid = enclave.info.pid
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             try:
                 task = asyncio.create_task(enclave.twice(np.zeros(1_000_000)))
                 await eventually(lambda: lanes_of(enclave).busy == 1)
@@ -201,12 +201,12 @@ def test_a_full_queue_raises_at_once(make):
 # ---- ends --------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_lost_for_all_pending_calls(make, wide_image):
+def test_a_killed_worker_is_lost_for_all_pending_calls(make, wide_image, begun):
     async def main():
         async with make(image=wide_image) as enclave:
             calls = [asyncio.create_task(enclave.sleep(30.0)) for _ in range(64)]
             await eventually(lambda: lanes_of(enclave).queued == 60)
-            await asyncio.sleep(0.05)
+            await eventually(lambda: begun(enclave._run.lanes.memory, 4) == 4)
             start = time.monotonic()
             os.kill(enclave.info.pid, signal.SIGKILL)
             ended = await asyncio.gather(*calls, return_exceptions=True)
@@ -346,7 +346,7 @@ def test_a_thousand_calls_and_fifty_launches_leave_nothing(make):
                         await enclave.options(timeout=0.001).sleep(0.3)
                 else:
                     await enclave.double(i)
-            assert resources() <= before
+            await eventually(lambda: resources() <= before)
         before = resources()
         for i in range(50):
             async with make() as enclave:

@@ -229,13 +229,13 @@ def size(count: int) -> int:
 
 
 def test_a_deadline_while_an_ocall_s_result_is_sent_does_not_say_that_nothing_began(
-    make, state, tmp_path
+    make, state, tmp_path, stop
 ):
     """The worker stands still, so that the result is in the middle of crossing."""
     pid = 0
 
     async def read(count):
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         return bytes(count)
 
     async def main():

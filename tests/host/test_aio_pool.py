@@ -186,7 +186,7 @@ def test_an_enclave_alone_and_a_fresh_one(run) -> None:
 def test_it_grows_recycles_and_drains(run) -> None:
     async def test(pool) -> None:
         assert await asyncio.gather(*(pool.sleep(0.25) for _ in range(4))) == [0.25] * 4
-        assert pool.stats.launched >= 2
+        assert await until(lambda: pool.stats.launched >= 2)
         assert await until(lambda: pool.stats.enclaves == 1)
         for _ in range(12):
             await pool.add(1, 1)

@@ -155,12 +155,12 @@ def test_a_deadline_and_a_cancelled_task_end_their_own_call_only(make):
     asyncio.run(main())
 
 
-def test_the_worker_s_end_is_the_error_of_each_call_that_waits(make):
+def test_the_worker_s_end_is_the_error_of_each_call_that_waits(make, stop):
     async def main():
         async with make() as enclave:
             for i in range(50):
                 await enclave.double(i)
-            os.kill(enclave.info.pid, signal.SIGSTOP)
+            stop(enclave.info.pid)
             first = asyncio.create_task(enclave.double(1))
             await asyncio.sleep(0.05)
             calls = [asyncio.create_task(enclave.double(i)) for i in range(5)]

@@ -302,7 +302,7 @@ def test_a_worker_that_ends_in_the_first_call_is_a_lost_enclave(pool) -> None:
 def test_a_deadline_holds_before_the_platform_answered(pool) -> None:
     with stopped(pool) as pid, pool.enclave(fresh=True) as one:
         with pytest.raises(CallTimeoutError):
-            one.options(timeout=0.05).counted()
+            one.options(timeout=0.3).counted()
         os.kill(pid, signal.SIGCONT)
         assert one.counted() == 2  # the first was made, after its caller had left
 

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,17 +45,21 @@ def sleeps(pid: int) -> int:
 def test_an_idle_enclave_looks_around_less_and_less_and_still_answers_at_once(
     enclave: Enclave,
 ) -> None:
-    assert enclave.double(1) == 2
     pid = enclave.info.pid
-    time.sleep(1)
-    first = sleeps(pid)
-    time.sleep(1)
-    second = sleeps(pid)
-    time.sleep(2.5)  # it sleeps for more than a second at a time by now
-    third = sleeps(pid)
+    for _ in range(20):  # a busy machine may have no second to the second
+        called = time.monotonic()
+        assert enclave.double(1) == 2
+        time.sleep(0.5)
+        first = sleeps(pid)
+        time.sleep(1)
+        second = sleeps(pid)
+        if time.monotonic() - called < 1.9:
+            break
+    time.sleep(3)  # it sleeps for more than a second at a time by now
+    third, looked = sleeps(pid), time.monotonic()
     time.sleep(2)
     assert second - first >= 6
-    assert sleeps(pid) - third <= 4
+    assert sleeps(pid) - third <= 2 + time.monotonic() - looked
     fastest = 1.0
     for number in range(3):  # a busy machine may take long once
         begun = time.monotonic()
@@ -66,17 +70,20 @@ def test_an_idle_enclave_looks_around_less_and_less_and_still_answers_at_once(
     assert fastest < 0.1
 
 
-def test_an_idle_enclave_ends_with_its_platform_at_once(enclave: Enclave, tmp_path: Path) -> None:
+def test_an_idle_enclave_ends_with_its_platform_by_itself(
+    enclave: Enclave, tmp_path: Path, stop: Callable[[int], None]
+) -> None:
+    """The kernel ends one that stands still: none has to look around first."""
     assert enclave.double(1) == 2
     with PlatformClient.connect(tmp_path / "state") as client:
         platform = client.hello.pid
         pidfd = os.pidfd_open(enclave.info.pid)
         try:
-            time.sleep(4)
+            stop(enclave.info.pid)
             os.kill(platform, signal.SIGKILL)
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
-            assert poll.poll(1000)
+            assert poll.poll(30_000)
         finally:
             os.close(pidfd)
     with pytest.raises(EnclaveLostError):

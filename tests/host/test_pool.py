@@ -411,15 +411,16 @@ def test_many_threads_and_a_killer(make_pool) -> None:
     pool = make_pool(size=2, warm=2)
     stop = time.monotonic() + 2.0
     wrong: list[object] = []
-    lost = [0]
+    lost, total = [0], [0]
 
     def work(number: int) -> int:
         done = 0
-        while time.monotonic() < stop:
+        while time.monotonic() < stop or (total[0] <= 100 and time.monotonic() < stop + 60):
             try:
                 if pool.options(timeout=30).add(number, done) != number + done:
                     wrong.append((number, done))
                 done += 1
+                total[0] += 1
             except EnclaveLostError:
                 lost[0] += 1
             except EnclaveError as error:
@@ -464,14 +465,14 @@ def test_an_argument_that_does_not_fit_is_no_sign_of_life(make_pool) -> None:
     assert member.asked > before
 
 
-def test_one_that_does_not_answer_is_replaced_and_holds_up_nothing(make_pool) -> None:
+def test_one_that_does_not_answer_is_replaced_and_holds_up_nothing(make_pool, stop) -> None:
     pool = make_pool(size=2, health=0.2)
     stopped, other = pids(pool)
-    os.kill(stopped, signal.SIGSTOP)
+    stop(stopped)
     try:
         time.sleep(0.5)
         os.kill(other, signal.SIGKILL)  # while the first is being asked
-        assert wait_for(lambda: pool.stats.launched == 3)
+        assert wait_for(lambda: pool.stats.launched >= 3)
         assert pool.options(timeout=20).add(1, 1) == 2
         assert wait_for(lambda: stopped not in pids(pool))
     finally:

@@ -99,7 +99,7 @@ def test_ctrl_c_at_any_moment_leaves_no_place_taken(make_pool, what: str) -> Non
     pool = make_pool(size=1, warm=1)
 
     def alone() -> None:
-        with pool.enclave(timeout=1) as one:
+        with pool.enclave(timeout=30) as one:
             one.add(1, 1)
 
     def fresh() -> None:
@@ -112,7 +112,7 @@ def test_ctrl_c_at_any_moment_leaves_no_place_taken(make_pool, what: str) -> Non
 
     work = {
         "call": lambda: pool.add(1, 1),
-        "options": lambda: pool.options(timeout=5).add(1, 1),
+        "options": lambda: pool.options(timeout=30).add(1, 1),
         "enclave": alone,
         "fresh": fresh,
         "wait": wait,
@@ -121,7 +121,7 @@ def test_ctrl_c_at_any_moment_leaves_no_place_taken(make_pool, what: str) -> Non
     with pool.enclave() if what == "wait" else contextlib.nullcontext():
         assert interrupted(work, FILES) > 10
     assert wait_for(lambda: pool.stats.running == pool.stats.waiting == pool.stats.fresh == 0)
-    assert pool.options(timeout=10).add(2, 2) == 4
+    assert pool.options(timeout=30).add(2, 2) == 4
 
 
 TERMS = """

@@ -65,7 +65,7 @@ def run(image, state, shared):
             async with AsyncEnclavePool(
                 image, state=state, quiet=True, ocalls={"fetch": fetch}, **options
             ) as pool:
-                await asyncio.wait_for(test(pool), 25)
+                await asyncio.wait_for(test(pool), 90)
 
         asyncio.run(body())
 

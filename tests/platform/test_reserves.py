@@ -321,7 +321,7 @@ def test_withdrawing_ends_one_or_all_and_gives_everything_back(client: PlatformC
     assert wait_for(lambda: len(children(client.hello.pid)) == 2)
     client.withdraw(first)
     assert wait_for(lambda: not children(client.hello.pid))
-    assert fds_of(client) <= before
+    assert wait_for(lambda: fds_of(client) <= before)
     with pytest.raises(ArgumentError, match="no such reserve"):
         client.take(first)
 
@@ -351,14 +351,14 @@ def test_warm_workers_count_as_enclaves_but_make_room_for_real_ones(
     warm(client, kind, 2)
     offer(client, kind)
     assert wait_for(lambda: "too many enclaves" in client.ask_reserve(kind).error)
-    assert len(children(client.hello.pid)) == 2
+    assert wait_for(lambda: len(children(client.hello.pid)) == 2)
     launch(client)
     assert client.ask_reserve(kind).ready == 1
     launch(client)
     assert client.ask_reserve(kind).ready == 0
     with pytest.raises(BusyError, match="too many enclaves; expected 2"):
         launch(client)
-    assert len(children(client.hello.pid)) == 2
+    assert wait_for(lambda: len(children(client.hello.pid)) == 2)
 
 
 def test_the_policy_of_the_hand_out_counts(client: PlatformClient, state_path: Path) -> None:
@@ -411,14 +411,14 @@ def test_requests_out_of_place_are_answered_by_errors(
     client: PlatformClient, message: messages.Message
 ) -> None:
     client._channel.send(message)
-    answer, _ = client._channel.receive(5)
+    answer, _ = client._channel.receive(30)
     assert isinstance(answer, messages.Failure)
     assert client.list() == ()
 
 
 def test_a_host_may_not_send_what_the_platform_answers(client: PlatformClient) -> None:
     client._channel.send(messages.Reserved(reserve_id=bytes(16), slots=(), ready=0))
-    answer, _ = client._channel.receive(5)
+    answer, _ = client._channel.receive(30)
     assert isinstance(answer, messages.Failure)
     assert answer.code == EnclaveStateError.code
 

@@ -72,8 +72,7 @@ class Postgres:
             **self.user,  # type: ignore[call-overload]
         )
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
+    def _begin(self) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
             options = [
                 f"unix_socket_directories={self.folder}",
@@ -84,22 +83,28 @@ class Postgres:
                 "shared_buffers=16MB",
                 "min_wal_size=2MB",
             ]
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [self.tools / "postgres", "-D", "data", *(f"-c{option}" for option in options)],
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 **self.user,  # type: ignore[call-overload]
             )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
         psycopg = pytest.importorskip("psycopg")
+        self.process = self._begin()
         give_up = time.monotonic() + 30
         while True:
             try:
                 psycopg.connect(self.dsn("postgres")).close()
             except psycopg.OperationalError:
-                if self.process.poll() is not None or time.monotonic() > give_up:
+                if time.monotonic() > give_up:
                     raise RuntimeError((self.folder / "log").read_text("utf-8")) from None
-                time.sleep(0.02)
+                if self.process.poll() is not None:  # one that was killed has not gone whole
+                    self.process = self._begin()
+                time.sleep(0.05)
             else:
                 return
 

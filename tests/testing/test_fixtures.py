@@ -194,7 +194,10 @@ def test_a_fake_has_the_limits_of_an_enclave(entry: Path) -> None:
     with FakeEnclave(entry, ocalls={"ask": str.upper}, threads=1, queue=0) as fake:
         thread = threading.Thread(target=fake.nap, args=(2.0,))
         thread.start()
-        time.sleep(0.3)
+        deadline = time.monotonic() + 30
+        while not fake._run.lanes.busy:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         with pytest.raises(errors.BusyError):
             fake.double(1)
         thread.join()

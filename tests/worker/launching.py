@@ -163,7 +163,7 @@ class Launched:
         """Send the worker an identity."""
         self.channel.send(replace(identity(debug=self.debug), **changes))
 
-    def function(self, name: str, *, timeout: float = 10):
+    def function(self, name: str, *, timeout: float = 30):
         """Return an ecall, as the host would call it."""
         info = self.image.info
 
@@ -189,7 +189,7 @@ class Launched:
 
     def close(self) -> None:
         self.channel.close()
-        assert ended(self.spawned.pidfd, 5)
+        assert ended(self.spawned.pidfd, 30)
         os.close(self.spawned.pidfd)
         os.close(self.ring_fd)
 
