@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from pyenclave.services.vault.backends._image import enclave_image
 
 
 @pytest.fixture(scope="session")
-def enclave_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def enclave_state(tmp_path_factory: pytest.TempPathFactory, used: Callable[[Path], Path]) -> Path:
     """A state directory in which the vault's enclave is built: requests do not wait for that."""
-    folder = tmp_path_factory.mktemp("vault")
+    folder = used(tmp_path_factory.mktemp("vault"))
     enclave_image(folder)
     return folder

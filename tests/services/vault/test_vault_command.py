@@ -90,10 +90,11 @@ async def said(desk: Desk) -> dict[tuple[str, str], bytes]:
 
 
 @pytest.fixture
-def enclave(enclave_state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operated:
+def enclave(
+    enclave_state: Path, tmp_path: Path, used_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> Operated:
     """With key-encryption keys of its own: other tests need theirs."""
-    state = tmp_path / "state"
-    state.mkdir(mode=0o700)
+    state = used_state
     for name in ("vault.enclave", "vault-signing-key.pem"):
         shutil.copy(enclave_state / name, state / name)
         (state / name).chmod(0o600)
