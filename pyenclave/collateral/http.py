@@ -29,6 +29,7 @@ from pyenclave.formats.retry_after import retry_after
 
 __all__ = ["METADATA_HOST", "Client", "Response"]
 
+_DAY: Final = 86_400.0  # seconds
 METADATA_HOST: Final = "169.254.169.254"
 _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
 _CHUNK: Final = 64 << 10
@@ -78,8 +79,12 @@ class Client:
     _context: ssl.SSLContext | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0 or self.attempts < 1 or self.pause < 0:
-            raise ValueError("timeout is positive, attempts at least 1, pause not negative")
+        if not 0 < self.timeout <= _DAY:
+            raise ValueError(
+                f"timeout: expected seconds, above 0 and at most {_DAY:,.0f}, found {self.timeout}"
+            )
+        if self.attempts < 1 or not 0 <= self.pause <= _DAY:
+            raise ValueError("attempts at least 1, pause not negative and at most a day")
 
     async def get(
         self, url: str, *, max_size: int, headers: Mapping[str, str] | None = None
