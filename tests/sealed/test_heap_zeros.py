@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+import os
 import platform
 import sys
 import threading
@@ -130,3 +133,36 @@ def test_who_was_told_after_a_long_loop_leaves_no_page_to_others():
             for place in (-1, -600, 0):
                 told = readers(array, lambda a, place=place: a.item(place))
                 assert told == [["SealingError"]] * THREADS
+
+
+def read_then_write(array: np.ndarray) -> int:
+    """
+    Read an element, and have the kernel read it before the next bytecode; return what it found.
+
+    The error comes before the next bytecode, and hides all pages: so no Python code runs meanwhile.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    calls = [functools.partial(array.item, 0), functools.partial(os.write, writer, array[:8])]
+
+    def both() -> None:
+        list(map(operator.call, calls))
+
+    with pytest.raises((SealingError, OSError)):
+        both()
+    os.close(writer)
+    try:
+        return len(os.read(reader, 64))
+    finally:
+        os.close(reader)
+
+
+def test_who_was_told_is_stepped_as_long_as_ever():
+    """Of a loop that was too long to step through nothing is left once its thread was told."""
+    with SealedHeap("1 MiB", "256 KiB") as heap:
+        array = heap.array(np.ones(1 << 16))
+        tamper(heap, array)
+        for _ in range(5):
+            with pytest.raises(SealingError):
+                array.tolist()  # with the GIL: more instructions than are stepped through
+            assert read_then_write(array) == 0
