@@ -76,24 +76,28 @@ class Suite:
             self._run(paths)
 
     def _run(self, paths: list[Path]) -> None:
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
-                *self.arguments,
-                *(str(path.relative_to(HERE.parent)) for path in paths),
-            ],
-            cwd=HERE.parent,
-            env={
-                **os.environ,
-                **({"PYTHONSAFEPATH": "1"} if _INSTALLED else {}),
-                "PYENCLAVE_TESTS_USED": self.used,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        # In one that they share, each run that begins closes the parents of what tests of another
+        # have just opened to another user.
+        with tempfile.TemporaryDirectory(prefix="t", ignore_cleanup_errors=True) as folder:
+            done = subprocess.run(
+                [
+                    *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+                    *("--basetemp", str(Path(folder, "b"))),
+                    *self.arguments,
+                    *(str(path.relative_to(HERE.parent)) for path in paths),
+                ],
+                cwd=HERE.parent,
+                env={
+                    **os.environ,
+                    **({"PYTHONSAFEPATH": "1"} if _INSTALLED else {}),
+                    "PYENCLAVE_TESTS_USED": self.used,
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                check=False,
+            )
         lines = done.stdout.rstrip().splitlines() or [""]
         with self.lock:
             print(done.stdout, end="", flush=True)
