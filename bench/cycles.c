@@ -219,11 +219,21 @@ int main(void)
     }
     printf("mrenclave one %.0f\n", measure(one_enclave, 8));
     const uint32_t features = pye_cpu_features();
-    printf("mrenclave many %.0f\n", measure(many_enclaves, 8 * ENCLAVES));
 #if defined(__x86_64__)
-    pye_cpu_set_mask(~(uint32_t)PYE_CPU_AVX512);
-    printf("mrenclave pairs %.0f\n", measure(many_enclaves, 8 * ENCLAVES));
-    pye_cpu_set_mask(~(uint32_t)0);
+    static const uint32_t masks[] = {PYE_CPU_SHANI_FAST, PYE_CPU_AVX512,
+                                     PYE_CPU_SHANI_FAST | PYE_CPU_AVX512};
+
+    for (size_t i = 0; i < sizeof(masks) / sizeof(masks[0]); i++) {
+        pye_cpu_set_mask(~masks[i]);
+        printf("mrenclave %s_of_16 %.0f\n", pye_sgx_many_variant(),
+               measure(many_enclaves, 8 * ENCLAVES));
+        pye_cpu_set_mask(~(uint32_t)0);
+    }
+#else
+    printf("mrenclave %s_of_16 %.0f\n", pye_sgx_many_variant(),
+           measure(many_enclaves, 8 * ENCLAVES));
+#endif
+#if defined(__x86_64__)
     if (features & PYE_CPU_AVX512) {
         printf("sha384 avx512 %.0f\n", measure(sha384_of_eight, 8));
     }

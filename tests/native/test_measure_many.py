@@ -23,9 +23,12 @@ RW, RX = 0x203, 0x205
 SIZE = 1 << 22
 ALL = 0xFFFFFFFF
 CLASSES = {
-    "avx512": ALL,
+    "all": ALL,
+    "avx512": ALL & ~lib.PYE_CPU_SHANI_FAST,
     "avx512-without-sha-ni": ALL & ~lib.PYE_CPU_SHANI,
-    "sha-ni": ALL & ~lib.PYE_CPU_AVX512,
+    "fours": ALL & ~lib.PYE_CPU_AVX512,
+    "pairs": ALL & ~lib.PYE_CPU_AVX512 & ~lib.PYE_CPU_SHANI_FAST,
+    "pairs-without-avx": ALL & ~lib.PYE_CPU_AVX512 & ~lib.PYE_CPU_AVX & ~lib.PYE_CPU_AVX2,
     "avx2": ALL & ~lib.PYE_CPU_AVX512 & ~lib.PYE_CPU_SHANI,
     "portable": 0,
 }
@@ -200,9 +203,11 @@ def test_measurements_in_use_elsewhere_are_refused_not_mixed_up() -> None:
 
 def test_masking_selects_each_code() -> None:
     """Without this, the classes of this file might all be the same one."""
-    names = {"avx512": "avx512", "avx512-without-sha-ni": "avx512", "sha-ni": "pairs"}
-    names |= {"avx2": "avx2", "portable": "none"}
+    names = {"avx512": "avx512", "avx512-without-sha-ni": "avx512", "pairs": "pairs"}
+    names |= {"pairs-without-avx": "pairs", "avx2": "avx2", "portable": "none"}
     offered = _core.cpu_features()
+    fast = bool(offered & lib.PYE_CPU_SHANI_FAST)
+    names |= {"all": "sha-ni" if fast else "avx512", "fours": "sha-ni" if fast else "pairs"}
     wanted = lib.PYE_CPU_AVX512 | lib.PYE_CPU_AVX2 | lib.PYE_CPU_SHANI
     if offered & wanted != wanted:
         pytest.skip("this CPU lacks one of AVX-512, AVX2 and the SHA extensions")

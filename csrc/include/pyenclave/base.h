@@ -65,6 +65,7 @@ int pye_ct_equal(const void *a, const void *b, size_t len);
 #define PYE_CPU_WAITPKG 0x1000
 #define PYE_CPU_BMI2 0x2000
 #define PYE_CPU_IFMA 0x4000
+#define PYE_CPU_SHANI_FAST 0x8000 /* PYE_CPU_SHANI, and one sha256rnds2 begins every cycle */
 #define PYE_CPU_ARM_AES 0x1000000 /* AArch64; the bits above are x86-64's */
 #define PYE_CPU_ARM_PMULL 0x2000000
 #define PYE_CPU_ARM_SHA2 0x4000000

@@ -6,6 +6,10 @@ const pye_sha256_lanes_code *pye_sha256_lanes_select(void)
 #if defined(__x86_64__)
     const uint32_t features = pye_cpu_features();
 
+    if ((features & PYE_CPU_SHANI_FAST) && (features & PYE_CPU_AVX) &&
+        pye_sha256_select() == PYE_SHA256_SHANI) {
+        return &pye_sha256_lanes_shani;
+    }
     if (features & PYE_CPU_AVX512) {
         return &pye_sha256_lanes_avx512;
     }

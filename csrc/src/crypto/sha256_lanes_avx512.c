@@ -69,7 +69,8 @@ static inline __attribute__((always_inline)) void load_rows(word w[16], const ui
 
 #include "crypto/sha256_lanes_impl.h"
 
-const pye_sha256_lanes_code pye_sha256_lanes_avx512 = {"avx512", LANES, blocks, own, common, expand};
+const pye_sha256_lanes_code pye_sha256_lanes_avx512 = {"avx512", LANES, 9, blocks,
+                                                       own, columns, expand};
 #else
 typedef int pye_sha256_lanes_avx512_is_for_x86; /* ISO C wants a declaration */
 #endif

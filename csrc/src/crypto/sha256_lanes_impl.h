@@ -64,7 +64,7 @@ INLINE word big1(word x)
 
 #define FIRST(i) add(w[i], splat(pye_sha256_k[i]))
 #define LATER(i) add(NEXT(w, i), splat(pye_sha256_k[r + (i)]))
-#define COMMON(i) splat(words->w[r + (i)][column])
+#define SHARED(i) splat(words->w[r + (i)][column])
 
 INLINE void load_state(word s[8], const pye_sha256_lanes *state)
 {
@@ -93,14 +93,20 @@ INLINE void compress(pye_sha256_lanes *state, word w[16])
     add_state(state, s);
 }
 
-static void blocks(pye_sha256_lanes *state, const uint8_t *const *data, size_t num_blocks)
+INLINE void take_blocks(pye_sha256_lanes *state, const uint8_t *const *data, size_t first,
+                        size_t num_blocks)
 {
     word w[16];
 
-    for (size_t block = 0; block < num_blocks; block++) {
+    for (size_t block = first; block < first + num_blocks; block++) {
         load_rows(w, data, block * PYE_SHA256_BLOCK_SIZE);
         compress(state, w);
     }
+}
+
+static void blocks(pye_sha256_lanes *state, const uint8_t *const *data, size_t num_blocks)
+{
+    take_blocks(state, data, 0, num_blocks);
 }
 
 static void own(pye_sha256_lanes *state, const pye_sha256_words *words)
@@ -113,31 +119,42 @@ static void own(pye_sha256_lanes *state, const pye_sha256_words *words)
     compress(state, w);
 }
 
-static void common(pye_sha256_lanes *state, const pye_sha256_words *words, uint32_t column)
+INLINE void take_column(pye_sha256_lanes *state, const pye_sha256_words *words, uint32_t column)
 {
     word s[8];
 
     load_state(s, state);
 #pragma GCC unroll 1
     for (size_t r = 0; r < 64; r += 16) {
-        ROUNDS16(COMMON);
+        ROUNDS16(SHARED);
     }
     add_state(state, s);
 }
 
-static void expand(pye_sha256_words *words, uint32_t first)
+static void columns(pye_sha256_lanes *state, const pye_sha256_words *words,
+                    const uint8_t *const *data, size_t num_blocks)
+{
+    for (uint32_t i = 0; i < PYE_SHA256_MAX_LANES; i++) {
+        take_column(state, words, i);
+        take_blocks(state, data, i * num_blocks, num_blocks);
+    }
+}
+
+static void expand(pye_sha256_words *words)
 {
     word w[16];
 
-    for (size_t i = 0; i < 16; i++) {
-        w[i] = load_word(words->w[i] + first);
-        store_word(words->w[i] + first, add(w[i], splat(pye_sha256_k[i])));
-    }
-#pragma GCC unroll 1
-    for (size_t r = 16; r < 64; r += 16) {
-#pragma GCC unroll 16
+    for (size_t first = 0; first < PYE_SHA256_MAX_LANES; first += LANES) {
         for (size_t i = 0; i < 16; i++) {
-            store_word(words->w[r + i] + first, add(NEXT(w, i), splat(pye_sha256_k[r + i])));
+            w[i] = load_word(words->w[i] + first);
+            store_word(words->w[i] + first, add(w[i], splat(pye_sha256_k[i])));
+        }
+#pragma GCC unroll 1
+        for (size_t r = 16; r < 64; r += 16) {
+#pragma GCC unroll 16
+            for (size_t i = 0; i < 16; i++) {
+                store_word(words->w[r + i] + first, add(NEXT(w, i), splat(pye_sha256_k[r + i])));
+            }
         }
     }
 }

@@ -48,20 +48,22 @@ static int test_sha256(uint32_t variant)
 }
 
 #if defined(__x86_64__)
-/* A message of its own for each lane, three blocks each: contiguous, own and common. */
+/* A message of its own for each lane: contiguous blocks, one of its own, and columns between more.
+ * Lane i begins at block i. */
 static int test_sha256_lanes(const pye_sha256_lanes_code *code)
 {
-    uint8_t data[PYE_SHA256_MAX_LANES][2 * PYE_SHA256_BLOCK_SIZE];
+    uint8_t data[2 * PYE_SHA256_MAX_LANES][PYE_SHA256_BLOCK_SIZE];
     const uint8_t *from[PYE_SHA256_MAX_LANES];
     pye_sha256_lanes state;
     pye_sha256_words words;
-    const uint32_t last = code->lanes - 1;
     int same = 1;
 
-    for (size_t i = 0; i < PYE_SHA256_MAX_LANES; i++) {
+    for (size_t i = 0; i < 2 * PYE_SHA256_MAX_LANES; i++) {
         for (size_t j = 0; j < sizeof(data[i]); j++) {
             data[i][j] = (uint8_t)(i * 29 + j * 7);
         }
+    }
+    for (size_t i = 0; i < PYE_SHA256_MAX_LANES; i++) {
         from[i] = data[i];
         for (size_t j = 0; j < 8; j++) {
             state.h[j][i] = pye_sha256_k[i + j];
@@ -75,8 +77,8 @@ static int test_sha256_lanes(const pye_sha256_lanes_code *code)
     }
     code->blocks(&state, from, 2);
     code->own(&state, &words);
-    code->expand(&words, 0);
-    code->common(&state, &words, last);
+    code->expand(&words);
+    code->columns(&state, &words, from, 1);
     for (size_t i = 0; i < code->lanes; i++) {
         uint32_t h[8];
         uint32_t lane[8];
@@ -84,7 +86,10 @@ static int test_sha256_lanes(const pye_sha256_lanes_code *code)
         memcpy(h, pye_sha256_k + i, sizeof(h));
         pye_sha256_blocks_portable(h, data[i], 2);
         pye_sha256_blocks_portable(h, data[i], 1);
-        pye_sha256_blocks_portable(h, data[last], 1);
+        for (size_t j = 0; j < PYE_SHA256_MAX_LANES; j++) {
+            pye_sha256_blocks_portable(h, data[j], 1);
+            pye_sha256_blocks_portable(h, data[i + j], 1);
+        }
         for (size_t j = 0; j < 8; j++) {
             lane[j] = state.h[j][i];
         }
@@ -226,6 +231,9 @@ pye_status pye_hash_self_test(void)
     }
     if (pye_sha256_select() == PYE_SHA256_SHANI) {
         PYE_REQUIRE(test_sha256_pair(), PYE_E_SELF_TEST);
+        if ((pye_cpu_features() & PYE_CPU_AVX) != 0) {
+            PYE_REQUIRE(test_sha256_lanes(&pye_sha256_lanes_shani), PYE_E_SELF_TEST);
+        }
     }
 #elif defined(__aarch64__)
     if ((pye_cpu_features() & PYE_CPU_ARM_SHA512) != 0) {

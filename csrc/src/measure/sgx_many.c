@@ -13,6 +13,8 @@
 
 #define MAX_LANES PYE_SHA256_MAX_LANES
 
+_Static_assert(CHUNKS == PYE_SHA256_MAX_LANES, "the records of a page's chunks are its columns");
+
 /* One measurement on its way: the run it is in, and the page of that run that comes next. */
 typedef struct {
     pye_sgx_measure *ctx;
@@ -178,16 +180,11 @@ static void take_pages(lanes *l)
             put_column(&l->words, i, tag_eextend,
                        page_offset(&l->walks[0]) + i * PYE_SGX_CHUNK_SIZE, 0);
         }
-        for (uint32_t first = 0; first < CHUNKS; first += l->code->lanes) {
-            l->code->expand(&l->words, first);
-        }
+        l->code->expand(&l->words);
+        l->code->columns(&l->state, &l->words, data, BLOCKS_A_CHUNK);
     }
-    for (uint32_t chunk = 0; chunk < CHUNKS; chunk++) {
-        if (same) {
-            l->code->common(&l->state, &l->words, chunk);
-        } else {
-            take_records(l, tag_eextend, chunk);
-        }
+    for (uint32_t chunk = 0; !same && chunk < CHUNKS; chunk++) {
+        take_records(l, tag_eextend, chunk);
         l->code->blocks(&l->state, data, BLOCKS_A_CHUNK);
         for (size_t i = 0; i < MAX_LANES; i++) {
             data[i] += PYE_SGX_CHUNK_SIZE;
@@ -304,8 +301,8 @@ const char *pye_sgx_many_variant(void)
 static void take_jobs(const pye_sgx_job *jobs, const pye_sgx_job *end)
 {
     lanes l = {.code = pye_sha256_lanes_select()};
-    /* Sixteen lanes take as long as nine measurements in pairs with the SHA extensions. */
-    const size_t worth = pye_sha256_select() == PYE_SHA256_PORTABLE ? 2 : 9;
+    const size_t worth = l.code == NULL || pye_sha256_select() == PYE_SHA256_PORTABLE ? 2
+                                                                                      : l.code->worth;
 
     while (l.code != NULL && l.num < l.code->lanes && next_walk(&l.walks[l.num], &jobs, end)) {
         load_lane(&l, l.num++);
