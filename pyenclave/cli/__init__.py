@@ -104,7 +104,7 @@ class _Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
 
-def _parser(only: str | None) -> argparse.ArgumentParser:
+def _parser(only: str | None, *, bare: bool = False) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pyenclave",
         description="Confidential computing for Python: enclaves, sealing, attestation.",
@@ -115,7 +115,7 @@ def _parser(only: str | None) -> argparse.ArgumentParser:
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser
     )
     modules = [_COMMANDS[only]] if only in _COMMANDS else list(dict.fromkeys(_COMMANDS.values()))
-    for module in modules:
+    for module in () if bare else modules:
         import_module(f"pyenclave.cli.{module}").add_commands(subparsers)
     for command in subparsers.choices.values():
         if not any("--json" in action.option_strings for action in command._actions):  # noqa: SLF001
@@ -155,7 +155,8 @@ def _reported(arguments: list[str]) -> int:
 def _main(arguments: list[str]) -> int:
     only = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        args = _parser(only).parse_args(arguments)
+        # What is first ends the parsing: no command need be imported to tell the version.
+        args = _parser(only, bare=arguments[:1] == ["--version"]).parse_args(arguments)
     except _UsageError as error:
         output.tell(error.parser.format_usage(), end="")
         as_json = "--json" in arguments

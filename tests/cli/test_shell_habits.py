@@ -131,6 +131,21 @@ def test_a_locale_without_the_characters_gets_escapes(tmp_path: Path, used_state
     assert b"\\u2026" in done.stdout
 
 
+def test_the_version_is_told_without_any_command() -> None:
+    """Importing all of them takes a second."""
+    script = (
+        "import sys\nfrom pyenclave.cli import _COMMANDS, main\n"
+        "try:\n    main(['--version'])\n"
+        "except SystemExit as end:\n"
+        "    print(end.code, {f'pyenclave.cli.{x}' for x in _COMMANDS.values()} & {*sys.modules})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    told = [f"pyenclave {pyenclave.__version__}", "0 set()"]
+    assert done.stdout.splitlines() == told, done.stderr
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_that_nobody_takes_is_an_error_and_no_traceback(option: str) -> None:
     with open("/dev/full", "wb") as full:
