@@ -85,17 +85,21 @@ class Ends:
 
     """
 
-    __slots__ = ("_busy", "_left", "_owned", "lock")
+    __slots__ = ("_busy", "_left", "lock")
 
     def __init__(self) -> None:
         self.lock = _SureLock()
         self._left: list[Callable[[], object]] = []
-        self._owned = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as here
         self._busy: set[int] = set()  # threads that do what was left
+
+    def taken_here(self) -> bool:
+        """Whether this thread has the lock."""
+        taken: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001
+        return taken
 
     def end(self, work: Callable[[], object]) -> None:
         """Do *work* now, or if this thread has the lock, when it was let go."""
-        if self._owned():
+        if self.taken_here():
             self._left.append(work)
         else:
             work()
@@ -107,7 +111,7 @@ class Ends:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None:
-        if not self._left or self._owned():
+        if not self._left or self.taken_here():
             return
         me = threading.get_ident()
         if me in self._busy:

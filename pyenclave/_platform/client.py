@@ -371,6 +371,7 @@ class PlatformClient:
 
         """
         self._check_usable()
+        self._check_idle()
         with self._ends, self._lock:
             self._settle()
             self._check_usable()
@@ -436,6 +437,7 @@ class PlatformClient:
         spin: float = 0.0,
     ) -> tuple[_Answer, _Fds]:
         self._check_usable()
+        self._check_idle()
         with self._ends, self._lock:
             self._settle()
             self._check_usable()
@@ -535,6 +537,13 @@ class PlatformClient:
             )
         if self._closed:
             raise EnclaveClosedError("the connection to the platform is closed")
+
+    def _check_idle(self) -> None:
+        if self._ends.taken_here():
+            raise EnclaveStateError(
+                "this thread is in the middle of another request to the platform",
+                advice="A handler of a signal or a finalizer can end an enclave then, not ask.",
+            )
 
     @property
     def closed(self) -> bool:

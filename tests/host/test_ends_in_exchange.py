@@ -21,7 +21,7 @@ from interrupts import interrupted, is_taken
 
 from pyenclave._locks import Ends
 from pyenclave._platform.client import PlatformClient
-from pyenclave.errors import EnclaveClosedError, EnclaveError
+from pyenclave.errors import EnclaveClosedError, EnclaveError, EnclaveStateError
 from pyenclave.host import _shared
 from pyenclave.host._reserve import Reserve
 from pyenclave.host.enclave import Enclave
@@ -205,6 +205,42 @@ def test_an_ocall_that_drops_the_last_reference(tmp_path) -> None:
     assert ended(pidfd)
 
 
+def test_a_stream_that_is_collected_where_its_thread_waits_for_it(tmp_path) -> None:
+    """It has the only thread of the enclave, for which this call waits, with the queue's lock."""
+    entry = tmp_path / "entry.py"
+    entry.write_text(
+        "from collections.abc import Iterator\n"
+        "import pyenclave\n"
+        "@pyenclave.ecall\n"
+        "def count(stop: int) -> Iterator[int]:\n"
+        "    yield from range(stop)\n"
+        "@pyenclave.ecall\n"
+        "def add(a: int, b: int) -> int:\n"
+        "    return a + b\n"
+    )
+    with Enclave.from_file(entry, state=tmp_path, quiet=True) as enclave:
+        streams: list[Any] = []
+        begun, over = threading.Event(), threading.Event()
+
+        def begin() -> None:
+            streams.append(enclave.count(1 << 40))
+            next(streams[0])
+            begun.set()
+            over.wait()  # a lane knows who has it by his number, which must not be another's
+
+        beginning = threading.Thread(target=begin)
+        beginning.start()
+        found: list[int] = []
+        try:
+            assert begun.wait(30)
+            call = lambda: found.append(enclave.add(1, 2))  # noqa: E731
+            assert within(call, "Condition.wait", streams.clear) == 1
+        finally:
+            over.set()
+            beginning.join()
+        assert found == [3]
+
+
 # ---- close() by a handler of a signal ------------------------------------------------------------
 
 
@@ -275,6 +311,21 @@ def test_closing_a_connection_in_its_own_exchange(state, platform) -> None:
     client = PlatformClient.connect(state)
     assert within(client.list, "Channel.receive", client.close) == 1
     assert client.closed
+
+
+def test_asking_in_ones_own_exchange_is_refused_by_name(state, platform) -> None:
+    """Else it would wait for itself, or read the answer to the other request."""
+    told: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(EnclaveStateError) as caught:
+            client.list()
+        told.append(caught.value.message)
+
+    with PlatformClient.connect(state) as client:
+        assert within(client.list, "Channel.receive", ask) == 1
+        assert told == ["this thread is in the middle of another request to the platform"]
+        assert client.list() is not None  # the exchange was not disturbed
 
 
 def test_files_that_were_lent_close_in_their_own_reading(tmp_path) -> None:
