@@ -246,8 +246,8 @@ def family() -> Iterator[Family]:
 _KNOWN = ("root", "platform-root.pem", "state.lock", "counters", "counters.mark", "counters.lock")
 
 
-def strange_files(state: Path) -> list[str]:
-    """Files in a state directory that nothing should have left there."""
+def strange_files(state: Path, *, killed: bool = False) -> list[str]:
+    """Files that nothing should have left there; *killed*: but who was while it tried to write."""
     return sorted(
         entry.name
         for entry in state.iterdir()
@@ -256,6 +256,7 @@ def strange_files(state: Path) -> list[str]:
             entry.name.startswith(("platform-", "start-")) and entry.suffix in (".lock", ".log")
         )
         and not re.fullmatch(r"code-[0-9a-f]{16}", entry.name)  # compiled code: a cache
+        and not (killed and re.fullmatch(r"\.try-[0-9]+-[0-9a-f]{8}", entry.name))
     )
 
 
