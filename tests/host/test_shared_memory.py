@@ -363,7 +363,7 @@ def test_asyncio_calls_by_reference_and_gives_up(script, state, warm):
             out = shared.empty(1 << 16)
             with pytest.raises(CallTimeoutError):
                 await enclave.options(timeout=0.1).late(
-                    shared.array(np.ones(1 << 16)), 0.7, out=out
+                    shared.array(np.ones(1 << 16)), 1.5, out=out
                 )
             del out
             gc.collect()

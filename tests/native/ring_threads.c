@@ -345,6 +345,7 @@ static void *flipper(void *seed)
         for (uint32_t i = next(&random) % 16000; i > 0; i--) {
             __asm__ volatile("");
         }
+        pye_wait_yield(); /* where one processor does everything: else no call survives its turns */
     }
     return NULL;
 }

@@ -103,7 +103,7 @@ def check_flipper(program: Path, calls: int, seed: int) -> dict[str, int]:
     print(counts)
     assert counts["right"] > calls // 4, counts
     assert counts["broken"] > 0, counts
-    assert counts["flipped"] > calls, counts
+    assert counts["flipped"] > calls // 10, counts
     return counts
 
 
@@ -118,12 +118,16 @@ def test_BND_03_a_flipper_makes_no_end_of_a_lane_crash_in_a_million_calls(asan: 
 
 
 def test_the_flipper_finds_a_size_that_is_read_again(tmp_path: Path) -> None:
-    """The length of what is copied, read once more from shared memory behind the checks."""
+    """
+    The length of what is copied, read once more from shared memory behind the checks.
+
+    In between it yields: where one processor does everything nobody would come there else.
+    """
     source = ring_faults.broken_source(
         tmp_path,
         "lane.c",
         "lane->in + lane->in_at, lane->length);",
-        "lane->in + lane->in_at, *word_at(lane->in, 8));",
+        "lane->in + lane->in_at, (lane->ops.yield(), *word_at(lane->in, 8)));",
     )
     done = run(build(tmp_path, ASAN, source), 200_000, "1", "flip")
     assert done.returncode != 0
