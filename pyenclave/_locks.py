@@ -78,7 +78,8 @@ class Ends:
     A lock, and what is to end although its own thread has the lock: that waits until it lets go.
 
     Used by ``with ends, ends.lock:``. If Ctrl-C comes while the lock is let go, what is to end
-    waits for the next who uses it.
+    waits for the next who uses it. What an end raises is no concern of who had the lock: it is told
+    as a finalizer's. Only what is to end a thread, as Ctrl-C, is raised, after the others ended.
 
     Attributes:
         lock: Who has it and wants it again is told so.
@@ -118,14 +119,25 @@ class Ends:
             return  # below this is who does it, one after the other
         try:
             self._busy.add(me)
-            while self._left:
-                try:
-                    work = self._left.pop(0)
-                except IndexError:  # another thread was faster
-                    break
-                work()
+            self._do()
         finally:
             self._busy.discard(me)
+
+    def _do(self) -> None:
+        stopped: BaseException | None = None
+        while self._left:
+            try:
+                work = self._left.pop(0)
+            except IndexError:  # another thread was faster
+                break
+            try:
+                work()
+            except Exception:  # whatever it is, the others end too
+                sys.excepthook(*sys.exc_info())  # as weakref.finalize does
+            except BaseException as error:  # as above; raised below
+                stopped = stopped or error
+        if stopped is not None:
+            raise stopped
 
 
 class Condition(RLock):  # type: ignore[misc] # final in typeshed alone

@@ -11,6 +11,7 @@ import os
 
 from pyenclave._locks import Ends
 from pyenclave._platform.client import PlatformClient
+from pyenclave.errors import EnclaveStateError
 
 __all__ = ["acquire", "release", "share"]
 
@@ -30,8 +31,14 @@ def acquire(
 
     Raises:
         PlatformUnavailableError: No platform can be reached or started.
+        EnclaveStateError: This thread is in the middle of that.
 
     """
+    if _ends.taken_here():
+        raise EnclaveStateError(
+            "this thread is in the middle of connecting to a platform",
+            advice="A handler of a signal or a finalizer can end an enclave then, not start one.",
+        )
     shown = os.environ.get("PYENCLAVE_STATE", "") if state is None else os.fsdecode(state)
     key = (os.getpid(), shown)
     with _ends, _ends.lock:

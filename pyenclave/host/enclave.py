@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar, overload
 
+from pyenclave.errors import EnclaveStateError
 from pyenclave.host._base import (
     DEFAULT_QUEUE,
     FRAME_ATTEST,
@@ -107,6 +108,11 @@ class Enclave(Handle):
 
         """
         self._check_process()
+        if self._ends.taken_here():
+            raise EnclaveStateError(
+                "this thread is in the middle of starting or closing this enclave",
+                advice="A handler of a signal or a finalizer can close it then, not start it.",
+            )
         with self._ends, self._lock:
             self._check_may_start()
             self._run = self._launch()

@@ -395,6 +395,86 @@ def test_who_has_the_lock_and_wants_it_again_does_nothing_of_what_was_left() -> 
     assert done == [1]
 
 
+def test_what_an_end_raises_is_told_and_hides_nothing(monkeypatch) -> None:
+    """Who had the lock has what it did, or its own error; the other ends are done."""
+    told: list[BaseException] = []
+    monkeypatch.setattr(sys, "excepthook", lambda _, error, __: told.append(error))
+    ends, done = Ends(), []
+
+    def fail() -> None:
+        raise OSError(5, "of the end")
+
+    def work(then: Callable[[], Any]) -> str:
+        with ends, ends.lock:
+            ends.end(fail)
+            ends.end(lambda: done.append(1))
+            then()
+        return "answer"
+
+    assert work(lambda: None) == "answer"
+    with pytest.raises(ZeroDivisionError):
+        work(lambda: 1 // 0)
+    assert done == [1, 1]
+    assert [error.args for error in told] == [(5, "of the end")] * 2
+    assert not ends._left
+    assert not ends._busy
+
+
+def test_an_interrupted_end_leaves_the_others_not_undone() -> None:
+    """There may be nobody else who uses it, and do what was left."""
+    ends, done = Ends(), []
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        with ends, ends.lock:
+            ends.end(interrupt)
+            ends.end(lambda: done.append(1))
+            ends.end(interrupt)
+            ends.end(lambda: done.append(2))
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [1, 2]
+    assert not ends._left
+    assert not ends._busy
+
+
+def test_starting_an_enclave_that_this_thread_starts_is_refused_by_name(
+    image, state, platform
+) -> None:
+    enclave = Enclave(image, state=state, quiet=True)
+    told: list[str] = []
+
+    def again() -> None:
+        with pytest.raises(EnclaveStateError) as caught:
+            enclave.start()
+        told.append(caught.value.message)
+
+    assert within(enclave.start, "make_slot", again) == 1
+    assert told == ["this thread is in the middle of starting or closing this enclave"]
+    with enclave:
+        assert enclave.double(2) == 4
+
+
+def test_starting_an_enclave_where_this_thread_connects_is_refused_by_name(
+    image, state, platform, tmp_path
+) -> None:
+    enclave = Enclave(image, state=tmp_path, quiet=True)
+    told: list[str] = []
+
+    def another() -> None:
+        with pytest.raises(EnclaveStateError) as caught:
+            Enclave(image, state=state, quiet=True).start()
+        told.append(caught.value.message)
+
+    assert within(enclave.start, "PlatformClient.connect", another) == 1
+    assert told == ["this thread is in the middle of connecting to a platform"]
+    with enclave:
+        assert enclave.double(2) == 4
+
+
 def test_another_thread_waits_for_the_lock() -> None:
     ends, done = Ends(), []
 
