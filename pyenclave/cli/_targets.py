@@ -30,7 +30,8 @@ def check_target(path: str | os.PathLike[str], *, force: bool = True) -> Path:
     if not target.parent.is_dir():
         raise FileNotFoundError(2, "no such directory", str(target.parent))
     check_replaceable(target)
-    if not all(os.access(place, os.W_OK) for place in (target.parent, target) if place.exists()):
+    # A file that may only be read is replaced, not written.
+    if not os.access(target.parent, os.W_OK | os.X_OK):
         raise PermissionError(13, "it cannot be written", str(path))
     return target
 

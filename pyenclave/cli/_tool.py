@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyenclave._files import read_file
+from pyenclave._files import open_file, read_file
 from pyenclave._locks import Lock
 from pyenclave._platform.state import State
 from pyenclave.cli import output
@@ -75,12 +76,20 @@ def check_key(path: str) -> None:
     """
     Refuse a file that is no signing key, before anything is built or launched.
 
+    A pipe of the shell is left to who uses the key: what is read of it is gone.
+
     Raises:
         ImageError: It is none.
         OSError: It cannot be read.
 
     """
-    _signer(read_file(path, limit=_MAX_KEY))
+    fd = open_file(path, pipes=True)
+    try:
+        piped = not stat.S_ISREG(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
+    if not piped:
+        _signer(read_file(path, limit=_MAX_KEY))
 
 
 def _usable(path: Path, key: bytes) -> bytes | None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pyenclave.cli import _tool, main
+from pyenclave.cli._targets import check_target
 from pyenclave.host import Enclave
 
 
@@ -116,3 +117,33 @@ def test_what_cannot_work_is_refused_first(
     out = capsys.readouterr().out
     assert told in json.loads(out)["error"]["message"]
     assert sorted(os.listdir(place)) == before
+
+
+def test_a_key_from_a_pipe_is_read_once(place: Path) -> None:
+    """As a shell gives it by ``<(…)``: what was looked at would be gone when it is used."""
+    read, write = os.pipe()
+    try:
+        os.write(write, b"key")
+        os.close(write)
+        _tool.check_key(f"/dev/fd/{read}")
+        assert os.read(read, 10) == b"key"
+    finally:
+        os.close(read)
+
+
+def test_a_file_that_may_only_be_read_is_replaced(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another file afterwards; whether its folder may be written is what counts."""
+    there = place / "there"
+    there.chmod(0o400)
+    # Who is root may write it anyway.
+    allowed = lambda path, _: bool(os.stat(path).st_mode & 0o200)  # noqa: E731
+    monkeypatch.setattr(os, "access", allowed)
+    assert check_target("there") == Path("there")
+    place.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError, match="cannot be written"):
+            check_target("there")
+    finally:
+        place.chmod(0o700)
