@@ -8,6 +8,7 @@ runtime; the first host starts it and it ends soon after the last host is gone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -581,7 +582,15 @@ class PlatformClient:
             self._drop()
 
     def leave(self, work: Callable[[], object]) -> None:
-        """Do *work*, which ends something: after this thread's exchange if it is in one."""
+        """
+        Do *work*, which ends something: after this thread's exchange if it is in one.
+
+        Whatever the platform: of two threads in two exchanges each would wait for the other's.
+        """
+        for client in _exchanging():
+            if client is not self:
+                client._ends.end(functools.partial(self.leave, work))  # noqa: SLF001 - the same class
+                return
         self._ends.end(work)
 
     def __enter__(self) -> Self:
@@ -603,6 +612,15 @@ class PlatformClient:
 
 
 _clients: weakref.WeakSet[PlatformClient] = weakref.WeakSet()
+
+
+def _exchanging() -> list[PlatformClient]:
+    """Return the connections in whose exchange this thread is."""
+    while True:
+        try:
+            return [client for client in list(_clients) if client._ends.taken_here()]  # noqa: SLF001
+        except RuntimeError:  # another thread made one just now
+            continue
 
 
 def _close_inherited() -> None:

@@ -168,6 +168,31 @@ def test_a_reserve_that_is_collected_in_an_exchange(image, state, platform) -> N
         client.ask_reserve(number)
 
 
+def test_two_threads_that_end_each_others(image, state, platform, tmp_path) -> None:
+    """Each is in an exchange with one platform when it drops an enclave of the other."""
+    first, first_pidfd = started(image, state)
+    second, second_pidfd = started(image, tmp_path)
+    dropped: list[list[Enclave]] = [[first], [second]]
+    del first, second
+    together = threading.Barrier(2)
+
+    def end(which: int) -> None:
+        together.wait(30)
+        dropped[which].clear()
+
+    with PlatformClient.connect(tmp_path):  # so that it stays
+        clients = [dropped[0][0]._run.client, dropped[1][0]._run.client]
+        others = threading.Thread(
+            target=within, args=(clients[0].list, "Channel.receive", lambda: end(1)), daemon=True
+        )
+        others.start()
+        assert within(clients[1].list, "Channel.receive", lambda: end(0)) == 1
+        others.join(60)
+        assert not others.is_alive()
+        assert ended(first_pidfd)
+        assert ended(second_pidfd)
+
+
 def test_an_ocall_that_drops_the_last_reference(tmp_path) -> None:
     from pyenclave.image.build import build
 
