@@ -143,6 +143,9 @@ cdef class AsyncCall:
     def hold(self):
         """A future that is done if the call ends while its ocall is answered."""
         self.need(<uint16_t>PYE_FRAME_OCALL)
+        if not has_watch(self.lanes):
+            # An ocall that came at once was watched for by nobody: the worker's end has to be.
+            self.lanes.loop.call_later(POLL_S, self.lanes.ready)
         self.future = self.lanes.loop.create_future()
         return self.future
 

@@ -86,8 +86,11 @@ class Side:
         self.functions = Functions(tuple(map(Signature.of, (double, echo, half))), self.host)
         loop = asyncio.get_running_loop()
         self.events = -1
+        self.attaches = True
 
         def attach() -> int:
+            if not self.attaches:
+                raise OSError("no descriptor now")
             self.events = os.eventfd(0, os.EFD_NONBLOCK)
             return self.events
 
@@ -586,3 +589,30 @@ def test_BND_06_whatever_the_answer_is_each_call_has_one_outcome(data):
                 assert outcome(call) == place
 
     body()
+
+
+# ---- ocalls --------------------------------------------------------------------------------------
+
+
+def test_while_an_ocall_is_answered_the_worker_s_end_is_watched_for() -> None:
+    """Even if nothing was yet, because all that came of the worker came at once."""
+
+    async def main() -> None:
+        side = Side()
+        signature = Signature.of(double)
+        entry = ("double", signature.request_plan, signature.reply_plan, double, ())
+        side.host.set_ocalls(_core.OcallTable((entry,), 1 << 20), lambda run: run())
+        try:
+            side.attaches = False
+            call = side.function("double").begin((1,), {})
+            side.answer(b"", OCALL)
+            assert call.held
+            assert side.events == -1
+            side.attaches = True
+            call.hold()
+            assert side.events >= 0
+        finally:
+            side.lanes.fail_all(lambda started: EnclaveLostError("gone"))
+            side.close()
+
+    asyncio.run(main())
