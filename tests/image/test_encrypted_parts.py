@@ -320,8 +320,17 @@ def test_the_command_makes_the_data_key_once_and_keeps_it(
     assert cli.main(command) == 2
 
 
+@pytest.fixture(params=["early", "late"])
+def refused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said of a place that is not there, by the look before the work, or without it."""
+    if request.param == "early":
+        return "no such directory: {folder}\n"
+    monkeypatch.setattr("pyenclave.cli._targets.check_target", lambda *_args, **_named: None)
+    return "No such file or directory: {path}\n"
+
+
 def test_a_build_that_fails_leaves_no_new_key(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: str
 ):
     plain = tmp_path / "plain.py"
     plain.write_text("import pyenclave\n\n\n@pyenclave.ecall\ndef f() -> int:\n    return 1\n")
@@ -329,18 +338,19 @@ def test_a_build_that_fails_leaves_no_new_key(
     tail = ["--data-key-file", str(key)]
     assert cli.main(["build", str(plain), "-o", str(out), *tail]) == 2
     assert "a data key is given" in capsys.readouterr().err
-    assert cli.main(["build", str(folder), "-o", str(tmp_path / "no" / "x"), *tail]) == 2
-    assert f"No such file or directory: {tmp_path / 'no' / 'x'}" in capsys.readouterr().err
+    out = tmp_path / "no" / "x"
+    assert cli.main(["build", str(folder), "-o", str(out), *tail]) == 2
+    assert refused.format(folder=out.parent, path=out) in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["plain.py"]
 
 
 def test_a_key_that_cannot_be_kept_leaves_no_image(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: str
 ):
     """Nobody could open it."""
     key, out = tmp_path / "no" / "algo.key", tmp_path / "x.enclave"
     assert cli.main(["build", str(folder), "-o", str(out), "--data-key-file", str(key)]) == 2
-    assert f"No such file or directory: {key}" in capsys.readouterr().err
+    assert refused.format(folder=key.parent, path=key) in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

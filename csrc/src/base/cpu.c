@@ -27,7 +27,7 @@ static uint64_t read_xcr0(void)
  * bench/README.md). Zen 5 has whole vectors. */
 static int is_zen4(uint32_t signature)
 {
-    uint32_t a, b, c, d;
+    uint32_t a = 0, b = 0, c = 0, d = 0; /* a sanitizer build takes them for unset otherwise */
     const uint32_t family = ((signature >> 8) & 0xf) + ((signature >> 20) & 0xff);
 
     return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx &&
