@@ -29,7 +29,7 @@ def test_a_service_survives_the_loss_of_its_parts_and_keeps_nothing() -> None:
     assert sum(found.kills.values()) >= 5
     assert max(found.recovery_s) < 30
     assert found.left == []
-    # A pool may have a warm worker more or less when one looks.
-    assert abs(found.last["processes"] - found.first["processes"]) <= 8
+    # A pool may have a warm worker more when one looks; fewer are there just after a loss.
+    assert found.last["processes"] - found.first["processes"] <= 8
     assert found.last["descriptors"] <= 1.25 * found.first["descriptors"] + 50
     assert found.last["memory_kib"] <= 1.25 * found.first["memory_kib"] + 50_000

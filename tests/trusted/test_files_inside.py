@@ -421,7 +421,7 @@ def test_files_that_are_in_use_are_not_closed_under_their_user(tmp_path: Path) -
     handle = lent._open("data", write=False, create=False, exclusive=False)
     with lent._store(handle) as store:
         assert isinstance(store, FileStore)
-        assert lent._stores[handle].lock.locked()
+        assert lent._stores[handle].ends.taken_here()
     lent.close()
     with pytest.raises(OSError, match="no open file"):
         lent._read(handle, 0, 10)
