@@ -81,8 +81,8 @@ typedef struct {
  * the other, and less the more of them add pages at the same offsets. Each measurement occurs in one
  * job only (PYE_E_ARGUMENT). If anything is refused, nothing is added to any. */
 PYE_MUST_USE pye_status pye_sgx_add_many(const pye_sgx_job *jobs, size_t num_jobs);
-/* pye_sgx_many_variant names the code for many measurements: "avx512", "avx2", "sha-ni" (four at once),
- * "pairs" (of the SHA extensions), or "none" where one goes after the other. */
+/* pye_sgx_many_variant names the code for sixteen measurements: "avx512", "avx2", "sha-ni" (four at
+ * once), "pairs" (of the SHA extensions), or "none" where one goes after the other. */
 const char *pye_sgx_many_variant(void);
 
 /* pye_sgx_digest writes the MRENCLAVE of what was added so far; `ctx` can go on. PYE_E_STATE

@@ -1,13 +1,17 @@
 /* sha256_lanes.c - which lanes of SHA-256 a CPU is given. */
 #include "crypto/sha256_lanes.h"
 
-const pye_sha256_lanes_code *pye_sha256_lanes_select(void)
+/* Fewer messages than are worth lanes of AVX-512 go four by four where that is quick. More do not:
+ * it takes a tenth less on a quiet core, but a fifth more on one that is not (bench/README.md). */
+#define FEW 9
+
+const pye_sha256_lanes_code *pye_sha256_lanes_select(size_t num)
 {
 #if defined(__x86_64__)
     const uint32_t features = pye_cpu_features();
 
-    if ((features & PYE_CPU_SHANI_FAST) && (features & PYE_CPU_AVX) &&
-        pye_sha256_select() == PYE_SHA256_SHANI) {
+    if ((num < FEW || !(features & PYE_CPU_AVX512)) && (features & PYE_CPU_SHANI_FAST) &&
+        (features & PYE_CPU_AVX) && pye_sha256_select() == PYE_SHA256_SHANI) {
         return &pye_sha256_lanes_shani;
     }
     if (features & PYE_CPU_AVX512) {
@@ -17,6 +21,8 @@ const pye_sha256_lanes_code *pye_sha256_lanes_select(void)
     if ((features & PYE_CPU_AVX2) && pye_sha256_select() == PYE_SHA256_PORTABLE) {
         return &pye_sha256_lanes_avx2;
     }
+#else
+    (void)num;
 #endif
     return NULL;
 }

@@ -36,9 +36,9 @@ typedef struct {
     void (*expand)(pye_sha256_words *words);
 } pye_sha256_lanes_code;
 
-/* pye_sha256_lanes_select returns the lanes for the present CPU features; NULL: one message after
- * the other is faster. */
-const pye_sha256_lanes_code *pye_sha256_lanes_select(void);
+/* pye_sha256_lanes_select returns the lanes for `num` messages and the present CPU features; NULL: one
+ * message after the other, or two, is faster. */
+const pye_sha256_lanes_code *pye_sha256_lanes_select(size_t num);
 
 /* pye_sha256_gather2 does for two messages what pye_sha256_gather does for one. */
 void pye_sha256_gather2(uint32_t variant, uint32_t h0[8], const uint8_t *const *blocks0,

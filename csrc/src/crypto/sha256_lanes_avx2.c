@@ -65,7 +65,7 @@ static inline __attribute__((always_inline)) void load_rows(word w[16], const ui
 #include "crypto/sha256_lanes_impl.h"
 
 const pye_sha256_lanes_code pye_sha256_lanes_avx2 = {"avx2", LANES, 9, blocks,
-                                                       own, columns, expand};
+                                                     own, columns, expand};
 #else
 typedef int pye_sha256_lanes_avx2_is_for_x86; /* ISO C wants a declaration */
 #endif

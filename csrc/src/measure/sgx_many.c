@@ -290,7 +290,7 @@ static void finish_in_pairs(const walk *walks, size_t num, const pye_sgx_job *jo
 
 const char *pye_sgx_many_variant(void)
 {
-    const pye_sha256_lanes_code *code = pye_sha256_lanes_select();
+    const pye_sha256_lanes_code *code = pye_sha256_lanes_select(MAX_LANES);
 
     if (code != NULL) {
         return code->name;
@@ -300,7 +300,7 @@ const char *pye_sgx_many_variant(void)
 
 static void take_jobs(const pye_sgx_job *jobs, const pye_sgx_job *end)
 {
-    lanes l = {.code = pye_sha256_lanes_select()};
+    lanes l = {.code = pye_sha256_lanes_select((size_t)(end - jobs))};
     const size_t worth = l.code == NULL || pye_sha256_select() == PYE_SHA256_PORTABLE ? 2
                                                                                       : l.code->worth;
 
