@@ -22,9 +22,8 @@ static uint64_t read_xcr0(void)
     return ((uint64_t)high << 32) | low;
 }
 
-/* Whose sha256rnds2 begin every cycle, where Intel's do every second, and whose 512-bit vectors go
- * by halves, so that hashing in lanes is slower: AMD's family 19h, Zen 3 and Zen 4 (measured on Zen 4,
- * bench/README.md). Zen 5 has whole vectors. */
+/* Whose sha256rnds2 begin every cycle, where Intel's do every second: AMD's family 19h, Zen 3 and
+ * Zen 4 (measured on Zen 4, bench/README.md). Later families hash in whole 512-bit vectors. */
 static int is_zen4(uint32_t signature)
 {
     uint32_t a = 0, b = 0, c = 0, d = 0; /* a sanitizer build takes them for unset otherwise */
